@@ -1,0 +1,127 @@
+"""The names of all keys in Redis and how their values are written. docs/REDIS.md explains them.
+
+The keys of one index shard share the hash tag `{model/shard}`, so that scripts touch one slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, unquote
+
+from xxhash import xxh3_64_intdigest
+
+from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId, ModelName, Pool
+
+PREFIX: Final = "kvatlas:"
+SCHEMA_KEY: Final = PREFIX + "schema"
+SCHEMA_VERSION: Final = "1"
+MODELS_KEY: Final = PREFIX + "models"
+BUCKET_DIGITS: Final = 4
+"""Hex digits of a block hash that name its bucket; the other 12 are the field in it."""
+BUCKETS: Final = 16**BUCKET_DIGITS
+HASH_BYTES: Final = 8
+VERSION_FIELD: Final = "version"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One part of a model's index: its own hash slot, holding some of the model's endpoints."""
+
+    model: ModelName
+    number: int
+
+    @property
+    def base(self) -> str:
+        """Give what every key of the shard begins with."""
+        return f"{PREFIX}{{{quote(self.model, safe='/-._~')}/{self.number}}}:"
+
+    @property
+    def holders(self) -> str:
+        """Name the HASH of holder id -> holder text, with the `version` that grows by change."""
+        return self.base + "holders"
+
+    @property
+    def dead(self) -> str:
+        """Name the HASH of holder ids whose epoch is over and whose entries await the sweep."""
+        return self.base + "dead"
+
+    @property
+    def bucket_prefix(self) -> str:
+        """Give what the key of every bucket begins with; 4 hex digits follow."""
+        return self.base + "b:"
+
+    def endpoint(self, name: EndpointName) -> str:
+        """Name the HASH with the state of an endpoint: epoch, sequence, blocks, ..."""
+        return f"{self.base}endpoint:{name}"
+
+    def bucket(self, number: int) -> str:
+        """Name a bucket by its number in [0, BUCKETS)."""
+        return f"{self.bucket_prefix}{number:0{BUCKET_DIGITS}x}"
+
+    def entry(self, block: BlockHash) -> tuple[str, str]:
+        """Name the bucket and the field that hold a block."""
+        text = f"{block:016x}"
+        return self.bucket_prefix + text[:BUCKET_DIGITS], text[BUCKET_DIGITS:]
+
+
+def shard_of(model: ModelName, endpoint: EndpointName, shards: int) -> Shard:
+    """Choose the shard that an endpoint's blocks live in; the same everywhere and always."""
+    if shards == 1:
+        return Shard(model, 0)
+    return Shard(model, xxh3_64_intdigest(endpoint.encode()) % shards)
+
+
+def shards_of(model: ModelName, shards: int) -> tuple[Shard, ...]:
+    """List all shards of a model."""
+    return tuple(Shard(model, number) for number in range(shards))
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What a holder id stands for: one pool of one endpoint in one epoch.
+
+    Attributes:
+        kind: vLLM's `kv_cache_spec_kind` of the group, "full_attention" where none is named.
+    """
+
+    endpoint: EndpointName
+    epoch: Epoch
+    pool: Pool
+    kind: str
+
+    def to_text(self) -> str:
+        """Write the value of the holders HASH, for example
+        `endpoint=10.0.0.1:8000 epoch=3 medium=gpu group=0 kind=full_attention`.
+        """
+        return (
+            f"endpoint={self.endpoint} epoch={self.epoch} medium={quote(self.pool.medium)} "
+            f"group={self.pool.group} kind={quote(self.kind)}"
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> Holder:
+        """Read what `to_text` wrote.
+
+        Raises:
+            ValueError: it is something else (a foreign or newer writer's).
+        """
+        fields = dict(part.split("=", 1) for part in text.split(" "))
+        try:
+            return cls(
+                EndpointName(fields["endpoint"]),
+                Epoch(int(fields["epoch"])),
+                Pool(unquote(fields["medium"]), int(fields["group"])),
+                unquote(fields["kind"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"no {error} in a holder") from error
+
+
+def parse_holder_ids(value: bytes) -> tuple[HolderId, ...]:
+    """Read the value of a block entry: `3 17 204`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return tuple(HolderId(int(part)) for part in value.split())

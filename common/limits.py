@@ -1,0 +1,110 @@
+"""Every bound of the product, with its unit and its reason.
+
+What an operator may need to move is a setting whose default stands here; the rest is fixed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- requests ---------------------------------------------------------------------------------
+BODY_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Largest request body; a million tokens of text are about 4 MB, images come inline."""
+BODY_READ_S: Final = 30.0
+"""Time for a client to send its body; aiohttp has no limit of its own."""
+HEADER_BYTES_MAX: Final = 16 * 1024
+"""Largest single request header or request line."""
+MESSAGES_MAX: Final = 2_000
+"""Messages rendered for matching; a quadratic template takes over a second beyond it."""
+PROMPT_CHARS_MAX: Final = 4_000_000
+"""Characters tokenized for matching: about a million tokens."""
+COMPLETION_PROMPTS_MAX: Final = 1_024
+"""Prompts in one completion request that are looked at; only the first decides the endpoint."""
+MODEL_NAME_CHARS_MAX: Final = 256
+CACHE_SALT_CHARS_MAX: Final = 128
+"""vLLM's own bound."""
+
+# --- deadlines --------------------------------------------------------------------------------
+LOOKUP_S: Final = 0.020
+"""For Redis, per request; then the request goes by load."""
+MATCH_S_PER_1K_TOKENS: Final = 0.005
+"""For rendering, tokenizing and hashing, per thousand estimated tokens (at least one)."""
+MATCH_S_MAX: Final = 1.0
+"""Most that matching may take in all, however long the prompt."""
+BYTES_PER_TOKEN_ESTIMATE: Final = 4
+"""To estimate tokens from the size of a body before anything is known of it."""
+INLINE_CHARS_MAX: Final = 16_384
+"""Longest text that is tokenized on the event loop; above it a thread does it."""
+TOKENIZE_PENDING_MAX: Final = 32
+"""Texts waiting for a tokenizer thread; more are routed by load at once."""
+
+# --- engines as the router sees them ----------------------------------------------------------
+CONNECT_S: Final = 1.0
+FIRST_BYTE_S: Final = 600.0
+"""To the first byte of an answer; queues may be long, so this only ends what is dead."""
+STREAM_IDLE_S: Final = 120.0
+"""Between two reads of a stream."""
+UPSTREAM_KEEPALIVE_S: Final = 2.0
+"""vLLM closes idle connections after 5 s; reusing one at that moment fails the request."""
+CLIENT_KEEPALIVE_S: Final = 75.0
+DRAIN_S: Final = 60.0
+"""For streams in flight at shutdown."""
+RETRIES_MAX: Final = 1
+"""Before the first byte only, on another endpoint."""
+METRICS_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Largest page of engine metrics that is read."""
+METRICS_TIMEOUT_S: Final = 2.0
+ENDPOINTS_MAX: Final = 2_000
+MODELS_MAX: Final = 1_000
+DATA_PARALLEL_MAX: Final = 256
+
+# --- Redis ------------------------------------------------------------------------------------
+REDIS_CONNECT_S: Final = 1.0
+REDIS_WRITE_S: Final = 1.0
+REDIS_LOOKUP_CONNECTIONS_MAX: Final = 32
+REDIS_WRITE_CONNECTIONS_MAX: Final = 16
+OPS_PER_SCRIPT_MAX: Final = 1_000
+"""Entries that one call of the writer script changes: under 5 ms of Redis."""
+SWEEP_BUCKETS_PER_CALL: Final = 64
+"""Buckets that one call of the sweep script looks through: under 5 ms when full."""
+HOLDER_VALUES_CACHED_MAX: Final = 65_536
+"""Distinct holder lists that a router keeps parsed."""
+
+# --- events -----------------------------------------------------------------------------------
+FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Largest batch of events; a million tokens stored in one step are about 3 MB."""
+EVENTS_PER_BATCH_MAX: Final = 100_000
+HASHES_PER_BATCH_MAX: Final = 100_000
+TOKENS_PER_BATCH_MAX: Final = 4_000_000
+BLOCK_SIZE_MAX: Final = 65_536
+EXTRA_KEYS_PER_BLOCK_MAX: Final = 1_024
+HELD_BATCHES_MAX: Final = 1_000
+"""Live batches held back while a replay runs; more are dropped and replayed."""
+HELD_BYTES_MAX: Final = 64 * 1024 * 1024
+DIGESTS_KEPT: Final = 16_384
+"""Digests of applied batches, to tell a duplicate from a restart; above vLLM's 10,000."""
+FORGOTTEN_HASHES_MAX: Final = 200_000
+"""Engine hashes kept per endpoint after their last copy is gone, to place later children."""
+PRESENT_HASHES_MAX: Final = 4_000_000
+"""Blocks that one endpoint may claim to hold; more is a lie or a fault."""
+POOLS_PER_ENDPOINT_MAX: Final = 64
+PENDING_OPS_MAX: Final = 500_000
+"""Entries waiting for Redis per endpoint; above it they are dropped and rewritten from memory."""
+REPLAY_IDLE_S: Final = 1.0
+REPLAY_TOTAL_S: Final = 10.0
+REPLAYS_AT_ONCE_MAX: Final = 4
+REPLAY_ATTEMPTS_MAX: Final = 3
+"""Replays without progress after which what is missing counts as lost."""
+DOUBT_BACKOFF_S: Final = 1.0
+DOUBT_BACKOFF_MAX_S: Final = 60.0
+AUDIT_S: Final = 5.0
+"""A silent feed is asked after this long whether the last batch seen is the last one sent."""
+SETTLE_S: Final = 0.25
+"""The same right after a subscription, which takes effect some time after it is made."""
+HEARTBEAT_S: Final = 1.0
+HEARTBEAT_TIMEOUT_S: Final = 3.0
+RECONNECT_S: Final = 0.1
+RECONNECT_MAX_S: Final = 2.0
+
+# --- labels and logs --------------------------------------------------------------------------
+LOG_LINE_CHARS_MAX: Final = 8_192

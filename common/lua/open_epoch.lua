@@ -1,0 +1,39 @@
+-- Begin a new epoch of an endpoint's cache: forget in one write what its former epoch held.
+--
+-- KEYS[1] HASH    state of the endpoint (fields: epoch, seq, blocks, reason, ...)
+-- KEYS[2] HASH    holders of the shard: holder id -> text, and "version" (changes with every change)
+-- KEYS[3] HASH    dead holders of the shard: holder id -> text
+-- ARGV[1] epoch that the caller believes in, or "" to take whatever is there
+-- ARGV[2] sequence that the index stands at from here on (-1: before the first batch)
+-- ARGV[3] why, one word
+-- ARGV[4] Unix time in seconds, for people
+-- ARGV[5...] further fields and values of the state
+-- Returns the new epoch, or -1 when the endpoint has another epoch than the caller believes.
+-- A time, not a counter: a Redis that lost its data must never repeat a version.
+local function touch_version()
+  local now = redis.call('TIME')
+  redis.call('HSET', KEYS[2], 'version', string.format('%s.%06d', now[1], now[2]))
+end
+
+local epoch = redis.call('HGET', KEYS[1], 'epoch')
+if ARGV[1] ~= '' and epoch and epoch ~= ARGV[1] then
+  return -1
+end
+local state = redis.call('HGETALL', KEYS[1])
+for i = 1, #state, 2 do
+  if string.sub(state[i], 1, 7) == 'holder:' then
+    local text = redis.call('HGET', KEYS[2], state[i + 1])
+    if text then
+      redis.call('HSET', KEYS[3], state[i + 1], text)
+      redis.call('HDEL', KEYS[2], state[i + 1])
+    end
+    redis.call('HDEL', KEYS[1], state[i])
+  end
+end
+touch_version()
+-- A Redis that lost its data must not hand out an epoch that a caller already knows.
+local base = tonumber(epoch or ARGV[1]) or 0
+local fresh = base + 1
+redis.call('HSET', KEYS[1], 'epoch', fresh, 'seq', ARGV[2], 'blocks', 0, 'reason', ARGV[3],
+  'since', ARGV[4], unpack(ARGV, 5))
+return fresh
