@@ -122,7 +122,9 @@ class EndpointSettings(_Section):
     @field_validator("events", "replay")
     @classmethod
     def _tcp_with_port(cls, address: str | None) -> str | None:
-        if address is not None and not re.fullmatch(r"tcp://(\[[^\]]+\]|[^\s:*/]+):\d{1,5}", address):
+        if address is not None and not re.fullmatch(
+            r"tcp://(\[[^\]]+\]|[^\s:*/]+):\d{1,5}", address
+        ):
             raise ValueError("is written tcp://host:port (kvatlas connects, it never binds)")
         return address
 

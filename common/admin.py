@@ -1,0 +1,78 @@
+"""HTTP for operators, on a port of its own: health, readiness, metrics. And how we serve HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from kvatlas.common import limits
+from kvatlas.common.errors import ConfigError
+
+Readiness = Callable[[], str | None]
+"""None when ready, else why not, in a few words."""
+
+
+def admin_app(registry: CollectorRegistry, readiness: Readiness) -> web.Application:
+    """Make the application with /metrics, /healthz and /readyz."""
+    app = web.Application()
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz_handler(readiness))
+    return app
+
+
+def readyz_handler(readiness: Readiness) -> Callable[[web.Request], web.StreamResponse]:
+    """Make the handler of /readyz: 200 when ready, else 503 and why."""
+
+    async def readyz(_request: web.Request) -> web.Response:
+        reason = readiness()
+        if reason is None:
+            return web.json_response({"status": "ready"})
+        return web.json_response({"status": "not ready", "reason": reason}, status=503)
+
+    return readyz  # type: ignore[return-value]  # aiohttp takes the coroutine function
+
+
+@asynccontextmanager
+async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Serve an application until the context ends.
+
+    Yields:
+        The port, which the system chose if 0 was asked for.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=limits.CLIENT_KEEPALIVE_S,
+        max_line_size=limits.HEADER_BYTES_MAX,
+        max_field_size=limits.HEADER_BYTES_MAX,
+        auto_decompress=False,
+        shutdown_timeout=1.0,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, backlog=1_024)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError([f"{host}:{port}: {error.strerror}"]) from None
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,84 @@
+"""Supervised tasks: a dead task is a dead process, never a silent one."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+from kvatlas.common.errors import ConfigError
+from kvatlas.common.log import logger
+
+_LOG = logger("tasks")
+
+EX_CONFIG = 78
+"""Exit status for a configuration that cannot be used (sysexits.h)."""
+
+
+class Supervisor:
+    """Own the tasks of a process; the first one that fails ends them all.
+
+    Use it as an asynchronous context manager. Leaving it cancels what still runs and waits.
+    """
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Supervisor:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._group.__aexit__(*exc)  # type: ignore[arg-type]  # passes what it was given
+
+    def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a coroutine until it ends or the supervisor does.
+
+        An exception in it is raised from the supervisor's context, after all else is cancelled.
+        """
+        task = self._group.create_task(_named(work, name), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _named(work: Coroutine[Any, Any, Any], name: str) -> Any:
+    try:
+        return await work
+    except Exception as error:
+        _LOG.error("task.died", task=name, error=type(error).__name__)
+        raise
+
+
+def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+    """Run a service until SIGTERM or SIGINT.
+
+    Args:
+        main: gets an event that is set when the service should stop, and returns when it has.
+
+    Returns:
+        The exit status: 0 after a clean stop, 78 for a bad configuration, 1 when a task died.
+    """
+
+    async def runner() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    try:
+        uvloop.run(runner())
+    except ConfigError as error:
+        _LOG.error("config.refused", faults=error.faults)
+        return EX_CONFIG
+    except Exception:
+        _LOG.exception("service.died")
+        return 1
+    return 0

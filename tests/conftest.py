@@ -1,0 +1,39 @@
+"""What many tests stand on: a real redis-server, clean for each test."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from kvatlas.cli.redis_server import RedisServer, running_redis
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""Captures and golden files that are not part of the repository."""
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """Run one private redis-server for the session."""
+    # A unix socket's path is short by law; pytest's own folders are not.
+    with tempfile.TemporaryDirectory(prefix="kva-") as folder, running_redis(Path(folder)) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Give the URL of an empty Redis."""
+    with Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Give the folder of shared facts and data, or skip."""
+    if not SHARED.exists():
+        pytest.skip("../shared is not there")
+    return SHARED
