@@ -95,7 +95,7 @@ def running_redis(folder: Path, *options: str, tcp: bool = False) -> Iterator[Re
         *("--save", "", "--appendonly", "no", "--daemonize", "no"),
         *("--logfile", str(folder / "redis.log"), *compact_options(), *options),
     ]
-    process = subprocess.Popen(  # noqa: S603 - our own command line
+    process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     url = f"redis://127.0.0.1:{port}/0" if tcp else f"unix://{path}"

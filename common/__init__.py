@@ -1,0 +1,1 @@
+"""What several sides need; imports nothing of ours."""

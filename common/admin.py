@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -34,7 +34,7 @@ def admin_app(registry: CollectorRegistry, readiness: Readiness) -> web.Applicat
     return app
 
 
-def readyz_handler(readiness: Readiness) -> Callable[[web.Request], web.StreamResponse]:
+def readyz_handler(readiness: Readiness) -> Callable[[web.Request], Awaitable[web.Response]]:
     """Make the handler of /readyz: 200 when ready, else 503 and why."""
 
     async def readyz(_request: web.Request) -> web.Response:
@@ -43,7 +43,7 @@ def readyz_handler(readiness: Readiness) -> Callable[[web.Request], web.StreamRe
             return web.json_response({"status": "ready"})
         return web.json_response({"status": "not ready", "reason": reason}, status=503)
 
-    return readyz  # type: ignore[return-value]  # aiohttp takes the coroutine function
+    return readyz
 
 
 @asynccontextmanager

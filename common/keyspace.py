@@ -47,6 +47,11 @@ class Shard:
         return self.base + "dead"
 
     @property
+    def endpoints(self) -> str:
+        """Name the SET of the endpoints that the shard has a state for."""
+        return self.base + "endpoints"
+
+    @property
     def bucket_prefix(self) -> str:
         """Give what the key of every bucket begins with; 4 hex digits follow."""
         return self.base + "b:"
@@ -91,8 +96,9 @@ class Holder:
     kind: str
 
     def to_text(self) -> str:
-        """Write the value of the holders HASH, for example
-        `endpoint=10.0.0.1:8000 epoch=3 medium=gpu group=0 kind=full_attention`.
+        """Write the value of the holders HASH.
+
+        For example `endpoint=10.0.0.1:8000 epoch=3 medium=gpu group=0 kind=full_attention`.
         """
         return (
             f"endpoint={self.endpoint} epoch={self.epoch} medium={quote(self.pool.medium)} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -42,7 +43,9 @@ def configure_logs(level: str, *, json: bool) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s %(message)s")
 
 
-def _shorten(_logger: Any, _method: str, line: dict[str, Any]) -> dict[str, Any]:
+def _shorten(
+    _logger: Any, _method: str, line: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
     """Bound every value of a log line."""
     for key, value in line.items():
         if isinstance(value, str) and len(value) > limits.LOG_LINE_CHARS_MAX:

@@ -232,7 +232,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    redis: RedisSettings = RedisSettings()
+    redis: RedisSettings = Field(default_factory=lambda: RedisSettings.model_validate({}))
     models: Annotated[list[ModelSettings], Field(max_length=limits.MODELS_MAX)] = []
     endpoints: Annotated[list[EndpointSettings], Field(max_length=limits.ENDPOINTS_MAX)] = []
     router: RouterSettings = RouterSettings()
@@ -243,7 +243,7 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - fixed by pydantic
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - fixed by pydantic

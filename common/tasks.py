@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, Self
 
 import uvloop
 
@@ -28,7 +28,7 @@ class Supervisor:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def __aenter__(self) -> Supervisor:
+    async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         return self
 
@@ -78,7 +78,7 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     except ConfigError as error:
         _LOG.error("config.refused", faults=error.faults)
         return EX_CONFIG
-    except Exception:
+    except Exception:  # noqa: BLE001 - the last frame: logged, and an exit status
         _LOG.exception("service.died")
         return 1
     return 0

@@ -1,0 +1,1 @@
+"""KV-cache events in, the shared block index out."""

@@ -1,0 +1,1 @@
+"""An engine that behaves like vLLM, for demo, tests and benchmarks."""

@@ -19,7 +19,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def redis_server() -> Iterator[RedisServer]:
     """Run one private redis-server for the session."""
     # A unix socket's path is short by law; pytest's own folders are not.
-    with tempfile.TemporaryDirectory(prefix="kva-") as folder, running_redis(Path(folder)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="kva-") as folder,
+        running_redis(Path(folder)) as server,
+    ):
         yield server
 
 

@@ -3,11 +3,13 @@
 -- KEYS[1] HASH    state of the endpoint (fields: epoch, seq, blocks, reason, ...)
 -- KEYS[2] HASH    holders of the shard: holder id -> text, and "version" (changes with every change)
 -- KEYS[3] HASH    dead holders of the shard: holder id -> text
+-- KEYS[4] SET     names of the endpoints that the shard has a state for
 -- ARGV[1] epoch that the caller believes in, or "" to take whatever is there
 -- ARGV[2] sequence that the index stands at from here on (-1: before the first batch)
 -- ARGV[3] why, one word
 -- ARGV[4] Unix time in seconds, for people
--- ARGV[5...] further fields and values of the state
+-- ARGV[5] name of the endpoint
+-- ARGV[6...] further fields and values of the state
 -- Returns the new epoch, or -1 when the endpoint has another epoch than the caller believes.
 -- A time, not a counter: a Redis that lost its data must never repeat a version.
 local function touch_version()
@@ -31,9 +33,10 @@ for i = 1, #state, 2 do
   end
 end
 touch_version()
+redis.call('SADD', KEYS[4], ARGV[5])
 -- A Redis that lost its data must not hand out an epoch that a caller already knows.
 local base = tonumber(epoch or ARGV[1]) or 0
 local fresh = base + 1
 redis.call('HSET', KEYS[1], 'epoch', fresh, 'seq', ARGV[2], 'blocks', 0, 'reason', ARGV[3],
-  'since', ARGV[4], unpack(ARGV, 5))
+  'since', ARGV[4], unpack(ARGV, 6))
 return fresh

@@ -6,6 +6,7 @@
 -- ARGV[1] epoch of the caller
 -- ARGV[2] pool, as "gpu/0"
 -- ARGV[3] text of the holder
+-- ARGV[4...] further fields and values of the state
 -- Returns the smallest id that is in no use, or -1 when the epoch is another.
 -- A time, not a counter: a Redis that lost its data must never repeat a version.
 local function touch_version()
@@ -26,5 +27,5 @@ while redis.call('HEXISTS', KEYS[2], id) == 1 or redis.call('HEXISTS', KEYS[3], 
 end
 redis.call('HSET', KEYS[2], id, ARGV[3])
 touch_version()
-redis.call('HSET', KEYS[1], 'holder:' .. ARGV[2], id)
+redis.call('HSET', KEYS[1], 'holder:' .. ARGV[2], id, unpack(ARGV, 4))
 return id

@@ -1,0 +1,121 @@
+"""The indexer's composition root: events in, index out, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Final
+
+import zmq.asyncio
+
+from kvatlas.common import limits
+from kvatlas.common.admin import admin_app, serving
+from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.keyspace import shards_of
+from kvatlas.common.log import configure_logs, logger
+from kvatlas.common.settings import Settings
+from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.indexer.apply import EndpointCache
+from kvatlas.indexer.discovery import Source, configured_sources
+from kvatlas.indexer.feed import Feed
+from kvatlas.indexer.metrics import IndexerMetrics
+from kvatlas.indexer.mirror import Mirror
+from kvatlas.indexer.store import IndexStore, Target
+from kvatlas.indexer.subscriber import Subscriber
+from kvatlas.indexer.sweep import sweep_for_ever
+
+_LOG = logger("indexer")
+
+TICK_S: Final = 0.1
+WATCH_S: Final = 1.0
+NOT_REACHED: Final = "Redis is not reached"
+
+
+def run(settings: Settings) -> int:
+    """Run the indexer until SIGTERM or SIGINT; return the exit status."""
+    configure_logs(settings.log.level, json=settings.log.json_lines)
+    return run_service(lambda stop: Indexer(settings).serve(stop))
+
+
+class Indexer:
+    """Everything that an indexer process owns."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._models = {model.model: model.index_shards for model in settings.models}
+        self.metrics = IndexerMetrics()
+        self._store = IndexStore.connect(settings.redis.url)
+        self._context = zmq.asyncio.Context()
+        self._replay_slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
+        self.feeds: list[Feed] = []
+        self._subscribers: list[Subscriber] = []
+        self._fault: str | None = NOT_REACHED
+        self._redis_life = ""
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Follow all endpoints until `stop` is set."""
+        for source in configured_sources(self._settings):
+            self._add(source)
+        admin = self._settings.indexer
+        app = admin_app(self.metrics.registry, lambda: self._fault)
+        try:
+            async with serving(app, admin.admin_host, admin.admin_port), Supervisor() as tasks:
+                self._start(tasks)
+                _LOG.info("indexer.started", endpoints=len(self.feeds), models=len(self._models))
+                await stop.wait()
+        finally:
+            self._context.destroy(linger=0)
+            await self._store.aclose()
+        _LOG.info("indexer.stopped")
+
+    def _add(self, source: Source) -> None:
+        endpoint = source.endpoint
+        mirror = Mirror(
+            Target(endpoint.name, source.shard),
+            EndpointCache(endpoint.model),
+            self._store,
+            self.metrics,
+        )
+        feed = Feed(mirror, self.metrics, has_replay=source.replay is not None)
+        self.feeds.append(feed)
+        self._subscribers.append(Subscriber(self._context, source, feed, self._replay_slots))
+
+    def _start(self, tasks: Supervisor) -> None:
+        tasks.start(self._watch_redis(), "watch")
+        tasks.start(self._tick(), "tick")
+        for feed, subscriber in zip(self.feeds, self._subscribers, strict=True):
+            tasks.start(feed.mirror.run(), f"mirror {feed.name}")
+            tasks.start(subscriber.run(), f"subscriber {feed.name}")
+        for model, shards in self._models.items():
+            for shard in shards_of(model, shards):
+                tasks.start(sweep_for_ever(self._store, shard, self.metrics), f"sweep {shard.base}")
+
+    async def _tick(self) -> None:
+        while True:
+            for subscriber in self._subscribers:
+                subscriber.tick()
+            phases = Counter(feed.sequencer.phase for feed in self.feeds)
+            for phase in ("connecting", "replaying", "live", "waiting"):
+                self.metrics.endpoints.labels(phase).set(phases[phase])
+            await asyncio.sleep(TICK_S)
+
+    async def _watch_redis(self) -> None:
+        """Enter the models, and notice a Redis that is away or has begun a new life."""
+        while True:
+            try:
+                await self._store.prepare(self._models)
+                life = await self._store.run_id()
+                self._set_fault(None)
+                if life != self._redis_life:
+                    self._redis_life = life
+                    for feed in self.feeds:
+                        feed.mirror.check()
+            except IndexUnavailable as error:
+                self.metrics.store_errors.labels(error.reason).inc()
+                self._set_fault(NOT_REACHED)
+            await asyncio.sleep(WATCH_S)
+
+    def _set_fault(self, fault: str | None) -> None:
+        if fault != self._fault:
+            self._fault = fault
+            _LOG.info("redis.reached") if fault is None else _LOG.warning("redis.lost")

@@ -1,0 +1,185 @@
+"""What an engine's cache holds, counted from its events. Pure.
+
+An engine announces every physical copy of a block and every removal of a copy, so a block is
+present while stored minus removed is above zero. Events name blocks by the engine's hashes; which
+of our block hashes that is, is learned from events that carry token ids, and is kept over doubts
+and clears, because later children name their parent by the engine's hash alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kvatlas.common import limits
+from kvatlas.common.block_hash import chain, root_hash
+from kvatlas.common.ids import BlockHash, EngineHash, ModelName, Pool
+from kvatlas.indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+
+Entry = tuple[Pool, BlockHash]
+
+
+@dataclass(slots=True)
+class Delta:
+    """What a batch changed.
+
+    Attributes:
+        cleared: everything that was present before the batch is gone; `present` comes after.
+        present: entries that changed, and whether they are present at the end of the batch.
+        orphans: stored blocks that could not be placed, their parent being unknown.
+        unknown_removed: removals of blocks that were not present.
+        over_limit: stored blocks beyond PRESENT_HASHES_MAX, which were left out.
+    """
+
+    cleared: bool = False
+    present: dict[Entry, bool] = field(default_factory=dict)
+    orphans: int = 0
+    unknown_removed: int = 0
+    over_limit: int = 0
+
+
+class EndpointCache:
+    """The blocks that one endpoint holds, by its own word.
+
+    Args:
+        model: the model whose index the endpoint belongs to.
+    """
+
+    def __init__(self, model: ModelName) -> None:
+        self._model = model
+        self._counts: dict[Pool, dict[EngineHash, int]] = {}
+        self._known: dict[EngineHash, BlockHash] = {}
+        self._absent: OrderedDict[EngineHash, None] = OrderedDict()
+        self._copies: dict[EngineHash, int] = {}
+        """Pools that hold an engine hash, by hash; those with none are in `_absent`."""
+        self.kinds: dict[Pool, str] = {}
+        """Kind of the KV-cache group of each pool of this epoch."""
+        self.block_size = 0
+        """Tokens per block, as of the newest event that tells; 0 before."""
+
+    def apply(self, batch: Batch) -> Delta:
+        """Take over a batch.
+
+        Events with token ids are read first to learn their hashes: in a hybrid model's batch the
+        groups with windows name blocks that only the later full-attention event explains.
+        """
+        delta = Delta()
+        for event in batch.events:
+            if isinstance(event, BlockStored):
+                self._learn(event, delta)
+        for event in batch.events:
+            self._count(event, delta)
+        return delta
+
+    def forget(self) -> None:
+        """Begin a new epoch: nothing is present, what is known of hashes stays."""
+        for engine_hash in self._copies:
+            self._absent[engine_hash] = None
+        self._copies.clear()
+        self._counts.clear()
+        self.kinds.clear()
+        self._trim()
+
+    def entries(self) -> Iterator[Entry]:
+        """Go through all that is present and placed."""
+        for pool, counts in self._counts.items():
+            for engine_hash in counts:
+                block = self._known.get(engine_hash)
+                if block is not None:
+                    yield pool, block
+
+    def counts(self) -> Mapping[Pool, Mapping[EngineHash, int]]:
+        """Give the copies present, per pool and engine hash; all are above zero."""
+        return self._counts
+
+    def _learn(self, event: BlockStored, delta: Delta) -> None:
+        """Learn which block hashes an event's engine hashes are."""
+        if event.block_size:
+            self.block_size = event.block_size
+        if event.is_dense:
+            parent = self._parent(event)
+            if parent is not None:
+                blocks = chain(parent, event.token_ids, event.block_size, event.extras)
+                for engine_hash, block in zip(event.hashes, blocks, strict=True):
+                    if self._known.get(engine_hash) != block:
+                        self._remember(engine_hash, block, delta)
+
+    def _parent(self, event: BlockStored) -> BlockHash | None:
+        if event.parent is None:
+            return root_hash(self._model, event.block_size, event.lora)
+        return self._known.get(event.parent)
+
+    def _remember(self, engine_hash: EngineHash, block: BlockHash, delta: Delta) -> None:
+        self._known[engine_hash] = block
+        if engine_hash not in self._copies:
+            self._absent[engine_hash] = None
+            return
+        # Stored when its parent was not known; only this event tells which block it is.
+        for pool, counts in self._counts.items():
+            if engine_hash in counts:
+                delta.present[pool, block] = True
+
+    def _count(self, event: Event, delta: Delta) -> None:
+        if isinstance(event, BlockStored):
+            self._store(event, delta)
+        elif isinstance(event, BlockRemoved):
+            self._remove(event, delta)
+        elif isinstance(event, AllBlocksCleared):
+            self.forget()
+            delta.cleared = True
+            delta.present.clear()
+        self._trim()
+
+    def _store(self, event: BlockStored, delta: Delta) -> None:
+        counts = self._counts.get(event.pool)
+        if counts is None:
+            if len(self._counts) >= limits.POOLS_PER_ENDPOINT_MAX:
+                delta.over_limit += len(event.hashes)
+                return
+            counts = self._counts[event.pool] = {}
+            self.kinds[event.pool] = event.kind
+        for engine_hash in event.hashes:
+            count = counts.get(engine_hash, 0)
+            if count == 0:
+                if len(self._copies) >= limits.PRESENT_HASHES_MAX:
+                    delta.over_limit += 1
+                    continue
+                self._copies[engine_hash] = self._copies.get(engine_hash, 0) + 1
+                self._absent.pop(engine_hash, None)
+                self._note(delta, event.pool, engine_hash, present=True)
+            counts[engine_hash] = count + 1
+
+    def _remove(self, event: BlockRemoved, delta: Delta) -> None:
+        counts = self._counts.get(event.pool, {})
+        for engine_hash in event.hashes:
+            count = counts.get(engine_hash, 0)
+            if count == 0:
+                delta.unknown_removed += 1
+            elif count == 1:
+                del counts[engine_hash]
+                self._note(delta, event.pool, engine_hash, present=False)
+                self._left_pool(engine_hash)
+            else:
+                counts[engine_hash] = count - 1
+
+    def _left_pool(self, engine_hash: EngineHash) -> None:
+        pools = self._copies[engine_hash] - 1
+        if pools:
+            self._copies[engine_hash] = pools
+        else:
+            del self._copies[engine_hash]
+            self._absent[engine_hash] = None
+
+    def _note(self, delta: Delta, pool: Pool, engine_hash: EngineHash, *, present: bool) -> None:
+        block = self._known.get(engine_hash)
+        if block is not None:
+            delta.present[pool, block] = present
+        elif present:
+            delta.orphans += 1
+
+    def _trim(self) -> None:
+        """Drop the hashes that have been absent the longest."""
+        while len(self._absent) > limits.FORGOTTEN_HASHES_MAX:
+            engine_hash, _ = self._absent.popitem(last=False)
+            self._known.pop(engine_hash, None)

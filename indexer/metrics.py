@@ -1,0 +1,57 @@
+"""What the indexer counts. Labels come from configuration and closed sets only."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class IndexerMetrics:
+    """The indexer's metrics, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.batches = self._counter("batches", "Batches of events applied.", "endpoint")
+        self.events = self._counter("events", "Events applied.", "endpoint")
+        self.unknown_events = self._counter("unknown_events", "Events with an unknown tag.")
+        self.rejected = self._counter(
+            "batches_rejected", "Batches that could not be read.", "endpoint", "reason"
+        )
+        self.orphans = self._counter(
+            "orphan_blocks", "Stored blocks without a known parent, not indexed.", "endpoint"
+        )
+        self.unknown_removed = self._counter(
+            "unknown_removals", "Removals of blocks that were not present.", "endpoint"
+        )
+        self.over_limit = self._counter(
+            "blocks_over_limit", "Stored blocks beyond the bounds, not indexed.", "endpoint"
+        )
+        self.sequence = self._counter(
+            "sequence_events",
+            "Gaps, duplicates, replays, holes in replays, batches skipped or dropped.",
+            "endpoint",
+            "what",
+        )
+        self.epochs = self._counter("epochs", "Epochs opened.", "endpoint", "reason")
+        self.rewrites = self._counter(
+            "rewrites", "Times an endpoint was written from memory.", "reason"
+        )
+        self.store_errors = self._counter(
+            "store_errors", "Writes that Redis did not confirm.", "reason"
+        )
+        self.entries_written = self._counter("entries_written", "Entries changed in Redis.")
+        self.entries_swept = self._counter("entries_swept", "Entries of past epochs cleaned.")
+        self.lag = Gauge(
+            "kvatlas_indexer_lag_seconds",
+            "From the newest event's time stamp to its being in Redis.",
+            ("endpoint",),
+            registry=self.registry,
+        )
+        self.endpoints = Gauge(
+            "kvatlas_indexer_endpoints",
+            "Endpoints by phase.",
+            ("phase",),
+            registry=self.registry,
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"kvatlas_indexer_{name}", text, labels, registry=self.registry)

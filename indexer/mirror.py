@@ -1,0 +1,221 @@
+"""What Redis must still learn of one endpoint.
+
+Per entry only the newest state is kept, so what waits is bounded by the cache and not by the rate
+of events, and a burst becomes few script calls. The counts in memory are the truth and Redis is
+their mirror: when a write is refused, lost or overdue, a new epoch is opened and everything is
+written from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+from kvatlas.common import limits
+from kvatlas.common.errors import IndexUnavailable, WrongEpoch
+from kvatlas.common.ids import Epoch, HolderId, Pool
+from kvatlas.common.keyspace import Holder
+from kvatlas.common.log import logger
+from kvatlas.indexer.apply import Delta, EndpointCache, Entry
+from kvatlas.indexer.metrics import IndexerMetrics
+from kvatlas.indexer.store import BEFORE_FIRST, Change, IndexStore, Position, Progress, Target
+
+_LOG = logger("mirror")
+
+RETRY_S = 0.1
+RETRY_MAX_S = 2.0
+
+
+class Mirror:
+    """Keep Redis equal to one endpoint's cache.
+
+    `forget`, `update` and `rewrite` note what happened and return at once; `run` writes.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        cache: EndpointCache,
+        store: IndexStore,
+        metrics: IndexerMetrics,
+    ) -> None:
+        self.target = target
+        self.cache = cache
+        self._store = store
+        self._metrics = metrics
+        self._pending: dict[Entry, bool] = {}
+        self._reopen: str | None = None
+        self._from_memory = False
+        self._newest = Progress(BEFORE_FIRST, 0.0)
+        self._attempted = BEFORE_FIRST
+        self._at: Position | None = None
+        self._believed: Epoch | None = None
+        self._holders: dict[Pool, HolderId] = {}
+        self._wake = asyncio.Event()
+        self._doubtful = False
+        self._refused = False
+        self._conflicts = 0
+
+    @property
+    def is_current(self) -> bool:
+        """Tell whether Redis has been told everything."""
+        at = self._at
+        return self._reopen is None and at is not None and at.seq == self._newest.seq
+
+    def forget(self, reason: str) -> None:
+        """Open a new epoch: nothing of what was is present any more."""
+        self._pending.clear()
+        self._reopen = reason
+        self._from_memory = False
+        self._newest = Progress(BEFORE_FIRST, self._newest.time_s)
+        self._wake.set()
+
+    def update(self, seq: int, time_s: float, delta: Delta) -> None:
+        """Note what a batch changed."""
+        if delta.cleared:
+            self.forget("cleared")
+        self._newest = Progress(seq, time_s)
+        if not self._from_memory:
+            self._pending.update(delta.present)
+        if len(self._pending) > limits.PENDING_OPS_MAX:
+            self.rewrite("overflow")
+        self._wake.set()
+
+    def rewrite(self, reason: str) -> None:
+        """Open a new epoch and write all that is present from memory."""
+        _LOG.warning("mirror.rewritten", endpoint=self.target.name, reason=reason)
+        self._metrics.rewrites.labels(reason).inc()
+        self._pending.clear()
+        self._reopen = reason
+        self._from_memory = True
+        self._wake.set()
+
+    def check(self) -> None:
+        """Look whether Redis still stands where it was left."""
+        self._doubtful = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write, for ever. Faults of Redis are waited out, not raised."""
+        delay = RETRY_S
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._settle()
+                await self._flush()
+                delay = RETRY_S
+            except IndexUnavailable as error:
+                self._metrics.store_errors.labels(error.reason).inc()
+                self._doubtful = True
+                self._refused = self._refused or isinstance(error, WrongEpoch)
+                self._wake.set()
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, RETRY_MAX_S)
+
+    async def _flush(self) -> None:
+        if self._reopen is not None:
+            await self._open(self._reopen)
+        at = self._at
+        if at is None or self._is_reopening():
+            return
+        pending, self._pending = self._pending, {}
+        newest = self._newest
+        try:
+            await self._write(pending, at, newest)
+        except IndexUnavailable:
+            if not self._is_reopening():
+                self._pending = {**pending, **self._pending}
+            raise
+        lag_s = max(0.0, time.time() - newest.time_s)
+        self._metrics.lag.labels(self.target.name).set(lag_s)
+
+    async def _write(self, pending: dict[Entry, bool], at: Position, newest: Progress) -> None:
+        """Write entries in parts; only the last one moves the sequence."""
+        left = len(pending)
+        for part in _parts(pending):
+            changes = [await self._change(entry, present) for entry, present in part]
+            left -= len(part)
+            to = newest if left == 0 else Progress(at.seq, newest.time_s)
+            await self._apply(at, to, changes)
+            if self._is_reopening():
+                return
+        if not pending and newest.seq != at.seq:
+            await self._apply(at, newest, [])
+
+    async def _apply(self, at: Position, to: Progress, changes: list[Change]) -> None:
+        self._attempted = to.seq
+        changed = await self._store.apply(self.target, at, to, changes)
+        self._at = Position(at.epoch, to.seq)
+        self._metrics.entries_written.inc(changed)
+
+    async def _open(self, reason: str) -> None:
+        """Open the epoch that was asked for; another one may be asked for meanwhile."""
+        target = self.target
+        epoch = await self._store.open_epoch(target, self._believed, reason, time.time())
+        self._believed = epoch
+        self._at = Position(epoch, BEFORE_FIRST)
+        self._holders.clear()
+        self._metrics.epochs.labels(target.name, reason).inc()
+        _LOG.info("epoch.opened", endpoint=target.name, epoch=epoch, reason=reason)
+        if self._reopen != reason:
+            return
+        self._reopen = None
+        if self._from_memory:
+            self._from_memory = False
+            self._pending = dict.fromkeys(self.cache.entries(), True)
+
+    def _is_reopening(self) -> bool:
+        """Tell whether an epoch was asked for, perhaps while a write was under way."""
+        return self._reopen is not None
+
+    async def _change(self, entry: Entry, present: bool) -> Change:  # noqa: FBT001 - from a dict
+        pool, block = entry
+        holder = self._holders.get(pool)
+        if holder is None:
+            holder = self._holders[pool] = await self._open_pool(pool)
+        return block, holder, present
+
+    async def _open_pool(self, pool: Pool) -> HolderId:
+        if self._at is None:
+            raise WrongEpoch
+        kind = self.cache.kinds.get(pool, "unknown")
+        holder = Holder(self.target.name, self._at.epoch, pool, kind)
+        fields = {"block_size": self.cache.block_size}
+        return await self._store.open_pool(self.target.shard, holder, fields)
+
+    async def _settle(self) -> None:
+        """Find out where the index stands, after a write of unknown outcome or on suspicion."""
+        if not self._doubtful:
+            return
+        found = await self._store.position(self.target)
+        refused, self._refused, self._doubtful = self._refused, False, False
+        other = found is not None and self._believed is not None and found.epoch != self._believed
+        if found is not None:
+            self._believed = found.epoch
+        if refused and other:
+            await self._yield_to_another()
+        if self._is_reopening() or self._at is None:
+            return
+        if found is None:
+            self.rewrite("index_lost")
+        elif refused or other or found.seq not in (self._at.seq, self._attempted):
+            self.rewrite("index_changed")
+        else:
+            self._at = found
+
+    async def _yield_to_another(self) -> None:
+        """Wait, longer each time, when somebody else writes this endpoint; then take it back."""
+        self._conflicts = min(self._conflicts + 1, 16)
+        delay = limits.DOUBT_BACKOFF_S * 2 ** (self._conflicts - 1)
+        _LOG.warning("endpoint.contended", endpoint=self.target.name, wait_s=delay)
+        await asyncio.sleep(min(delay, limits.DOUBT_BACKOFF_MAX_S))
+
+
+def _parts(pending: dict[Entry, bool]) -> Iterator[list[tuple[Entry, bool]]]:
+    """Cut entries into parts that one script call takes."""
+    items = iter(pending.items())
+    while part := list(islice(items, limits.OPS_PER_SCRIPT_MAX)):
+        yield part

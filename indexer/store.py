@@ -1,0 +1,236 @@
+"""The only writer of the block index.
+
+Every write names the endpoint's epoch and, for entries, the sequence that it starts from, and is
+refused when Redis holds another (WrongEpoch). Entries are set or cleared, never incremented, so
+every write is safe to repeat; one that timed out may or may not have happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from kvatlas.common import limits
+from kvatlas.common.errors import ConfigError, WrongEpoch
+from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId, ModelName
+from kvatlas.common.keyspace import (
+    BUCKETS,
+    MODELS_KEY,
+    SCHEMA_KEY,
+    SCHEMA_VERSION,
+    Holder,
+    Shard,
+)
+from kvatlas.common.redis_client import RedisArg, Script, connect, guard
+
+REFUSED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which endpoint is written, and where to."""
+
+    name: EndpointName
+    shard: Shard
+
+    @property
+    def key(self) -> str:
+        """Name the HASH with the endpoint's state."""
+        return self.shard.endpoint(self.name)
+
+
+Change = tuple[BlockHash, HolderId, bool]
+"""A block, one of its possible holders, and whether that one holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the index stands for an endpoint: all batches up to `seq` of `epoch` are in it."""
+
+    epoch: Epoch
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a write gets.
+
+    Attributes:
+        seq: sequence of the newest batch that is in the index then.
+        time_s: the engine's time stamp on that batch, Unix seconds.
+    """
+
+    seq: int
+    time_s: float
+
+
+BEFORE_FIRST = -1
+"""The sequence of an epoch in which nothing has been applied."""
+
+
+class IndexStore:
+    """The block index in Redis, for writing.
+
+    Every method raises IndexUnavailable when Redis does not answer in REDIS_WRITE_S, or refuses.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._open_epoch = Script("open_epoch")
+        self._open_pool = Script("open_pool")
+        self._apply = Script("apply")
+        self._sweep = Script("sweep")
+
+    @classmethod
+    def connect(cls, redis_url: str) -> IndexStore:
+        """Make a writer; nothing is sent yet."""
+        return cls(
+            connect(
+                redis_url,
+                timeout_s=limits.REDIS_WRITE_S,
+                connections_max=limits.REDIS_WRITE_CONNECTIONS_MAX,
+            )
+        )
+
+    async def prepare(self, models: Mapping[ModelName, int]) -> None:
+        """Check the schema and enter the models.
+
+        Args:
+            models: shards by model.
+
+        Raises:
+            ConfigError: the index was written by another version of the schema.
+        """
+        with guard():
+            await self._client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
+            found = await self._client.get(SCHEMA_KEY)
+            if found != SCHEMA_VERSION.encode():
+                raise ConfigError([f"redis: schema {found!r} is there, this is {SCHEMA_VERSION!r}"])
+            if models:
+                mapping: dict[Any, Any] = {str(name): shards for name, shards in models.items()}
+                await self._client.hset(MODELS_KEY, mapping=mapping)
+
+    async def ping(self) -> None:
+        """Ask whether Redis is there."""
+        with guard():
+            await self._client.ping()
+
+    async def run_id(self) -> str:
+        """Name this life of the Redis server; another one may have lost what was written."""
+        with guard():
+            return str((await self._client.info("server"))["run_id"])
+
+    async def position(self, target: Target) -> Position | None:
+        """Read back where the index stands; None when it knows nothing of the endpoint."""
+        with guard():
+            epoch, seq = await self._client.hmget(target.key, ["epoch", "seq"])
+        if epoch is None or seq is None:
+            return None
+        return Position(Epoch(int(epoch)), int(seq))
+
+    async def open_epoch(
+        self, target: Target, believed: Epoch | None, reason: str, now_s: float
+    ) -> Epoch:
+        """Forget, in one write, what the endpoint's former epoch held.
+
+        Args:
+            target: the endpoint.
+            believed: epoch that Redis should hold, or None to follow whatever it holds.
+            reason: one word, for people.
+            now_s: Unix seconds, for people.
+
+        Raises:
+            WrongEpoch: Redis holds another epoch than the believed one.
+        """
+        shard, name = target.shard, target.name
+        keys = (target.key, shard.holders, shard.dead, shard.endpoints)
+        args = ("" if believed is None else believed, BEFORE_FIRST, reason, f"{now_s:.3f}", name)
+        epoch = await self._open_epoch.run(self._client, keys, args)
+        return Epoch(_accepted(epoch))
+
+    async def open_pool(
+        self, shard: Shard, holder: Holder, fields: Mapping[str, RedisArg]
+    ) -> HolderId:
+        """Get the id under which one pool of an endpoint holds blocks in this epoch.
+
+        Args:
+            shard: where the endpoint's blocks live.
+            holder: endpoint, epoch and pool.
+            fields: what else the endpoint's state should say.
+
+        Raises:
+            WrongEpoch: the epoch is over.
+        """
+        keys = (shard.endpoint(holder.endpoint), shard.holders, shard.dead)
+        pairs = [part for pair in fields.items() for part in pair]
+        args = (holder.epoch, str(holder.pool), holder.to_text(), *pairs)
+        return HolderId(_accepted(await self._open_pool.run(self._client, keys, args)))
+
+    async def apply(
+        self,
+        target: Target,
+        at: Position,
+        to: Progress,
+        changes: Sequence[Change],
+    ) -> int:
+        """Write entries and move the sequence, all or nothing.
+
+        Args:
+            target: the endpoint.
+            at: where the index stands.
+            to: where it stands afterwards; the sequence of `at` when more of the same follows.
+            changes: OPS_PER_SCRIPT_MAX at most.
+
+        Returns:
+            Entries that changed.
+
+        Raises:
+            WrongEpoch: the index does not stand there; nothing was written.
+        """
+        keys = [target.key]
+        args: list[RedisArg] = [at.epoch, at.seq, to.seq, to.time_s]
+        for block, holder, present in changes:
+            key, field = target.shard.entry(block)
+            keys.append(key)
+            args += (field, f"{'+' if present else '-'}{holder}")
+        return _accepted(await self._apply.run(self._client, keys, args))
+
+    async def dead_holders(self, shard: Shard) -> list[str]:
+        """List the holders of past epochs whose entries are still there."""
+        with guard():
+            return [str(int(key)) for key in await self._client.hkeys(shard.dead)]
+
+    async def sweep(self, shard: Shard, dead: Sequence[str], first: int) -> int:
+        """Take dead holders out of SWEEP_BUCKETS_PER_CALL buckets.
+
+        Args:
+            shard: the shard.
+            dead: ids, as `dead_holders` gave them when the pass began.
+            first: number of the first bucket.
+
+        Returns:
+            Entries that changed.
+        """
+        last = min(first + limits.SWEEP_BUCKETS_PER_CALL, BUCKETS)
+        keys = [shard.dead, *(shard.bucket(number) for number in range(first, last))]
+        changed: int = await self._sweep.run(self._client, keys, dead)
+        return changed
+
+    async def release(self, shard: Shard, dead: Sequence[str]) -> None:
+        """Give the ids of dead holders free, after a whole pass without a miss."""
+        with guard():
+            await self._client.hdel(shard.dead, *dead)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        with guard():
+            await self._client.aclose()
+
+
+def _accepted(answer: int) -> int:
+    if answer == REFUSED:
+        raise WrongEpoch
+    return answer

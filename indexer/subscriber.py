@@ -1,0 +1,193 @@
+"""ZMQ in and out for one endpoint. I/O only: what messages mean is the feed's affair.
+
+kvatlas connects to the address that the configuration names and never binds, so the identity of
+an endpoint is its socket; topics and payloads are not trusted with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvatlas.indexer.discovery import Source
+    from kvatlas.indexer.feed import Feed
+
+END_SEQ: Final = b"\xff" * 8
+BURST: Final = 256
+"""Messages taken before the loop gets its turn."""
+RECEIVE_BATCHES_MAX: Final = 100_000
+"""Messages that ZMQ queues for us: vLLM's own high-water mark."""
+MONITORED: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+class Subscriber:
+    """Follow one endpoint's events for ever.
+
+    Args:
+        context: shared by all subscribers of the process.
+        source: where the events come from.
+        feed: what takes them.
+        replay_slots: bounds the replays of the process.
+    """
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        source: Source,
+        feed: Feed,
+        replay_slots: asyncio.Semaphore,
+    ) -> None:
+        self._context = context
+        self._source = source
+        self._feed = feed
+        self._sequencer = feed.sequencer
+        self._replay_slots = replay_slots
+        self._replay_wanted = asyncio.Event()
+
+    def tick(self) -> None:
+        """Let time pass for the feed; call it a few times a second."""
+        self._sequencer.tick(monotonic())
+        self._settle()
+
+    async def run(self) -> None:
+        """Receive and replay until cancelled.
+
+        Raises:
+            ConfigError: an address is not one that ZMQ can use.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._receive())
+            if self._source.replay is not None:
+                group.create_task(self._replay(self._source.replay))
+
+    def _settle(self) -> None:
+        """Work off what the last input made ready."""
+        self._feed.pump()
+        if self._sequencer.replay_from is not None:
+            self._replay_wanted.set()
+
+    # --- live ---------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        with self._socket(zmq.SUB, self._source.events) as sub:
+            monitor = sub.get_monitor_socket(MONITORED)
+            sub.subscribe(b"")
+            _connect(sub, self._source.events)
+            poller = zmq.asyncio.Poller()
+            poller.register(sub, zmq.POLLIN)
+            poller.register(monitor, zmq.POLLIN)
+            try:
+                while True:
+                    await poller.poll()
+                    # First what happened to the connection, then what came over it.
+                    for frames in _drain(monitor):
+                        self._note(parse_monitor_message(frames)["event"])
+                    for frames in _drain(sub):
+                        self._take(frames)
+                    self._settle()
+                    await asyncio.sleep(0)
+            finally:
+                sub.disable_monitor()
+                monitor.close(0)
+
+    def _note(self, event: int) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._sequencer.connected(monotonic())
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._sequencer.disconnected()
+
+    def _take(self, frames: list[bytes]) -> None:
+        if len(frames) != 3 or len(frames[1]) != len(END_SEQ):
+            self._feed.reject("frames")
+            return
+        self._sequencer.live(int.from_bytes(frames[1], "big"), frames[2], monotonic())
+
+    # --- replay -------------------------------------------------------------------------------
+
+    async def _replay(self, address: str) -> None:
+        while True:
+            await self._replay_wanted.wait()
+            async with self._replay_slots:
+                start = self._sequencer.replay_from
+                if start is not None:
+                    await self._replay_once(address, start)
+            if self._sequencer.replay_from is None:
+                self._replay_wanted.clear()
+
+    async def _replay_once(self, address: str, start: int) -> None:
+        """Ask for everything from `start` and take it, unless another replay is wanted."""
+        wanted = self._sequencer.replay_id
+        deadline = monotonic() + limits.REPLAY_TOTAL_S
+        with self._socket(zmq.DEALER, address) as dealer:
+            _connect(dealer, address)
+            await dealer.send_multipart([b"", start.to_bytes(8, "big")])
+            while self._sequencer.replay_id == wanted:
+                ready = await dealer.poll(limits.REPLAY_IDLE_S * 1_000)
+                if not ready or monotonic() > deadline:
+                    self._sequencer.replay_ended(monotonic(), complete=False)
+                else:
+                    self._take_replayed(_drain(dealer), wanted)
+                self._settle()
+                await asyncio.sleep(0)
+
+    def _take_replayed(self, messages: Iterator[list[bytes]], wanted: int) -> None:
+        # Engines up to 0.24 send [empty, seq, payload], later ones a topic before the seq.
+        for frames in messages:
+            if len(frames) < 2 or len(frames[-2]) != len(END_SEQ):
+                self._feed.reject("frames")
+            elif frames[-2] == END_SEQ and not frames[-1]:
+                self._sequencer.replay_ended(monotonic(), complete=True)
+            else:
+                seq = int.from_bytes(frames[-2], "big")
+                self._sequencer.replayed(seq, frames[-1], monotonic())
+            if self._sequencer.replay_id != wanted:
+                return
+
+    @contextmanager
+    def _socket(self, kind: int, address: str) -> Iterator[zmq.asyncio.Socket]:
+        socket = self._context.socket(kind)
+        try:
+            for option, value in (
+                (zmq.LINGER, 0),
+                (zmq.RCVHWM, RECEIVE_BATCHES_MAX),
+                # Larger messages end the connection; smaller ones are refused with a reason.
+                (zmq.MAXMSGSIZE, 2 * limits.FRAME_BYTES_MAX),
+                (zmq.RECONNECT_IVL, int(limits.RECONNECT_S * 1_000)),
+                (zmq.RECONNECT_IVL_MAX, int(limits.RECONNECT_MAX_S * 1_000)),
+                (zmq.HEARTBEAT_IVL, int(limits.HEARTBEAT_S * 1_000)),
+                (zmq.HEARTBEAT_TIMEOUT, int(limits.HEARTBEAT_TIMEOUT_S * 1_000)),
+                (zmq.IPV6, int("[" in address)),
+            ):
+                socket.setsockopt(option, value)
+            yield socket
+        finally:
+            socket.close(0)
+
+
+def _connect(socket: zmq.asyncio.Socket, address: str) -> None:
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        raise ConfigError([f"endpoints: {address}: {error.strerror}"]) from None
+
+
+def _drain(socket: zmq.asyncio.Socket) -> Iterator[list[bytes]]:
+    """Take what has arrived, up to BURST messages, without a round through the loop for each."""
+    plain: zmq.Socket[bytes] = zmq.Socket.shadow(socket.underlying)
+    for _ in range(BURST):
+        try:
+            yield plain.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return

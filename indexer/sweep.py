@@ -1,0 +1,52 @@
+"""Give back the space of past epochs, in small steps, behind everybody's back.
+
+Readers ignore the holders of past epochs at once; their ids stay in entries until a pass over all
+buckets has taken them out, and are not given to others before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from kvatlas.common import limits
+from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.keyspace import BUCKETS, Shard
+from kvatlas.common.log import logger
+from kvatlas.indexer.metrics import IndexerMetrics
+from kvatlas.indexer.store import IndexStore
+
+_LOG = logger("sweep")
+
+LOOK_S: Final = 2.0
+STEP_S: Final = 0.002
+"""Between two steps, so that a sweep takes a fraction of Redis."""
+
+
+async def sweep_for_ever(store: IndexStore, shard: Shard, metrics: IndexerMetrics) -> None:
+    """Clean a shard whenever it has dead holders; faults of Redis delay it."""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        try:
+            dead = await store.dead_holders(shard)
+            if dead:
+                await sweep_once(store, shard, dead, metrics)
+        except IndexUnavailable as error:
+            metrics.store_errors.labels(error.reason).inc()
+
+
+async def sweep_once(
+    store: IndexStore, shard: Shard, dead: list[str], metrics: IndexerMetrics
+) -> None:
+    """Take dead holders out of every bucket, then free their ids.
+
+    Raises:
+        IndexUnavailable: Redis failed on the way; the next pass begins anew.
+    """
+    changed = 0
+    for first in range(0, BUCKETS, limits.SWEEP_BUCKETS_PER_CALL):
+        changed += await store.sweep(shard, dead, first)
+        await asyncio.sleep(STEP_S)
+    await store.release(shard, dead)
+    metrics.entries_swept.inc(changed)
+    _LOG.info("holders.swept", shard=shard.base, holders=len(dead), entries=changed)

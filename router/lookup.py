@@ -1,0 +1,168 @@
+"""Who holds how much of a prompt: the only reader of the block index.
+
+One script call per index shard returns the chain as runs of equal holder lists (see
+common/lua/lookup.lua); here the lists become sets of endpoints and the runs are intersected.
+Ids of past epochs are not in the holders map and so mean nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+
+from kvatlas.common import limits
+from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.ids import BlockHash, EndpointName, HolderId
+from kvatlas.common.keyspace import HASH_BYTES, VERSION_FIELD, Holder, Shard, parse_holder_ids
+from kvatlas.common.redis_client import Script, connect, guard
+
+MATCHED_KINDS = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
+"""Kinds of KV-cache groups whose blocks make a prefix; windows of others do not."""
+
+Runs = Sequence[tuple[int, frozenset[EndpointName]]]
+"""(number of the last block, counted from 1, who holds the run's blocks), in order."""
+
+
+@dataclass(slots=True)
+class _ShardView:
+    """What is known of a shard's holders between two lookups.
+
+    Attributes:
+        version: as Redis gave it; empty before the first lookup.
+        holders: live holder ids whose blocks count for a match.
+        parsed: holder lists seen under this version.
+    """
+
+    version: bytes = b""
+    holders: Mapping[HolderId, EndpointName] = field(default_factory=dict)
+    parsed: dict[bytes, frozenset[EndpointName]] = field(default_factory=dict)
+
+    def renew(self, version: bytes, fields: Sequence[bytes]) -> None:
+        """Take over another version of the holders map."""
+        self.version = version
+        self.holders = _live_holders(fields)
+        self.parsed = {}
+
+    def endpoints(self, value: bytes) -> frozenset[EndpointName]:
+        """Read a list of holder ids as the endpoints that they stand for."""
+        known = self.parsed.get(value)
+        if known is None:
+            if len(self.parsed) >= limits.HOLDER_VALUES_CACHED_MAX:
+                self.parsed.clear()
+            holders = self.holders
+            ids = parse_holder_ids(value)
+            known = self.parsed[value] = frozenset(holders[i] for i in ids if i in holders)
+        return known
+
+
+class BlockIndex:
+    """The block index in Redis, for reading."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._script = Script("lookup")
+        self._views: dict[Shard, _ShardView] = {}
+
+    @classmethod
+    def connect(cls, redis_url: str) -> BlockIndex:
+        """Make a reader; nothing is sent before the first lookup."""
+        return cls(
+            connect(
+                redis_url,
+                timeout_s=limits.LOOKUP_S,
+                connections_max=limits.REDIS_LOOKUP_CONNECTIONS_MAX,
+            )
+        )
+
+    async def warm(self) -> None:
+        """Open a connection ahead of the first request.
+
+        Raises:
+            IndexUnavailable: Redis is not there.
+        """
+        with guard():
+            await self._client.ping()
+
+    async def match(
+        self, shards: Sequence[Shard], hashes: Sequence[BlockHash]
+    ) -> dict[EndpointName, int]:
+        """Find how many leading blocks of a chain each endpoint holds.
+
+        Args:
+            shards: the model's index shards.
+            hashes: the chain, from the first block on.
+
+        Returns:
+            Blocks per endpoint; who holds none is absent.
+
+        Raises:
+            IndexUnavailable: Redis did not answer within LOOKUP_S, or refused.
+
+        Cost: 0.1 to 0.3 ms for 64 to 6,400 blocks on an idle Redis (facts of 2026-11).
+        """
+        if not hashes:
+            return {}
+        packed = b"".join([block.to_bytes(HASH_BYTES, "big") for block in hashes])
+        try:
+            async with asyncio.timeout(limits.LOOKUP_S):
+                found = await asyncio.gather(*(self._match_shard(s, packed) for s in shards))
+        except TimeoutError:
+            raise IndexUnavailable("timeout") from None
+        return {name: blocks for matches in found for name, blocks in matches.items()}
+
+    async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, int]:
+        view = self._views.setdefault(shard, _ShardView())
+        known = view.version
+        args = (shard.bucket_prefix, known, packed)
+        version, fields, runs = await self._script.run(self._client, (shard.holders,), args)
+        if version != known:
+            # Lookups overlap: another one may have renewed the view, or be about to.
+            view = _ShardView()
+            view.renew(version, fields)
+            self._views[shard] = view
+        pairs = zip(runs[::2], runs[1::2], strict=True)
+        try:
+            return intersect([(last, view.endpoints(value)) for last, value in pairs])
+        except ValueError:
+            raise IndexUnavailable("foreign_entry") from None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        with guard():
+            await self._client.aclose()
+
+
+def intersect(runs: Runs) -> dict[EndpointName, int]:
+    """Turn runs of holders into leading blocks per endpoint.
+
+    An endpoint's match ends with the first run that it is not in.
+    """
+    matches: dict[EndpointName, int] = {}
+    active: frozenset[EndpointName] | None = None
+    for last, endpoints in runs:
+        active = endpoints if active is None else active & endpoints
+        if not active:
+            break
+        for name in active:
+            matches[name] = last
+    return matches
+
+
+def _live_holders(fields: Sequence[Any]) -> dict[HolderId, EndpointName]:
+    """Read the reply of HGETALL on the holders map; what is foreign in it is left out."""
+    live: dict[HolderId, EndpointName] = {}
+    for key, text in zip(fields[::2], fields[1::2], strict=True):
+        if key == VERSION_FIELD.encode():
+            continue
+        try:
+            holder = Holder.from_text(text.decode())
+            number = HolderId(int(key))
+        except ValueError:
+            continue
+        if holder.kind in MATCHED_KINDS:
+            live[number] = holder.endpoint
+    return live

@@ -1,0 +1,1 @@
+"""Doubles of what stands outside kvatlas, speaking the real protocols."""

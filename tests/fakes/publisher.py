@@ -1,0 +1,162 @@
+"""The event side of an engine, on real ZMQ sockets, with faults on demand."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import msgpack
+import zmq
+import zmq.asyncio
+
+from kvatlas.common.tasks import Supervisor
+
+END_SEQ = b"\xff" * 8
+
+
+def stored(
+    hashes: list[int],
+    tokens: list[int],
+    parent: int | None = None,
+    block_size: int = 4,
+    **more: Any,
+) -> dict[str, Any]:
+    """Write a BlockStored as vLLM 0.32 does."""
+    return {
+        "type": "BlockStored",
+        "block_hashes": hashes,
+        "parent_block_hash": parent,
+        "token_ids": tokens,
+        "block_size": block_size,
+        "lora_id": None,
+        "medium": "GPU",
+        "lora_name": None,
+        "group_idx": 0,
+        "kv_cache_spec_kind": "full_attention",
+        **more,
+    }
+
+
+def removed(*hashes: int) -> dict[str, Any]:
+    """Write a BlockRemoved as vLLM 0.32 does."""
+    return {"type": "BlockRemoved", "block_hashes": list(hashes), "medium": "GPU", "group_idx": 0}
+
+
+CLEARED = {"type": "AllBlocksCleared"}
+
+
+def batch(*events: Any) -> bytes:
+    """Pack events as one message's payload."""
+    packed: bytes = msgpack.packb([time.time(), list(events), 0])
+    return packed
+
+
+@dataclass(slots=True)
+class FakePublisher:
+    """A PUB and a ROUTER socket on loopback.
+
+    Attributes:
+        replay_log: what a replay answers from; tests may punch holes into it.
+        replays: start sequences that were asked for.
+        topic_in_replay: the reply form of vLLM 0.27 and later, else that of 0.24 and earlier.
+        silent: whether replays are left unanswered.
+    """
+
+    topic_in_replay: bool = True
+    silent: bool = False
+    replay_log: dict[int, bytes] = field(default_factory=dict)
+    lose_once: set[int] = field(default_factory=set)
+    replays: list[int] = field(default_factory=list)
+    next_seq: int = 0
+    events: str = ""
+    replay: str = ""
+    _context: Any = None
+    _pub: Any = None
+    _router: Any = None
+    _tasks: Supervisor = field(default_factory=Supervisor)
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._context = zmq.asyncio.Context()
+        self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._tasks.__aexit__(kind, error, tb)
+        self._context.destroy(linger=0)
+
+    def open(self) -> None:
+        """Bind the sockets; again after `close`, at the same addresses."""
+        self._pub = self._context.socket(zmq.PUB)
+        self._router = self._context.socket(zmq.ROUTER)
+        for socket, address in ((self._pub, self.events), (self._router, self.replay)):
+            socket.linger = 0
+            socket.sndhwm = 0
+            socket.bind(address or "tcp://127.0.0.1:*")
+        self.events = self._pub.last_endpoint.decode()
+        self.replay = self._router.last_endpoint.decode()
+        self._tasks.start(self._serve(self._router), "replay")
+
+    def close(self) -> None:
+        """Go away as an engine that dies."""
+        self._pub.close(0)
+        self._router.close(0)
+
+    def restart(self) -> None:
+        """Die and come back with nothing remembered."""
+        self.close()
+        self.replay_log.clear()
+        self.next_seq = 0
+        self.open()
+
+    async def publish(self, *events: Any, payload: bytes | None = None) -> int:
+        """Send a batch, or a payload of any kind; return its sequence."""
+        seq = self.record(*events, payload=payload)
+        await self.resend(seq)
+        return seq
+
+    def record(self, *events: Any, payload: bytes | None = None) -> int:
+        """Put a batch into the replay log without sending it: a message lost on its way."""
+        seq = self.next_seq
+        self.next_seq += 1
+        self.replay_log[seq] = batch(*events) if payload is None else payload
+        return seq
+
+    async def resend(self, seq: int) -> None:
+        """Send what the replay log holds."""
+        await self.send_frames([b"kv", seq.to_bytes(8, "big"), self.replay_log[seq]])
+
+    async def send_frames(self, frames: list[bytes]) -> None:
+        """Send a message of any shape."""
+        await self._pub.send_multipart(frames)
+
+    async def _serve(self, router: Any) -> None:
+        while not router.closed:
+            try:
+                identity, empty, start = await router.recv_multipart()
+            except zmq.ZMQError:
+                return
+            assert empty == b""
+            first = int.from_bytes(start, "big")
+            self.replays.append(first)
+            if not self.silent:
+                await self._answer(router, identity, first)
+
+    async def _answer(self, router: Any, identity: bytes, first: int) -> None:
+        topic = [b"kv"] if self.topic_in_replay else []
+        for seq, payload in sorted(self.replay_log.items()):
+            if seq in self.lose_once:
+                self.lose_once.discard(seq)
+            elif seq >= first:
+                await router.send_multipart(
+                    [identity, b"", *topic, seq.to_bytes(8, "big"), payload]
+                )
+        end = [b""] if self.topic_in_replay else []
+        await router.send_multipart([identity, b"", *end, END_SEQ, b""])
