@@ -51,11 +51,11 @@ class Indexer:
         self._subscribers: list[Subscriber] = []
         self._fault: str | None = NOT_REACHED
         self._redis_life = ""
+        for source in configured_sources(settings):
+            self._add(source)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Follow all endpoints until `stop` is set."""
-        for source in configured_sources(self._settings):
-            self._add(source)
         admin = self._settings.indexer
         app = admin_app(self.metrics.registry, lambda: self._fault)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -10,8 +11,6 @@ from typing import Any, Self
 import msgpack
 import zmq
 import zmq.asyncio
-
-from kvatlas.common.tasks import Supervisor
 
 END_SEQ = b"\xff" * 8
 
@@ -75,10 +74,9 @@ class FakePublisher:
     _context: Any = None
     _pub: Any = None
     _router: Any = None
-    _tasks: Supervisor = field(default_factory=Supervisor)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
         self._context = zmq.asyncio.Context()
         self.open()
         return self
@@ -89,7 +87,9 @@ class FakePublisher:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        await self._tasks.__aexit__(kind, error, tb)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
 
     def open(self) -> None:
@@ -102,7 +102,7 @@ class FakePublisher:
             socket.bind(address or "tcp://127.0.0.1:*")
         self.events = self._pub.last_endpoint.decode()
         self.replay = self._router.last_endpoint.decode()
-        self._tasks.start(self._serve(self._router), "replay")
+        self._tasks.add(asyncio.create_task(self._serve(self._router)))
 
     def close(self) -> None:
         """Go away as an engine that dies."""
