@@ -1,0 +1,318 @@
+"""Looking chains up in a real Redis: what the script finds is what a full scan finds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from kvatlas.cli.redis_server import running_redis
+from kvatlas.common.errors import ConfigError, IndexUnavailable, WrongEpoch
+from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName, Pool
+from kvatlas.common.keyspace import SCHEMA_KEY, Holder, Shard, shard_of, shards_of
+from kvatlas.indexer.metrics import IndexerMetrics
+from kvatlas.indexer.store import IndexStore, Position, Progress, Target
+from kvatlas.indexer.sweep import sweep_once
+from kvatlas.router.lookup import BlockIndex
+
+MODEL = ModelName("m")
+SHARD = Shard(MODEL, 0)
+GPU = Pool("gpu", 0)
+
+
+def chain_of(length: int, seed: int = 0) -> list[BlockHash]:
+    """Make a chain of random hashes."""
+    source = random.Random(seed)
+    return [BlockHash(source.getrandbits(64)) for _ in range(length)]
+
+
+class Writer:
+    """Write blocks as the indexer does, one epoch per endpoint."""
+
+    def __init__(self, url: str, shards: int = 1) -> None:
+        self.store = IndexStore.connect(url)
+        self.shards = shards
+        self.positions: dict[EndpointName, Position] = {}
+
+    def target(self, name: EndpointName) -> Target:
+        """Find an endpoint's shard."""
+        return Target(name, shard_of(MODEL, name, self.shards))
+
+    async def open(self, name: EndpointName) -> None:
+        """Open an epoch."""
+        epoch = await self.store.open_epoch(self.target(name), None, "start", 1.0)
+        self.positions[name] = Position(epoch, -1)
+
+    async def set(
+        self,
+        name: EndpointName,
+        blocks: list[BlockHash],
+        *,
+        present: bool = True,
+        kind: str = "full_attention",
+        pool: Pool = GPU,
+    ) -> int:
+        """Write blocks as present or absent."""
+        if name not in self.positions:
+            await self.open(name)
+        at, target = self.positions[name], self.target(name)
+        holder = Holder(name, at.epoch, pool, kind)
+        number = await self.store.open_pool(target.shard, holder, {"block_size": 16})
+        changes = [(block, number, present) for block in blocks]
+        changed = await self.store.apply(target, at, Progress(at.seq + 1, 1.0), changes)
+        self.positions[name] = Position(at.epoch, at.seq + 1)
+        return changed
+
+
+@pytest.fixture
+async def writer(redis_url: str) -> AsyncIterator[Writer]:
+    """Give a writer on an empty Redis."""
+    made = Writer(redis_url)
+    yield made
+    await made.store.aclose()
+
+
+@pytest.fixture
+async def index(redis_url: str) -> AsyncIterator[BlockIndex]:
+    """Give a reader."""
+    made = BlockIndex.connect(redis_url)
+    await made.warm()
+    yield made
+    await made.aclose()
+
+
+def named(number: int) -> EndpointName:
+    """Name an endpoint."""
+    return EndpointName(f"10.0.0.{number}:8000")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 17, 64, 640])
+async def test_nested_sets_match_exactly(writer: Writer, index: BlockIndex, length: int) -> None:
+    """Whatever the lengths of the endpoints' prefixes, each is found to the block."""
+    chain = chain_of(length)
+    source = random.Random(length)
+    depths = {named(i): source.randint(0, length) for i in range(12)}
+    for name, depth in depths.items():
+        await writer.set(name, chain[:depth])
+    assert await index.match([SHARD], chain) == {n: d for n, d in depths.items() if d}
+
+
+async def test_a_lookup_reads_few_blocks(writer: Writer, index: BlockIndex, redis_url: str) -> None:
+    """A long chain held by few endpoints costs a few dozen reads."""
+    chain = chain_of(6_400)
+    for start in range(0, 6_400, 800):
+        await writer.set(named(1), chain[start : start + 800])
+    await writer.set(named(2), chain[:777])
+    async with Redis.from_url(redis_url) as client:
+        await client.config_resetstat()
+        assert await index.match([SHARD], chain) == {named(1): 6_400, named(2): 777}
+        reads = (await client.info("commandstats"))["cmdstat_hget"]["calls"]
+    assert reads < 80
+
+
+async def test_the_first_missing_block_ends_a_match(writer: Writer, index: BlockIndex) -> None:
+    """Blocks behind a missing first one do not count."""
+    chain = chain_of(8)
+    await writer.set(named(1), chain[1:])
+    assert await index.match([SHARD], chain) == {}
+    assert await index.match([SHARD], []) == {}
+
+
+async def test_late_joiners_are_no_match(writer: Writer, index: BlockIndex) -> None:
+    """An endpoint that holds only a middle part is not in the match of the others."""
+    chain = chain_of(20)
+    await writer.set(named(1), chain)
+    await writer.set(named(2), chain[5:10])
+    assert await index.match([SHARD], chain) == {named(1): 20}
+
+
+async def test_removed_blocks_shorten_the_match(writer: Writer, index: BlockIndex) -> None:
+    """And removing what is not there changes nothing."""
+    chain = chain_of(10)
+    await writer.set(named(1), chain)
+    await writer.set(named(2), chain)
+    assert await writer.set(named(1), chain[7:], present=False) == 3
+    assert await writer.set(named(1), chain[7:], present=False) == 0
+    assert await index.match([SHARD], chain) == {named(1): 7, named(2): 10}
+
+
+async def test_an_epoch_is_forgotten_in_one_write(writer: Writer, index: BlockIndex) -> None:
+    """Readers that knew the old holders stop believing in them at once."""
+    chain = chain_of(10)
+    await writer.set(named(1), chain)
+    await writer.set(named(2), chain[:4])
+    assert await index.match([SHARD], chain) == {named(1): 10, named(2): 4}
+    await writer.open(named(1))
+    assert await index.match([SHARD], chain) == {named(2): 4}
+    await writer.set(named(1), chain[:2])
+    assert await index.match([SHARD], chain) == {named(1): 2, named(2): 4}
+
+
+async def test_swept_holders_are_reused_without_a_trace(writer: Writer, index: BlockIndex) -> None:
+    """After a sweep the id of a past epoch may stand for another endpoint."""
+    chain = chain_of(10)
+    await writer.set(named(1), chain)
+    await writer.open(named(1))
+    dead = await writer.store.dead_holders(SHARD)
+    assert dead == ["1"]
+    await writer.set(named(2), chain[:1])
+    await sweep_once(writer.store, SHARD, dead, IndexerMetrics())
+    assert await writer.store.dead_holders(SHARD) == []
+    await writer.set(named(3), chain[:2])
+    assert await index.match([SHARD], chain) == {named(2): 1, named(3): 2}
+
+
+async def test_windows_and_foreign_kinds_are_no_match(writer: Writer, index: BlockIndex) -> None:
+    """Only groups that attend to everything make a prefix; a second medium adds to the first."""
+    chain = chain_of(10)
+    await writer.set(named(1), chain, kind="sliding_window", pool=Pool("gpu", 1))
+    await writer.set(named(2), chain[:4])
+    await writer.set(named(2), chain[4:6], pool=Pool("cpu", 0))
+    assert await index.match([SHARD], chain) == {named(2): 6}
+
+
+async def test_shards_are_asked_at_once_and_merged(redis_url: str, index: BlockIndex) -> None:
+    """Endpoints of one model may live in different slots."""
+    writer = Writer(redis_url, shards=3)
+    chain = chain_of(9)
+    for number in range(1, 10):
+        await writer.set(named(number), chain[:number])
+    shards = shards_of(MODEL, 3)
+    assert len({writer.target(named(number)).shard for number in range(1, 10)}) == 3
+    assert await index.match(shards, chain) == {named(i): i for i in range(1, 10)}
+    await writer.store.aclose()
+
+
+async def test_a_write_that_starts_elsewhere_is_refused(writer: Writer, index: BlockIndex) -> None:
+    """Another epoch or sequence than the writer believed: nothing is written."""
+    chain = chain_of(4)
+    await writer.set(named(1), chain[:1])
+    at, target = writer.positions[named(1)], writer.target(named(1))
+    for wrong in (Position(at.epoch, at.seq - 1), Position(Epoch(at.epoch + 1), at.seq)):
+        with pytest.raises(WrongEpoch):
+            await writer.store.apply(target, wrong, Progress(9, 1.0), [(chain[1], 1, True)])  # type: ignore[list-item]
+    with pytest.raises(WrongEpoch):
+        await writer.store.open_epoch(target, Epoch(at.epoch + 1), "start", 1.0)
+    with pytest.raises(WrongEpoch):
+        holder = Holder(named(1), Epoch(at.epoch + 1), GPU, "full_attention")
+        await writer.store.open_pool(SHARD, holder, {})
+    assert await index.match([SHARD], chain) == {named(1): 1}
+    assert await writer.store.position(target) == at
+
+
+async def test_what_is_in_redis_can_be_read_by_people(writer: Writer, redis_url: str) -> None:
+    """Keys and values are text: names, epochs, ids."""
+    await writer.set(named(1), [BlockHash(0x3FA291BC00AA17DE)])
+    await writer.set(named(2), [BlockHash(0x3FA291BC00AA17DE)])
+    async with Redis.from_url(redis_url, decode_responses=True) as client:
+        assert await client.hget("kvatlas:{m/0}:b:3fa2", "91bc00aa17de") == "1 2"
+        text = "endpoint=10.0.0.2:8000 epoch=1 medium=gpu group=0 kind=full_attention"
+        assert await client.hget("kvatlas:{m/0}:holders", "2") == text
+        state = await client.hgetall("kvatlas:{m/0}:endpoint:10.0.0.2:8000")
+        assert await client.smembers("kvatlas:{m/0}:endpoints") == {named(1), named(2)}
+    assert (state["epoch"], state["seq"], state["blocks"]) == ("1", "0", "1")
+
+
+async def test_holders_stay_in_order(writer: Writer, redis_url: str) -> None:
+    """However they come and go, equal sets are equal values."""
+    block = chain_of(1)
+    source = random.Random(7)
+    names = [named(i) for i in range(1, 14)]
+    for name in names:
+        await writer.set(name, [])
+    held: set[int] = set()
+    async with Redis.from_url(redis_url, decode_responses=True) as client:
+        for _ in range(60):
+            number = source.randint(1, 13)
+            held ^= {number}
+            await writer.set(names[number - 1], block, present=number in held)
+            key, field = SHARD.entry(block[0])
+            value = await client.hget(key, field)
+            assert value == (" ".join(map(str, sorted(held))) or None)
+
+
+async def test_foreign_things_are_an_unavailable_index(
+    writer: Writer, index: BlockIndex, redis_url: str
+) -> None:
+    """A wrong type or a value that is no list of ids is a reason, not a crash."""
+    chain = chain_of(2)
+    await writer.set(named(1), chain)
+    key, field = SHARD.entry(chain[0])
+    async with Redis.from_url(redis_url) as client:
+        await client.hset(key, field, "spam")
+        with pytest.raises(IndexUnavailable, match="foreign_entry"):
+            await index.match([SHARD], chain)
+        await client.delete(key)
+        await client.set(key, "spam")
+        with pytest.raises(IndexUnavailable, match="wrongtype"):
+            await index.match([SHARD], chain)
+        await client.delete(key)
+        await client.hset(SHARD.holders, "spam", "spam")
+        await client.hset(SHARD.holders, "version", "other")
+        assert await index.match([SHARD], chain) == {}
+
+
+async def test_another_schema_is_refused(writer: Writer, redis_url: str) -> None:
+    """An index written by another version is not touched."""
+    async with Redis.from_url(redis_url) as client:
+        await client.set(SCHEMA_KEY, "0")
+    with pytest.raises(ConfigError, match="schema"):
+        await writer.store.prepare({MODEL: 1})
+
+
+async def test_scripts_that_redis_forgot_are_loaded_again(
+    writer: Writer, index: BlockIndex, redis_url: str
+) -> None:
+    """SCRIPT FLUSH costs one more round."""
+    chain = chain_of(3)
+    await writer.set(named(1), chain[:1])
+    async with Redis.from_url(redis_url) as client:
+        await client.script_flush()
+    assert await index.match([SHARD], chain) == {named(1): 1}
+    await writer.set(named(1), chain)
+    assert await index.match([SHARD], chain) == {named(1): 3}
+
+
+async def test_many_lookups_at_once_do_not_mix(writer: Writer, index: BlockIndex) -> None:
+    """Each gets its own answer, cancelled ones harm nobody."""
+    chains = [chain_of(30, seed) for seed in range(20)]
+    for seed, chain in enumerate(chains):
+        await writer.set(named(1), chain[: seed + 1])
+    tasks = [asyncio.create_task(index.match([SHARD], chain)) for chain in chains]
+    for task in tasks[::3]:
+        task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    for seed, answer in enumerate(answers):
+        if seed % 3:
+            assert answer == {named(1): seed + 1} or isinstance(answer, IndexUnavailable)
+    assert await index.match([SHARD], chains[5]) == {named(1): 6}
+
+
+async def test_no_redis_is_a_reason() -> None:
+    """Nothing listens: the lookup says so at once."""
+    index = BlockIndex.connect("redis://127.0.0.1:1/0")
+    with pytest.raises(IndexUnavailable, match="connection"):
+        await index.match([SHARD], chain_of(1))
+    await index.aclose()
+
+
+async def test_a_frozen_redis_is_a_timeout() -> None:
+    """A server that was stopped in its tracks does not hold a request up."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kva-") as folder,
+        running_redis(Path(folder)) as server,
+    ):
+        index = BlockIndex.connect(server.url)
+        await index.warm()
+        os.kill(server.pid, signal.SIGSTOP)
+        with pytest.raises(IndexUnavailable, match="timeout"):
+            await index.match([SHARD], chain_of(1))
+        os.kill(server.pid, signal.SIGCONT)
+        await index.aclose()

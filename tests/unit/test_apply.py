@@ -1,0 +1,171 @@
+"""Counting copies: what an endpoint holds, by its own word."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvatlas.common import limits
+from kvatlas.common.block_hash import chain, root_hash
+from kvatlas.common.ids import BlockHash, EngineHash, ModelName, Pool
+from kvatlas.indexer.apply import Delta, EndpointCache
+from kvatlas.indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+
+MODEL = ModelName("m")
+GPU, CPU, WINDOW = Pool("gpu", 0), Pool("cpu", 0), Pool("gpu", 1)
+TOKENS = list(range(8))
+FIRST, SECOND = chain(root_hash(MODEL, 4), TOKENS, 4)
+
+
+def stored(*hashes: int, tokens: list[int] | None = None, pool: Pool = GPU, parent: int | None = None,
+           lora: str | None = None, kind: str = "full_attention") -> BlockStored:  # fmt: skip
+    """Write a store; tokens default to as many of TOKENS as there are hashes."""
+    token_ids = TOKENS[: 4 * len(hashes)] if tokens is None else tokens
+    return BlockStored(
+        pool,
+        [EngineHash(value) for value in hashes],
+        None if parent is None else EngineHash(parent),
+        token_ids,
+        4 if token_ids else 0,
+        lora,
+        [],
+        kind,
+    )
+
+
+def removed(*hashes: int, pool: Pool = GPU) -> BlockRemoved:
+    """Write a removal."""
+    return BlockRemoved(pool, [EngineHash(value) for value in hashes])
+
+
+def apply(cache: EndpointCache, *events: Event) -> Delta:
+    """Apply one batch."""
+    return cache.apply(Batch(1.0, events, 0))
+
+
+@pytest.fixture
+def cache() -> EndpointCache:
+    """Give an empty cache."""
+    return EndpointCache(MODEL)
+
+
+def present(cache: EndpointCache) -> set[tuple[Pool, BlockHash]]:
+    """List what is present."""
+    return set(cache.entries())
+
+
+def test_a_store_makes_blocks_present(cache: EndpointCache) -> None:
+    """Under the hashes of their tokens."""
+    delta = apply(cache, stored(1, 2))
+    assert delta.present == {(GPU, FIRST): True, (GPU, SECOND): True}
+    assert present(cache) == set(delta.present)
+    assert cache.block_size == 4
+    assert cache.kinds == {GPU: "full_attention"}
+
+
+def test_copies_are_counted(cache: EndpointCache) -> None:
+    """Only the last copy's removal is a transition."""
+    assert apply(cache, stored(1), stored(1)).present == {(GPU, FIRST): True}
+    assert apply(cache, removed(1)).present == {}
+    assert apply(cache, removed(1)).present == {(GPU, FIRST): False}
+    assert apply(cache, removed(1)).unknown_removed == 1
+    assert present(cache) == set()
+
+
+def test_a_batch_tells_how_it_ended(cache: EndpointCache) -> None:
+    """Stored and removed in one batch is absent, removed and stored is present."""
+    assert apply(cache, stored(1), removed(1)).present == {(GPU, FIRST): False}
+    apply(cache, stored(1))
+    assert apply(cache, removed(1), stored(1)).present == {(GPU, FIRST): True}
+
+
+def test_pools_are_counted_apart(cache: EndpointCache) -> None:
+    """A block may be in two media; it is known as long as it is in one."""
+    apply(cache, stored(1), stored(1, pool=CPU))
+    assert apply(cache, removed(1)).present == {(GPU, FIRST): False}
+    assert present(cache) == {(CPU, FIRST)}
+
+
+def test_children_are_placed_behind_their_parents(cache: EndpointCache) -> None:
+    """By the engine's hash of the parent."""
+    apply(cache, stored(1))
+    assert apply(cache, stored(2, tokens=TOKENS[4:], parent=1)).present == {(GPU, SECOND): True}
+
+
+def test_an_orphan_is_counted_and_placed_when_its_parent_is_known(cache: EndpointCache) -> None:
+    """A block whose parent is unknown becomes present when a later event explains it."""
+    delta = apply(cache, stored(2, tokens=TOKENS[4:], parent=1))
+    assert (delta.orphans, delta.present) == (1, {})
+    assert present(cache) == set()
+    assert apply(cache, stored(1, 2)).present == {(GPU, FIRST): True, (GPU, SECOND): True}
+    assert apply(cache, removed(2)).present == {}
+    assert apply(cache, removed(2)).present == {(GPU, SECOND): False}
+
+
+def test_an_orphans_removal_is_no_transition(cache: EndpointCache) -> None:
+    """What was never present cannot leave."""
+    apply(cache, stored(2, tokens=TOKENS[4:], parent=1))
+    assert apply(cache, removed(2)) == Delta()
+
+
+def test_adapters_have_chains_of_their_own(cache: EndpointCache) -> None:
+    """The same tokens under an adapter are other blocks."""
+    apply(cache, stored(1), stored(9, tokens=TOKENS[:4], lora="ad1"))
+    assert present(cache) == {
+        (GPU, FIRST),
+        (GPU, chain(root_hash(MODEL, 4, "ad1"), TOKENS[:4], 4)[0]),
+    }
+
+
+def test_a_window_group_is_explained_by_a_later_event_of_its_batch(cache: EndpointCache) -> None:
+    """Its hashes name fewer blocks than its tokens make."""
+    window = stored(2, tokens=TOKENS, pool=WINDOW, kind="sliding_window")
+    apply(cache, window, stored(1, 2))
+    assert present(cache) == {(GPU, FIRST), (GPU, SECOND), (WINDOW, SECOND)}
+    assert cache.kinds[WINDOW] == "sliding_window"
+
+
+def test_placeholders_are_placed_by_what_was_learned(cache: EndpointCache) -> None:
+    """An offload tier names blocks by hash alone."""
+    apply(cache, stored(1))
+    assert apply(cache, stored(1, tokens=[], pool=CPU)).present == {(CPU, FIRST): True}
+
+
+def test_a_clear_comes_before_what_follows_it(cache: EndpointCache) -> None:
+    """Everything of before is gone, what the same batch stores after it is there."""
+    apply(cache, stored(1, 2))
+    delta = apply(cache, stored(7, tokens=[7] * 4), AllBlocksCleared(), stored(1))
+    assert delta.cleared
+    assert delta.present == {(GPU, FIRST): True}
+    assert present(cache) == {(GPU, FIRST)}
+
+
+def test_a_doubt_keeps_the_map(cache: EndpointCache) -> None:
+    """Presence and counts are forgotten, which hash is which block is not."""
+    apply(cache, stored(1), stored(1))
+    cache.forget()
+    assert present(cache) == set()
+    assert cache.counts() == {}
+    apply(cache, stored(2, tokens=TOKENS[4:], parent=1))
+    assert present(cache) == {(GPU, SECOND)}
+    assert apply(cache, removed(1)).unknown_removed == 1
+
+
+def test_what_has_been_absent_the_longest_is_forgotten(
+    cache: EndpointCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The map is bounded; present blocks never leave it."""
+    monkeypatch.setattr(limits, "FORGOTTEN_HASHES_MAX", 2)
+    for number in range(10):
+        apply(cache, stored(number, tokens=[number] * 4))
+    assert len(present(cache)) == 10
+    apply(cache, *(removed(number) for number in range(10)))
+    assert set(cache._known) == {8, 9}
+
+
+def test_liars_are_bounded(cache: EndpointCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks and pools beyond the bounds are counted and left out."""
+    monkeypatch.setattr(limits, "PRESENT_HASHES_MAX", 1)
+    assert apply(cache, stored(1, 2)).over_limit == 1
+    monkeypatch.setattr(limits, "POOLS_PER_ENDPOINT_MAX", 1)
+    assert apply(cache, stored(1, pool=CPU)).over_limit == 1
+    assert present(cache) == {(GPU, FIRST)}
