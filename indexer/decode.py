@@ -1,6 +1,6 @@
 """Read a message's payload: bytes become a Batch, or a MalformedBatch is raised. Pure.
 
-Engines differ by version (facts in docs/EVENTS.md): events are arrays with the tag first or maps
+Engines differ by version (docs/EVENTS.md): events are arrays with the tag first or maps
 with a `type`, block hashes integers or bytes, batches arrays or maps, and all of them grow new
 fields. What is not known is ignored, what is known must be right: a wrong type in a known field
 spoils the whole batch, since to skip an event is to believe in blocks that are gone.
