@@ -106,5 +106,14 @@ HEARTBEAT_TIMEOUT_S: Final = 3.0
 RECONNECT_S: Final = 0.1
 RECONNECT_MAX_S: Final = 2.0
 
+# --- the simulated engine ---------------------------------------------------------------------
+ENGINE_EVENTS_QUEUED_MAX: Final = 100_000
+"""Batches that wait for one slow subscriber; vLLM's own default."""
+ENGINE_CHOICES_MAX: Final = 128
+"""Answers to one prompt (`n`)."""
+ENGINE_STOP_WORDS_MAX: Final = 16
+ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
+"""Longest answer to a chat that names no limit; vLLM would fill its context."""
+
 # --- labels and logs --------------------------------------------------------------------------
 LOG_LINE_CHARS_MAX: Final = 8_192

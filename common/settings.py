@@ -184,15 +184,20 @@ class EngineSettings(_Section):
 
     Attributes:
         model: name of one of `models`; the first one when left out.
-        events: ZMQ address to publish on (`tcp://*:5557` binds), or None for no events.
-        replay: ZMQ address to serve replays on.
+        events: ZMQ address to publish on, or None for no events. The engine always binds it:
+            `tcp://*:5557` is every interface, `tcp://127.0.0.1:5557` loopback, port 0 any port.
+        replay: ZMQ address to serve replays on, alike.
+        event_format: "map" as vLLM writes events since 0.24, "array" as it did up to 0.20.
         num_blocks: blocks in the cache, one of them the null block.
         prefill_tokens_per_s: uncached prompt tokens computed per second.
         decode_step_ms: time of one decode step with one sequence.
         decode_step_ms_per_seq: what each further sequence adds to a step.
+        max_model_len: tokens of prompt and answer together; lowered to what the cache holds.
         max_num_seqs: sequences that run at once; more wait.
         max_num_batched_tokens: tokens computed in one step at most.
         time_scale: model seconds per real second; above 1 everything is faster.
+        replay_batches: batches kept for replays.
+        dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
     """
 
     host: str = "127.0.0.1"
@@ -201,6 +206,7 @@ class EngineSettings(_Section):
     events: str | None = "tcp://*:5557"
     replay: str | None = "tcp://*:5558"
     topic: str = ""
+    event_format: Literal["map", "array"] = "map"
     num_blocks: Annotated[int, Field(ge=2, le=10_000_000)] = 4_096
     block_size: Annotated[int, Field(ge=1, le=limits.BLOCK_SIZE_MAX)] = 16
     max_model_len: Annotated[int, Field(ge=1)] = 32_768

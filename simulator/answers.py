@@ -1,0 +1,158 @@
+"""Answers in vLLM's JSON: whole ones, chunks of a stream, usage and errors. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvatlas.simulator.generation import Answer
+
+Json = dict[str, Any]
+
+DONE = b"data: [DONE]\n\n"
+
+_ERROR_TYPES = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    405: "MethodNotAllowed",
+    408: "RequestTimeout",
+    413: "RequestEntityTooLarge",
+    415: "UnsupportedMediaType",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer to one prompt.
+
+    Attributes:
+        index: its number in the request, over all prompts.
+        prompt: token ids of its prompt.
+        cached_tokens: how many of them were found in the cache.
+        sent: tokens generated so far.
+    """
+
+    index: int
+    prompt: Sequence[int]
+    answer: Answer
+    cached_tokens: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What all parts of an answer have in common."""
+
+    id: str
+    created: int
+    model: str
+    chat: bool
+    token_ids: bool
+
+    def whole(self, choices: Sequence[Choice], samples_per_prompt: int) -> Json:
+        """Write the answer to a request that is not streamed."""
+        answer: Json = {
+            "id": self.id,
+            "object": "chat.completion" if self.chat else "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._whole_choice(choice) for choice in choices],
+            "usage": usage(choices, samples_per_prompt),
+            "kv_transfer_params": None,
+        }
+        if self.chat:
+            answer["prompt_logprobs"] = None
+            answer["prompt_token_ids"] = list(choices[0].prompt) if self.token_ids else None
+        return answer
+
+    def first_chunk(self, choice: Choice) -> Json:
+        """Write the chunk of a chat that names the role; it goes out with the first token."""
+        entry = {**_choice(choice.index), "delta": {"role": "assistant", "content": ""}}
+        chunk = self._chunk([entry])
+        chunk["prompt_token_ids"] = list(choice.prompt) if self.token_ids else None
+        return chunk
+
+    def token_chunk(self, choice: Choice) -> Json:
+        """Write the chunk of the token that was generated last."""
+        text = choice.answer.texts[choice.sent - 1]
+        entry = _choice(choice.index)
+        entry |= {"delta": {"content": text}} if self.chat else {"text": text}
+        if self.token_ids:
+            entry["token_ids"] = [choice.answer.tokens[choice.sent - 1]]
+            if not self.chat and choice.sent == 1:
+                entry["prompt_token_ids"] = list(choice.prompt)
+        if choice.sent == len(choice.answer.tokens):
+            entry |= _ending(choice.answer)
+        return self._chunk([entry])
+
+    def usage_chunk(self, choices: Sequence[Choice], samples_per_prompt: int) -> Json:
+        """Write the last chunk of a stream whose client asked for the usage."""
+        return {**self._chunk([]), "usage": usage(choices, samples_per_prompt)}
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk" if self.chat else "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+    def _whole_choice(self, choice: Choice) -> Json:
+        text = "".join(choice.answer.texts)
+        entry = {**_choice(choice.index), **_ending(choice.answer)}
+        if self.chat:
+            entry["message"] = {"role": "assistant", "content": text, "tool_calls": []}
+        else:
+            entry["text"] = text
+            entry["prompt_token_ids"] = list(choice.prompt) if self.token_ids else None
+        entry["token_ids"] = list(choice.answer.tokens) if self.token_ids else None
+        return entry
+
+
+def usage(choices: Sequence[Choice], samples_per_prompt: int) -> Json:
+    """Count tokens; prompts once each, however many answers they get."""
+    prompts = choices[::samples_per_prompt]
+    prompt_tokens = sum(len(choice.prompt) for choice in prompts)
+    completion_tokens = sum(choice.sent for choice in choices)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "completion_tokens": completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(choice.cached_tokens for choice in prompts)},
+    }
+
+
+def error(status: int, message: str, param: str | None) -> Json:
+    """Write an error."""
+    kind = _ERROR_TYPES.get(status, "InternalServerError")
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+def model_list(model: str, root: str, max_model_len: int, created: int) -> Json:
+    """Write the answer of /v1/models."""
+    card = {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "vllm",
+        "root": root,
+        "parent": None,
+        "max_model_len": max_model_len,
+        "permission": [],
+    }
+    return {"object": "list", "data": [card]}
+
+
+def server_sent(parts: Iterable[bytes]) -> bytes:
+    """Write parts of a stream as server-sent events."""
+    return b"".join(b"data: " + part + b"\n\n" for part in parts)
+
+
+def _choice(index: int) -> Json:
+    return {"index": index, "logprobs": None, "finish_reason": None}
+
+
+def _ending(answer: Answer) -> Json:
+    return {"finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason}
