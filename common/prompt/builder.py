@@ -1,0 +1,154 @@
+"""One model's way from a request body to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kvatlas.common.errors import ConfigError, PromptUnavailable
+from kvatlas.common.prompt.chat import ChatRenderer
+from kvatlas.common.prompt.completion import read_completion
+from kvatlas.common.prompt.corpus import CORPUS
+from kvatlas.common.prompt.fetch import tokenizer_folder
+from kvatlas.common.prompt.fields import Body
+from kvatlas.common.prompt.folder import ModelFolder
+from kvatlas.common.prompt.reasons import unavailable
+from kvatlas.common.prompt.rendered import Prompt, Rendered
+from kvatlas.common.prompt.tokenizer import Tokenizer, TokenizerKind
+from kvatlas.common.settings import ModelSettings
+
+CHAT_PATH: Final = "/v1/chat/completions"
+COMPLETIONS_PATH: Final = "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBuilder:
+    """Turn request bodies of one model into the token ids that its engines will see.
+
+    Thread-safe; `prepare` is quick, `tokenize` may be given to a thread. Nothing but
+    InvalidRequest and PromptUnavailable leaves them, whatever the body holds.
+    """
+
+    _tokenizer: Tokenizer
+    _chat: ChatRenderer
+    _has_own_renderer: bool
+    _max_model_len: int | None
+    _id_max: int
+    _eos: str | None
+
+    @classmethod
+    def load(cls, model: ModelSettings) -> PromptBuilder:
+        """Load a model's tokenizer and templates.
+
+        Args:
+            model: its `tokenizer` is a folder, or a hub id that is fetched if it is not cached.
+
+        Raises:
+            ConfigError: they cannot be had, or read.
+        """
+        try:
+            files = ModelFolder.read(tokenizer_folder(model.tokenizer, model.revision))
+            templates = files.compiled(model.chat_template)
+            where = str(Path(model.tokenizer, "tokenizer.json"))
+            tokenizer = Tokenizer.from_json(files.tokenizer_json, where)
+        except ConfigError as error:
+            raise ConfigError([f"models.{model.name}: {fault}" for fault in error.faults]) from None
+        chat = ChatRenderer(
+            templates=templates,
+            special_tokens=files.special_tokens,
+            content_format=None if model.content_format == "auto" else model.content_format,
+            max_model_len=model.max_model_len,
+        )
+        return cls(
+            _tokenizer=tokenizer,
+            _chat=chat,
+            _has_own_renderer=files.has_own_renderer and model.chat_template is None,
+            _max_model_len=model.max_model_len,
+            _id_max=max(tokenizer.vocab_size, files.vocab_size) - 1,
+            _eos=files.special_tokens.get("eos_token"),
+        )
+
+    @property
+    def tokenizer_kind(self) -> TokenizerKind:
+        """Name the library that tokenizes."""
+        return self._tokenizer.kind
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Give the id that ends a generation, if the model names one."""
+        return None if self._eos is None else self._tokenizer.id_of(self._eos)
+
+    @property
+    def vocab_size(self) -> int:
+        """Count the ids that the tokenizer can give."""
+        return self._tokenizer.vocab_size
+
+    def prepare(self, path: str, body: Body) -> Rendered:
+        """Render a request.
+
+        Args:
+            path: "/v1/chat/completions" or "/v1/completions".
+            body: the request's JSON.
+
+        Raises:
+            InvalidRequest: a field that is read here has a plainly wrong type.
+            PromptUnavailable: route by load; `reason` is one of `REASONS`.
+        """
+        try:
+            if path == COMPLETIONS_PATH:
+                return read_completion(body, id_max=self._id_max, max_model_len=self._max_model_len)
+            rendered = self._chat.render(body)
+        except RecursionError:
+            # Nested deeper than Python follows; the engine's own parser gives up as well.
+            raise PromptUnavailable("refused") from None
+        if self._has_own_renderer:
+            unavailable("own_renderer")
+        return rendered
+
+    def tokenize(self, rendered: Rendered) -> Prompt:
+        """Tokenize what `prepare` gave.
+
+        Raises:
+            PromptUnavailable: the tokenizer failed, or the engine would find it too long.
+        """
+        sequences: Sequence[Sequence[int]] = rendered.token_ids
+        if rendered.texts:
+            sequences = self._tokenizer.encode(
+                rendered.texts, add_special_tokens=rendered.add_special_tokens
+            )
+        if rendered.truncate_to is not None:
+            sequences = [
+                self._tokenizer.truncated(
+                    list(ids),
+                    rendered.truncate_to,
+                    rendered.truncation_side,
+                    has_special_tokens=rendered.add_special_tokens and bool(rendered.texts),
+                )
+                for ids in sequences
+            ]
+        longest = max(map(len, sequences), default=0)
+        if self._max_model_len is not None and longest > self._max_model_len:
+            unavailable("refused")
+        return Prompt(tuple(sequences), rendered.cache_salt)
+
+    def warm(self) -> None:
+        """Encode something: a tokenizer's first encode takes up to 150 ms."""
+        self._tokenizer.encode(CORPUS, add_special_tokens=True)
+
+    def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Tokenize a text.
+
+        Raises:
+            PromptUnavailable: the tokenizer failed.
+        """
+        return self._tokenizer.encode([text], add_special_tokens=add_special_tokens)[0]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Write token ids as text, without special tokens.
+
+        Raises:
+            PromptUnavailable: the tokenizer failed, as for ids that are none.
+        """
+        return self._tokenizer.decode(token_ids)

@@ -1,0 +1,129 @@
+"""Chat templates: Jinja in a sandbox with what Hugging Face's templates rely on, compiled once.
+
+Deliberately absent: templates from request bodies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import Template as JinjaTemplate
+from jinja2 import TemplateError, meta, nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from kvatlas.common.errors import ConfigError, PromptUnavailable
+from kvatlas.common.prompt.content_format import content_format_of
+from kvatlas.common.prompt.messages import ContentFormat
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks what a model wrote, for training; here it only has a body."""
+
+    tags = {"generation"}  # noqa: RUF012 - the class variable that jinja2 reads
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Read up to the end tag and stand for what is between."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - templates may give it by position
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002 - alike
+) -> str:
+    """Write JSON the way templates expect it: no escapes for HTML or for other scripts."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    # The engine prints its own local time; near midnight the two may differ.
+    return datetime.now().strftime(form)  # noqa: DTZ005
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
+        autoescape=False,
+        extensions=[_GenerationTag, LoopControlExtension],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A compiled template and what its source says about itself. Rendering is thread-safe.
+
+    Attributes:
+        variables: names that it reads without setting them.
+        content_format: what it wants contents to be.
+        knows_developer: whether it handles the role "developer".
+    """
+
+    variables: frozenset[str]
+    content_format: ContentFormat
+    knows_developer: bool
+    _render: Callable[..., str]
+
+    @classmethod
+    def compile(cls, source: str, where: str) -> ChatTemplate:
+        """Compile a template.
+
+        Args:
+            source: Jinja.
+            where: the setting or file that it comes from, for the error.
+
+        Raises:
+            ConfigError: it is not Jinja.
+        """
+        environment = _environment()
+        try:
+            tree = environment.parse(source)
+            template: JinjaTemplate = environment.from_string(source)
+        except (TemplateError, RecursionError) as error:
+            line = getattr(error, "lineno", None)
+            at = f" in line {line}" if line else ""
+            raise ConfigError([f"{where}: is not a Jinja template{at}"]) from None
+        return cls(
+            variables=frozenset(meta.find_undeclared_variables(tree)),
+            content_format=content_format_of(tree),
+            knows_developer="'developer'" in source or '"developer"' in source,
+            _render=template.render,
+        )
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """Render.
+
+        Raises:
+            PromptUnavailable: the template refused or failed; the engine's own will, too.
+        """
+        try:
+            return self._render(**variables)
+        except PromptUnavailable:
+            raise
+        except Exception as error:  # a template may raise whatever Python can
+            raise PromptUnavailable("template_error") from error
