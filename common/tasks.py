@@ -42,18 +42,15 @@ class Supervisor:
 
         An exception in it is raised from the supervisor's context, after all else is cancelled.
         """
-        task = self._group.create_task(_named(work, name), name=name)
+        task = self._group.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
 
-
-async def _named(work: Coroutine[Any, Any, Any], name: str) -> Any:
-    try:
-        return await work
-    except Exception as error:
-        _LOG.error("task.died", task=name, error=type(error).__name__)
-        raise
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("task.died", task=task.get_name(), error=type(error).__name__)
 
 
 def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:

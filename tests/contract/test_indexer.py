@@ -145,14 +145,16 @@ async def test_what_was_sent_before_the_start_is_replayed(redis_url: str) -> Non
 @pytest.mark.parametrize("topic", [True, False])
 async def test_a_gap_is_replayed(redis_url: str, topic: bool) -> None:  # noqa: FBT001 - a case
     """A message lost on its way is asked for, in the reply forms of old and new engines."""
-    async with FakePublisher(topic_in_replay=topic) as publisher:
-        async with running(publisher, redis_url) as fleet:
-            await fleet.live()
-            await publisher.publish(stored([11], TOKENS[:4]))
-            publisher.record(stored([12], TOKENS[4:8], parent=11))
-            await publisher.publish(stored([13], TOKENS[8:12], parent=12))
-            await fleet.expect(3)
-            assert fleet.epochs("gap") == fleet.epochs("lost") == 0
+    async with (
+        FakePublisher(topic_in_replay=topic) as publisher,
+        running(publisher, redis_url) as fleet,
+    ):
+        await fleet.live()
+        await publisher.publish(stored([11], TOKENS[:4]))
+        publisher.record(stored([12], TOKENS[4:8], parent=11))
+        await publisher.publish(stored([13], TOKENS[8:12], parent=12))
+        await fleet.expect(3)
+        assert fleet.epochs("gap") == fleet.epochs("lost") == 0
 
 
 async def test_a_hole_in_a_replay_is_asked_for_again(fleet: Fleet) -> None:
@@ -198,7 +200,7 @@ async def test_a_restart_is_noticed(fleet: Fleet) -> None:
     """After a restart only what the new life stores is there."""
     await fleet.publisher.publish(stored([11, 12], TOKENS[:8]))
     await fleet.expect(2)
-    fleet.publisher.restart()
+    await fleet.publisher.restart()
     fleet.publisher.record(stored([31], [1, 2, 3, 4]))
     await fleet.expect(1, [1, 2, 3, 4])
     await fleet.expect(0)
@@ -209,7 +211,7 @@ async def test_a_restart_that_ran_ahead_is_noticed(fleet: Fleet) -> None:
     """A new life whose sequence is beyond the old one's looks like a gap and is none."""
     await fleet.publisher.publish(stored([11, 12], TOKENS[:8]))
     await fleet.expect(2)
-    fleet.publisher.restart()
+    await fleet.publisher.restart()
     for number in range(5):
         fleet.publisher.record(stored([40 + number], [number] * 4))
     await fleet.expect(1, [4] * 4)
@@ -221,7 +223,7 @@ async def test_a_reconnect_alone_forgets_nothing(fleet: Fleet) -> None:
     await fleet.publisher.publish(stored([11, 12], TOKENS[:8]))
     await fleet.expect(2)
     fleet.publisher.close()
-    fleet.publisher.open()
+    await fleet.publisher.open()
     fleet.publisher.record(stored([13], TOKENS[8:12], parent=12))
     await fleet.expect(3)
     assert fleet.epochs("restart") == fleet.epochs("reconnect") == 0
@@ -260,25 +262,26 @@ async def test_frames_of_a_wrong_shape_are_a_doubt(fleet: Fleet) -> None:
 
 async def test_without_replay_a_gap_ends_the_epoch(redis_url: str) -> None:
     """An endpoint without a replay socket forgets at a gap and goes on."""
-    async with FakePublisher() as publisher:
-        async with running(publisher, redis_url, replay=False) as fleet:
-            await fleet.live()
-            await asyncio.sleep(0.2)  # the subscription takes effect
-            await publisher.publish(stored([11], TOKENS[:4]))
-            await fleet.expect(1)
-            publisher.record(removed(11))
-            await publisher.publish(stored([61], [1, 2, 3, 4]))
-            await fleet.expect(1, [1, 2, 3, 4])
-            assert await fleet.match() == 0
+    async with (
+        FakePublisher() as publisher,
+        running(publisher, redis_url, replay=False) as fleet,
+    ):
+        await fleet.live()
+        await asyncio.sleep(0.2)  # the subscription takes effect
+        await publisher.publish(stored([11], TOKENS[:4]))
+        await fleet.expect(1)
+        publisher.record(removed(11))
+        await publisher.publish(stored([61], [1, 2, 3, 4]))
+        await fleet.expect(1, [1, 2, 3, 4])
+        assert await fleet.match() == 0
 
 
 async def test_a_replay_socket_that_is_silent_does_not_stop_live_events(redis_url: str) -> None:
     """Live events alone serve on when replays get no answer."""
-    async with FakePublisher(silent=True) as publisher:
-        async with running(publisher, redis_url) as fleet:
-            await eventually(lambda: len(publisher.replays) > 0, "a replay")
-            await publisher.publish(stored([11], TOKENS[:4]))
-            await fleet.expect(1)
+    async with FakePublisher(silent=True) as publisher, running(publisher, redis_url) as fleet:
+        await eventually(lambda: len(publisher.replays) > 0, "a replay")
+        await publisher.publish(stored([11], TOKENS[:4]))
+        await fleet.expect(1)
 
 
 async def test_an_empty_redis_is_filled_from_memory(fleet: Fleet, redis_url: str) -> None:

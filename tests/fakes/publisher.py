@@ -78,7 +78,7 @@ class FakePublisher:
 
     async def __aenter__(self) -> Self:
         self._context = zmq.asyncio.Context()
-        self.open()
+        await self.open()
         return self
 
     async def __aexit__(
@@ -92,14 +92,14 @@ class FakePublisher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Bind the sockets; again after `close`, at the same addresses."""
         self._pub = self._context.socket(zmq.PUB)
         self._router = self._context.socket(zmq.ROUTER)
         for socket, address in ((self._pub, self.events), (self._router, self.replay)):
             socket.linger = 0
             socket.sndhwm = 0
-            socket.bind(address or "tcp://127.0.0.1:*")
+            await _bind(socket, address or "tcp://127.0.0.1:*")
         self.events = self._pub.last_endpoint.decode()
         self.replay = self._router.last_endpoint.decode()
         self._tasks.add(asyncio.create_task(self._serve(self._router)))
@@ -109,12 +109,12 @@ class FakePublisher:
         self._pub.close(0)
         self._router.close(0)
 
-    def restart(self) -> None:
+    async def restart(self) -> None:
         """Die and come back with nothing remembered."""
         self.close()
         self.replay_log.clear()
         self.next_seq = 0
-        self.open()
+        await self.open()
 
     async def publish(self, *events: Any, payload: bytes | None = None) -> int:
         """Send a batch, or a payload of any kind; return its sequence."""
@@ -160,3 +160,15 @@ class FakePublisher:
                 )
         end = [b""] if self.topic_in_replay else []
         await router.send_multipart([identity, b"", *end, END_SEQ, b""])
+
+
+async def _bind(socket: Any, address: str) -> None:
+    """Bind, waiting for ZMQ's own thread to give the address back."""
+    for _ in range(100):
+        try:
+            socket.bind(address)
+        except zmq.ZMQError:
+            await asyncio.sleep(0.02)
+        else:
+            return
+    raise AssertionError(address)
