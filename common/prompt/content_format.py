@@ -8,7 +8,6 @@ Source: vLLM 0.32, which decides the same way.
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import assert_never
 
 from jinja2 import nodes
 
@@ -62,32 +61,25 @@ def _bindings(tree: nodes.Template, names: _Names) -> list[tuple[str, _Kind]]:
 
 def _kind(node: nodes.Node | None, names: _Names) -> _Kind | None:
     """Tell what an expression gives; filters and slices of a list are a list of the same."""
-    match node:
-        case nodes.Name():
-            return names.get(node.name)
-        case nodes.Filter() | nodes.Getitem(arg=nodes.Slice()):
-            return _kind(node.node, names)
-        case nodes.CondExpr():
-            return _kind(node.expr1, names) or _kind(node.expr2, names)
-        case nodes.Add() | nodes.Or():
-            return _kind(node.left, names) or _kind(node.right, names)
-        case nodes.Getattr():
-            return _element(_kind(node.node, names), node.attr)
-        case nodes.Getitem(arg=nodes.Const(value=key)):
-            return _element(_kind(node.node, names), key)
-        case nodes.Getitem():
-            return _element(_kind(node.node, names), None)
-        case _:
-            return None
+    if isinstance(node, nodes.Name):
+        return names.get(node.name)
+    if isinstance(node, nodes.CondExpr):
+        return _kind(node.expr1, names) or _kind(node.expr2, names)
+    if isinstance(node, nodes.Add | nodes.Or):
+        return _kind(node.left, names) or _kind(node.right, names)
+    if isinstance(node, nodes.Filter | nodes.Getattr | nodes.Getitem):
+        return _derived(_kind(node.node, names), node)
+    return None
 
 
-def _element(of: _Kind | None, key: object) -> _Kind | None:
-    match of:
-        case _Kind.MESSAGES:
-            return None if isinstance(key, str) else _Kind.MESSAGE
-        case _Kind.MESSAGE:
-            return _Kind.CONTENT if key == "content" else None
-        case _Kind.CONTENT | None:
-            return None
-        case _:
-            assert_never(of)
+def _derived(of: _Kind | None, node: nodes.Filter | nodes.Getattr | nodes.Getitem) -> _Kind | None:
+    is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
+    if isinstance(node, nodes.Filter) or is_slice:
+        return of
+    if isinstance(node, nodes.Getattr):
+        key: object = node.attr
+    else:
+        key = node.arg.value if isinstance(node.arg, nodes.Const) else None
+    if of is _Kind.MESSAGES:
+        return None if isinstance(key, str) else _Kind.MESSAGE
+    return _Kind.CONTENT if of is _Kind.MESSAGE and key == "content" else None

@@ -31,8 +31,9 @@ _SPECIALS: Final = (
     "<|endoftext|>", "a<|endoftext|>b", " <|im_end|> ", "<|im_end|><|im_end|>", "<|im_end", "|>",
     "<s> a </s>", "<bos>x<eos>", "[INST] a [/INST]", "[CLS] a [SEP]", "<unk>", "<pad>",
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>",
-    "<start_of_turn>user\nhi<end_of_turn>\n", "<think>\n\n</think>\n\n", "<tool_call>\n{}\n</tool_call>",
-    "<｜User｜>hi<｜Assistant｜>", "<|user|>\nhi<|end|>\n<|assistant|>",
+    "<start_of_turn>user\nhi<end_of_turn>\n", "<think>\n\n</think>\n\n",
+    "<tool_call>\n{}\n</tool_call>", "<\uff5cUser\uff5c>hi<\uff5cAssistant\uff5c>",
+    "<|user|>\nhi<|end|>\n<|assistant|>",
 )  # fmt: skip
 _SPACES: Final = (
     "", " ", "  ", "   ", "\n", "\n\n", "\n\n\n", "\r\n", "\r\r", "\t", "\t\t", " \n", "\n ",

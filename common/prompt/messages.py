@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from kvatlas.common import limits
 from kvatlas.common.errors import InvalidRequest
 from kvatlas.common.prompt.fields import Body
-from kvatlas.common.prompt.reasons import unavailable
+from kvatlas.common.prompt.reasons import Reason, unavailable
 from kvatlas.common.prompt.tools import tool_calls_of
 
 ContentFormat = Literal["string", "openai"]
@@ -126,13 +126,17 @@ def _text_part(part: Any) -> Message:
     if not isinstance(part, dict):
         unavailable("refused")
     kind, text = part.get("type"), part.get("text")
-    if kind == "text" and isinstance(text, str):
-        return {"type": kind, "text": text} | part
-    if isinstance(kind, str) and kind in _MEDIA:
-        unavailable("multimodal")
-    if isinstance(kind, str) and kind in _TEXTS_OF_OTHER_APIS:
-        unavailable("unsure")
-    unavailable("refused")
+    if kind != "text" or not isinstance(text, str):
+        unavailable(_why_not_text(kind))
+    return {"type": kind, "text": text} | part
+
+
+def _why_not_text(kind: Any) -> Reason:
+    if not isinstance(kind, str):
+        return "refused"
+    if kind in _MEDIA:
+        return "multimodal"
+    return "unsure" if kind in _TEXTS_OF_OTHER_APIS else "refused"
 
 
 def _without_billing(text: str) -> str:
