@@ -1,0 +1,117 @@
+"""The router's composition root: requests in, the best endpoint out, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from kvatlas.common.admin import admin_app, readyz_handler, serving
+from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.log import configure_logs, logger
+from kvatlas.common.settings import Settings
+from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.http import PROMPT_PATHS, RouterHttp, errors_middleware
+from kvatlas.router.lookup import BlockIndex
+from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.pipeline import Pipeline
+from kvatlas.router.prompts import Prompts
+from kvatlas.router.proxy import Proxy
+
+_LOG = logger("router")
+
+
+def run(settings: Settings) -> int:
+    """Run the router until SIGTERM or SIGINT; return the exit status."""
+    configure_logs(settings.log.level, json=settings.log.json_lines)
+
+    async def main(stop: asyncio.Event) -> None:
+        async with router(settings) as running:
+            _LOG.info("router.started", port=running.port, admin_port=running.admin_port)
+            await stop.wait()
+            await running.drain()
+        _LOG.info("router.stopped")
+
+    return run_service(main)
+
+
+@dataclass(slots=True)
+class Running:
+    """A router that serves, with its real ports."""
+
+    http: RouterHttp
+    endpoints: Endpoints
+    metrics: RouterMetrics
+    drain_s: float
+    port: int = 0
+    admin_port: int = 0
+    is_draining: bool = False
+
+    def readiness(self) -> str | None:
+        """Say why not ready. Redis is no reason: without it requests go by load."""
+        if self.is_draining:
+            return "draining"
+        if not any(endpoint.healthy and endpoint.seen for endpoint in self.endpoints.all()):
+            return "no endpoint has answered"
+        return None
+
+    async def drain(self) -> None:
+        """Stop being ready and let open requests finish."""
+        self.is_draining = True
+        _LOG.info("router.draining", requests=self.http.open_requests)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_s):
+                await self.http.idle.wait()
+
+
+@asynccontextmanager
+async def router(settings: Settings) -> AsyncIterator[Running]:
+    """Serve in this event loop until the context ends.
+
+    Raises:
+        ConfigError: a tokenizer cannot be loaded, or an address not be bound.
+    """
+    async with AsyncExitStack() as stack:
+        metrics = RouterMetrics()
+        endpoints = Endpoints(settings, metrics)
+        prompts = Prompts(settings.models)
+        stack.callback(prompts.close)
+        index = BlockIndex.connect(settings.redis.url)
+        stack.push_async_callback(index.aclose)
+        proxy = Proxy(settings.router, metrics)
+        stack.push_async_callback(proxy.aclose)
+        pipeline = Pipeline(settings, prompts, index, endpoints, metrics)
+        http = RouterHttp(settings, pipeline, proxy, metrics)
+        running = Running(http, endpoints, metrics, settings.router.drain_s)
+        with suppress(IndexUnavailable):
+            await index.warm()
+        tasks = await stack.enter_async_context(Supervisor())
+        tasks.start(endpoints.watch(proxy.session), "endpoints")
+        options = settings.router
+        running.admin_port = await stack.enter_async_context(
+            serving(_admin(running), options.admin_host, options.admin_port)
+        )
+        running.port = await stack.enter_async_context(
+            serving(_public(running, options.body_bytes_max), options.host, options.port)
+        )
+        yield running
+
+
+def _public(running: Running, body_bytes_max: int) -> web.Application:
+    app = web.Application(middlewares=[errors_middleware], client_max_size=body_bytes_max)
+    for path in PROMPT_PATHS:
+        app.router.add_post(path, running.http.generate)
+    app.router.add_get("/v1/models", running.http.models, allow_head=False)
+    app.router.add_get("/readyz", readyz_handler(running.readiness))
+    return app
+
+
+def _admin(running: Running) -> web.Application:
+    app = admin_app(running.metrics.registry, running.readiness)
+    app.middlewares.append(errors_middleware)
+    app.router.add_post("/explain", running.http.explain)
+    return app

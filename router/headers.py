@@ -1,0 +1,79 @@
+"""Which headers pass, in both directions. Pure.
+
+What describes one connection (hop by hop) never passes, nor what it nominates; framing is always
+ours. What steers an engine or claims to be us is dropped where it enters: client bytes choose no
+destination.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+Header = tuple[str, str]
+
+HOP_BY_HOP: Final = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
+    "te", "trailer", "trailers", "transfer-encoding", "upgrade", "expect", "http2-settings",
+})  # fmt: skip
+"""RFC 9110 7.6.1, what older software sends alike, and Expect, which we have answered."""
+
+FRAMING: Final = frozenset({"host", "content-length"})
+"""Set by our own client for the engine that was chosen."""
+
+STEERING: Final = frozenset({
+    "x-data-parallel-rank", "x-data-parallel-host-port", "x-prefiller-host-port",
+    "x-encoder-hosts-ports", "x-kv-cache-source-host-port", "x-request-id",
+})  # fmt: skip
+"""Ours to set: they choose ranks and peers. The request id is checked and set again."""
+
+STEERING_PREFIXES: Final = ("x-gateway-destination-endpoint", "x-kvatlas-")
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SET_BY_US: Final = frozenset({"x-request-id", "server", "date"})
+
+
+def nominated(headers: Iterable[Header]) -> frozenset[str]:
+    """Give the names, in lower case, that Connection headers declare to be hop by hop."""
+    return frozenset(
+        name.strip().lower()
+        for key, value in headers
+        if key.lower() in ("connection", "proxy-connection")
+        for name in value.split(",")
+    )
+
+
+def to_engine(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]:
+    """Choose what an engine sees of a client's headers.
+
+    Args:
+        headers: as received, in order.
+        ours: set by the router; they replace the client's of the same name.
+    """
+    received, added = list(headers), list(ours)
+    drop = HOP_BY_HOP | FRAMING | STEERING | nominated(received)
+    drop |= {name.lower() for name, _ in added}
+    passed = [
+        (name, value)
+        for name, value in received
+        if (low := name.lower()) not in drop and not low.startswith(STEERING_PREFIXES)
+    ]
+    return passed + added
+
+
+def to_client(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]:
+    """Choose what a client sees of an engine's headers; alike."""
+    received, added = list(headers), list(ours)
+    drop = HOP_BY_HOP | _SET_BY_US | nominated(received)
+    passed = [
+        (name, value)
+        for name, value in received
+        if (low := name.lower()) not in drop and not low.startswith(STEERING_PREFIXES)
+    ]
+    return passed + added
+
+
+def request_id(received: str | None) -> str | None:
+    """Give a client's request id if it is safe to repeat, else None."""
+    return received if received is not None and _REQUEST_ID.fullmatch(received) else None

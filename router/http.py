@@ -1,0 +1,330 @@
+"""The router's HTTP: bodies in, answers out, every error in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+
+from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    HttpError,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    NoEndpoints,
+    RouteNotFound,
+    UnsupportedEncoding,
+    UpstreamConnect,
+)
+from kvatlas.common.log import logger
+from kvatlas.common.settings import Settings
+from kvatlas.router.headers import Header, request_id
+from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.pipeline import Decision, Judged, Pipeline
+from kvatlas.router.proxy import Outgoing, Proxy, Torn
+
+_LOG = logger("router")
+
+CHAT: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+PROMPT_PATHS: Final = (CHAT, COMPLETIONS)
+RETRY_AFTER_S: Final = "1"
+STARTED: Final = 1_795_000_000
+"""`created` of every model: a constant, so that replicas answer the same."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(slots=True)
+class Trip:
+    """One request, for its log line and metrics."""
+
+    request_id: str
+    path: str
+    begun: float
+    model: str = "unknown"
+    status: int = 0
+    endpoint: str | None = None
+    prompt_tokens: int | None = None
+    match_tokens: int = 0
+    fallback: str | None = None
+    retries: int = 0
+    first_byte_ms: float | None = None
+    outcome: str = "answered"
+
+
+class RouterHttp:
+    """Handlers of the public port, and of /explain."""
+
+    def __init__(
+        self, settings: Settings, pipeline: Pipeline, proxy: Proxy, metrics: RouterMetrics
+    ) -> None:
+        self._settings = settings
+        self._router = settings.router
+        self._pipeline = pipeline
+        self._proxy = proxy
+        self._metrics = metrics
+        self.open_requests = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    # --- handlers ---------------------------------------------------------------------------
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """Route a chat or a completion."""
+        trip = Trip(
+            request_id(request.headers.get("x-request-id")) or uuid.uuid4().hex,
+            request.path,
+            monotonic(),
+        )
+        self.open_requests += 1
+        self.idle.clear()
+        try:
+            return await self._generate(request, trip)
+        except HttpError as error:
+            trip.status, trip.outcome = error.status, error.code
+            return error_response(error, trip.request_id)
+        except Torn:
+            trip.outcome = "torn"
+            raise
+        except (asyncio.CancelledError, ConnectionError):
+            # The client is gone; there is nobody to answer.
+            trip.status, trip.outcome = trip.status or 499, "client_closed"
+            raise
+        finally:
+            self.open_requests -= 1
+            if self.open_requests == 0:
+                self.idle.set()
+            self._finish(trip)
+
+    async def models(self, _request: web.Request) -> web.Response:
+        """List the models."""
+        entries = [
+            {"id": model.name, "object": "model", "created": STARTED, "owned_by": "kvatlas"}
+            | ({"max_model_len": model.max_model_len} if model.max_model_len else {})
+            for model in self._settings.models
+        ]
+        return web.json_response({"object": "list", "data": entries})
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """Say what would be decided for a body, and why; nothing is sent to an engine."""
+        content = parse_object(await self._body(request))
+        path, body = content.get("path", CHAT), content.get("body")
+        if path not in PROMPT_PATHS:
+            raise InvalidRequest(f"path is one of {', '.join(PROMPT_PATHS)}", "path")
+        if not isinstance(body, dict):
+            raise InvalidRequest("body is not an object", "body")
+        self._check(body)
+        decision = await self._pipeline.decide(path, body, len(orjson.dumps(body)))
+        return web.json_response(explanation(decision))
+
+    # --- a request's way ----------------------------------------------------------------------
+
+    async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
+        raw = await self._body(request)
+        body = parse_object(raw)
+        self._check(body)
+        trip.model = body["model"]
+        decision = await self._pipeline.decide(request.path, body, len(raw))
+        self._pipeline.note(decision)
+        trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
+        outgoing = Outgoing(
+            request.path_qs,
+            list(request.headers.items()),
+            [("X-Request-Id", trip.request_id)],
+            raw,
+        )
+        return await self._forward(request, trip, decision, outgoing)
+
+    async def _forward(
+        self, request: web.Request, trip: Trip, decision: Decision, outgoing: Outgoing
+    ) -> web.StreamResponse:
+        """Send to the best endpoint, and to one other if that one cannot be reached."""
+        attempts = decision.order[: 1 + limits.RETRIES_MAX]
+        if len(attempts) == 1:
+            attempts = [*attempts, attempts[0]]
+        for number, judged in enumerate(attempts):
+            try:
+                return await self._attempt(request, trip, decision, judged, outgoing)
+            except UpstreamConnect:
+                if number + 1 == len(attempts):
+                    raise
+                trip.retries += 1
+                self._metrics.retries.labels(decision.model).inc()
+        raise NoEndpoints("no endpoint is left")
+
+    async def _attempt(
+        self,
+        request: web.Request,
+        trip: Trip,
+        decision: Decision,
+        judged: Judged,
+        outgoing: Outgoing,
+    ) -> web.StreamResponse:
+        endpoint = judged.endpoint
+        tokens = decision.prompt_tokens
+        if tokens is None:
+            tokens = len(outgoing.body) // limits.BYTES_PER_TOKEN_ESTIMATE
+        trip.endpoint, trip.match_tokens = endpoint.name, judged.match_tokens
+
+        def first_byte() -> None:
+            spent = monotonic() - trip.begun
+            trip.first_byte_ms = spent * 1e3
+            self._metrics.first_byte_seconds.labels(decision.model).observe(spent)
+
+        async with AsyncExitStack() as stack:
+            flight = stack.enter_context(endpoint.flight(max(0, tokens - judged.match_tokens)))
+            answer = await self._proxy.send(stack, endpoint, outgoing)
+            trip.status = answer.status
+            ours = self._our_headers(trip, decision, judged)
+            return await self._proxy.relay(request, answer, flight, ours, first_byte)
+
+    def _our_headers(self, trip: Trip, decision: Decision, judged: Judged) -> list[Header]:
+        headers = [("X-Request-Id", trip.request_id)]
+        if self._router.debug_headers:
+            headers += [
+                ("x-kvatlas-endpoint", judged.endpoint.name),
+                ("x-kvatlas-match-tokens", str(judged.match_tokens)),
+                ("x-kvatlas-prompt-tokens", str(decision.prompt_tokens or 0)),
+            ]
+        return headers
+
+    def _check(self, body: dict[str, Any]) -> None:
+        """Check the fields that decide where a request may go."""
+        model = body.get("model")
+        if not isinstance(model, str):
+            raise InvalidRequest("model is not a string", "model")
+        if not self._pipeline.knows(model):
+            shown = model[: limits.MODEL_NAME_CHARS_MAX]
+            raise ModelNotFound(f"the model {shown!r} does not exist", "model")
+
+    async def _body(self, request: web.Request) -> bytes:
+        """Read a body within its bounds.
+
+        Raises:
+            UnsupportedEncoding, BodyTooLarge, BodyTimeout: the client's.
+        """
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedEncoding("compressed bodies are not taken")
+        most = self._router.body_bytes_max
+        if (request.content_length or 0) > most:
+            raise BodyTooLarge(f"the body is over {most} bytes")
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._router.body_read_s):
+                while piece := await request.content.readany():
+                    size += len(piece)
+                    if size > most:
+                        raise BodyTooLarge(f"the body is over {most} bytes")
+                    pieces.append(piece)
+        except TimeoutError:
+            raise BodyTimeout("the body did not arrive in time") from None
+        return b"".join(pieces)
+
+    def _finish(self, trip: Trip) -> None:
+        known = trip.model if self._pipeline.knows(trip.model) else "unknown"
+        status = str(trip.status) if trip.status else "none"
+        self._metrics.requests.labels(known, trip.path, status).inc()
+        _LOG.info(
+            "request.finished",
+            request_id=trip.request_id,
+            path=trip.path,
+            model=known,
+            status=trip.status,
+            outcome=trip.outcome,
+            endpoint=trip.endpoint,
+            prompt_tokens=trip.prompt_tokens,
+            match_tokens=trip.match_tokens,
+            fallback=trip.fallback,
+            retries=trip.retries,
+            first_byte_ms=trip.first_byte_ms and round(trip.first_byte_ms, 2),
+            total_ms=round((monotonic() - trip.begun) * 1e3, 2),
+        )
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Read a body as a JSON object.
+
+    Raises:
+        InvalidRequest: it is not one.
+    """
+    try:
+        content = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest("the body is not JSON") from None
+    if not isinstance(content, dict):
+        raise InvalidRequest("the body is not a JSON object")
+    return content
+
+
+def explanation(decision: Decision) -> dict[str, Any]:
+    """Write a decision as /explain answers it."""
+    return {
+        "model": decision.model,
+        "endpoint": decision.chosen.endpoint.name,
+        "prompt_tokens": decision.prompt_tokens,
+        "block_size": decision.block_size,
+        "blocks": decision.blocks,
+        "candidates": [
+            {
+                "endpoint": judged.endpoint.name,
+                "match_blocks": judged.match_blocks,
+                "match_tokens": judged.match_tokens,
+                "scores": {name: round(term, 4) for name, term in judged.score.terms.items()},
+                "score": judged.score.value,
+            }
+            for judged in decision.candidates
+        ],
+        "fallback": decision.fallback,
+        "timings_ms": {
+            stage: round(decision.timings_ms.get(stage, 0.0), 4)
+            for stage in ("render", "tokenize", "hash", "lookup", "score")
+        },
+    }
+
+
+def error_response(error: HttpError, trip_id: str | None = None) -> web.Response:
+    """Write an error in OpenAI's shape."""
+    content = {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+    response = web.Response(
+        status=error.status, body=orjson.dumps(content), content_type="application/json"
+    )
+    if trip_id:
+        response.headers["X-Request-Id"] = trip_id
+    if error.status == NoEndpoints.status:
+        response.headers["Retry-After"] = RETRY_AFTER_S
+    return response
+
+
+@web.middleware
+async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error in OpenAI's shape, those of the HTTP library too."""
+    try:
+        return await handler(request)
+    except HttpError as error:
+        return error_response(error)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = error_response(MethodNotAllowed(f"allowed: {allowed}"))
+        response.headers["Allow"] = allowed
+        return response
+    except web.HTTPNotFound:
+        return error_response(RouteNotFound("there is nothing at this path"))

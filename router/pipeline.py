@@ -1,0 +1,240 @@
+"""The whole way from a request to a decision: prompt, hash, lookup, score, pick.
+
+No failure on the way changes an answer's status: without a prompt or an index the request goes by
+load, and the decision says why.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Final
+
+from kvatlas.common import limits
+from kvatlas.common.block_hash import chain, root_hash
+from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import IndexUnavailable, NoEndpoints, PromptUnavailable
+from kvatlas.common.ids import BlockHash, EndpointName, ModelName
+from kvatlas.common.keyspace import Shard, shards_of
+from kvatlas.common.prompt import Prompt
+from kvatlas.common.settings import RouterSettings, Settings
+from kvatlas.router.endpoints import Endpoint, Endpoints
+from kvatlas.router.lookup import BlockIndex
+from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.prompts import Prompts
+from kvatlas.router.scheduling import (
+    BestScorePicker,
+    Candidate,
+    CostScorer,
+    Draw,
+    EvenScorer,
+    HealthyFilter,
+    Profile,
+    RequestScorer,
+    Score,
+    Scorer,
+    Weighted,
+    Work,
+)
+
+STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate as the decision saw it."""
+
+    endpoint: Endpoint
+    match_blocks: int
+    match_tokens: int
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request goes, and why.
+
+    Attributes:
+        order: candidates, the chosen one first, then whom to try next.
+        candidates: all, in the order of the configuration.
+        prompt_tokens: of the prompt; None where it is not known.
+        block_size: of the chosen endpoint; None where it is not known.
+        blocks: full blocks of the prompt, in that size.
+        fallback: why the request goes by load alone, or None.
+        timings_ms: per stage that ran.
+    """
+
+    model: ModelName
+    order: Sequence[Judged]
+    candidates: Sequence[Judged]
+    prompt_tokens: int | None
+    block_size: int | None
+    blocks: int
+    fallback: str | None
+    timings_ms: Mapping[str, float]
+
+    @property
+    def chosen(self) -> Judged:
+        """Give the best candidate."""
+        return self.order[0]
+
+
+@dataclass(slots=True)
+class _Matches:
+    """What is known of the prompt when candidates are scored."""
+
+    prompt_tokens: int | None = None
+    blocks: dict[int, int] = field(default_factory=dict)
+    by_endpoint: dict[EndpointName, int] = field(default_factory=dict)
+    stage: str = "prompt"
+    fallback: str | None = None
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Decide for requests. Holds no state of its own but the turn of round robin."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        prompts: Prompts,
+        index: BlockIndex,
+        endpoints: Endpoints,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._prompts = prompts
+        self._index = index
+        self._endpoints = endpoints
+        self._metrics = metrics
+        self._shards: dict[ModelName, tuple[Shard, ...]] = {
+            m.model: shards_of(m.model, m.index_shards) for m in settings.models
+        }
+        self._profile = profile_for(settings.router)
+        self._draw = draw_for(settings.router)
+
+    def knows(self, model: str) -> bool:
+        """Tell whether a model is served."""
+        return model in self._shards
+
+    async def decide(self, path: str, body: Mapping[str, Any], body_bytes: int) -> Decision:
+        """Choose an endpoint.
+
+        Args:
+            path: of the request.
+            body: its JSON object; `model` names a known model.
+            body_bytes: its size.
+
+        Raises:
+            InvalidRequest: a field has a wrong type. The client's.
+            NoEndpoints: the model has none.
+        """
+        model = ModelName(body["model"])
+        endpoints = self._endpoints.of(model)
+        if not endpoints:
+            raise NoEndpoints("no endpoint serves this model")
+        matches = await self._match(model, path, body, body_bytes)
+        begun = monotonic()
+        candidates = [_candidate(endpoint, matches) for endpoint in endpoints]
+        tokens = matches.prompt_tokens
+        estimate = body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE
+        ranking = self._profile.run(
+            Work(estimate if tokens is None else tokens), candidates, self._draw
+        )
+        judged = [
+            Judged(
+                endpoint, matches.by_endpoint.get(endpoint.name, 0), candidate.match_tokens, score
+            )
+            for endpoint, candidate, score in zip(
+                endpoints, candidates, ranking.scores, strict=True
+            )
+        ]
+        matches.timings_ms["score"] = (monotonic() - begun) * 1e3
+        order = [judged[position] for position in ranking.order]
+        size = order[0].endpoint.block_size
+        return Decision(
+            model=model,
+            order=order,
+            candidates=judged,
+            prompt_tokens=tokens,
+            block_size=size,
+            blocks=matches.blocks.get(size, 0) if size else 0,
+            fallback=matches.fallback,
+            timings_ms=matches.timings_ms,
+        )
+
+    def note(self, decision: Decision) -> None:
+        """Count a decision that a request follows."""
+        for stage, spent_ms in decision.timings_ms.items():
+            self._metrics.stage_seconds.labels(stage).observe(spent_ms / 1e3)
+        if decision.fallback is not None:
+            stage, _, reason = decision.fallback.partition(":")
+            self._metrics.fallbacks.labels(stage, reason).inc()
+        if decision.prompt_tokens is not None:
+            self._metrics.prompt_tokens.labels(decision.model).inc(decision.prompt_tokens)
+            self._metrics.match_tokens.labels(decision.model).inc(decision.chosen.match_tokens)
+
+    async def _match(
+        self, model: ModelName, path: str, body: Mapping[str, Any], body_bytes: int
+    ) -> _Matches:
+        """Find how much of the prompt each endpoint holds, or why that is not known."""
+        matches = _Matches()
+        try:
+            timed = await self._prompts.token_ids(model, path, body, body_bytes)
+        except PromptUnavailable as error:
+            matches.fallback = f"prompt:{error.reason}"
+            return matches
+        matches.timings_ms.update(render=timed.render_ms, tokenize=timed.tokenize_ms)
+        if not timed.prompt.sequences:
+            matches.fallback = "prompt:empty"
+            return matches
+        matches.prompt_tokens = len(timed.prompt.sequences[0])
+        begun = monotonic()
+        chains = self._hash(model, timed.prompt, matches)
+        hashed = monotonic()
+        matches.timings_ms["hash"] = (hashed - begun) * 1e3
+        try:
+            for hashes in chains:
+                found = await self._index.match(self._shards[model], hashes)
+                matches.by_endpoint.update(found)
+        except IndexUnavailable as error:
+            matches.by_endpoint.clear()
+            matches.fallback = f"lookup:{error.reason}"
+        matches.timings_ms["lookup"] = (monotonic() - hashed) * 1e3
+        return matches
+
+    def _hash(self, model: ModelName, prompt: Prompt, matches: _Matches) -> list[list[BlockHash]]:
+        """Hash the prompt once per block size that its endpoints have."""
+        tokens = prompt.sequences[0]
+        extras = [(prompt.cache_salt,)] if prompt.cache_salt else []
+        chains = []
+        for size in {e.block_size for e in self._endpoints.of(model) if e.block_size}:
+            hashes = chain(root_hash(model, size), tokens, size, extras)
+            matches.blocks[size] = len(hashes)
+            # An engine computes at least the last token, so a prompt never hits in full.
+            chains.append(hashes[: max(0, len(tokens) - 1) // size])
+        return chains
+
+
+def _candidate(endpoint: Endpoint, matches: _Matches) -> Candidate:
+    blocks = matches.by_endpoint.get(endpoint.name, 0)
+    return Candidate(endpoint.name, blocks * (endpoint.block_size or 0), endpoint)
+
+
+def profile_for(settings: RouterSettings) -> Profile:
+    """Put together the configured way to choose."""
+    scorers: dict[str, Scorer] = {
+        "prefix": CostScorer(settings.prefill_tokens_per_s, settings.work_price),
+        "least-load": RequestScorer(),
+        "round-robin": EvenScorer(),
+    }
+    return Profile([HealthyFilter()], [Weighted(scorers[settings.policy])], BestScorePicker())
+
+
+def draw_for(settings: RouterSettings) -> Draw:
+    """Settle ties at random, or in turns."""
+    if settings.policy == "round-robin":
+        turns = count()
+        return lambda ties: next(turns) % ties
+    return random.randrange

@@ -1,0 +1,101 @@
+"""The stage that turns a body into token ids, within a deadline and off the loop when long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import PromptUnavailable
+from kvatlas.common.ids import ModelName
+from kvatlas.common.prompt import Prompt, PromptBuilder
+from kvatlas.common.settings import ModelSettings
+
+T = TypeVar("T")
+
+THREADS: Final = 2
+INLINE_BODY_BYTES_MAX: Final = 64 * 1024
+"""Largest body that is rendered on the event loop: under 2 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPrompt:
+    """Token ids, and how long they took in milliseconds."""
+
+    prompt: Prompt
+    render_ms: float
+    tokenize_ms: float
+
+
+def match_budget_s(body_bytes: int) -> float:
+    """Give the time for rendering, tokenizing and hashing a body of this size."""
+    tokens = body_bytes / limits.BYTES_PER_TOKEN_ESTIMATE
+    budget_s = limits.MATCH_S_PER_1K_TOKENS * max(1.0, tokens / 1_000)
+    return min(budget_s, limits.MATCH_S_MAX - limits.LOOKUP_S)
+
+
+class Prompts:
+    """Render and tokenize for all models of the process.
+
+    Args:
+        models: each model's tokenizer is loaded and warmed here.
+
+    Raises:
+        ConfigError: a tokenizer cannot be loaded.
+    """
+
+    def __init__(self, models: list[ModelSettings]) -> None:
+        self._builders = {model.model: PromptBuilder.load(model) for model in models}
+        for builder in self._builders.values():
+            builder.warm()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
+        self._pending = 0
+
+    async def token_ids(
+        self, model: ModelName, path: str, body: Mapping[str, Any], body_bytes: int
+    ) -> TimedPrompt:
+        """Find the token ids that the engine will see.
+
+        Raises:
+            InvalidRequest: a field has a wrong type. The client's.
+            PromptUnavailable: with "deadline" or "busy", or why the prompt cannot be had here.
+        """
+        builder = self._builders[model]
+        deadline = monotonic() + match_budget_s(body_bytes)
+        begun = monotonic()
+        if body_bytes <= INLINE_BODY_BYTES_MAX:
+            rendered = builder.prepare(path, body)
+        else:
+            rendered = await self._in_thread(lambda: builder.prepare(path, body), deadline)
+        between = monotonic()
+        if rendered.chars <= limits.INLINE_CHARS_MAX:
+            prompt = builder.tokenize(rendered)
+        else:
+            prompt = await self._in_thread(lambda: builder.tokenize(rendered), deadline)
+        ended = monotonic()
+        return TimedPrompt(prompt, (between - begun) * 1e3, (ended - between) * 1e3)
+
+    async def _in_thread(self, work: Callable[[], T], deadline: float) -> T:
+        """Run in a thread until the deadline; what is late ends by itself, unheard."""
+        if self._pending >= limits.TOKENIZE_PENDING_MAX:
+            raise PromptUnavailable("busy")
+        self._pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        future.add_done_callback(self._one_less)
+        done, _ = await asyncio.wait({future}, timeout=max(0.0, deadline - monotonic()))
+        if not done:
+            raise PromptUnavailable("deadline")
+        return future.result()
+
+    def _one_less(self, future: asyncio.Future[Any]) -> None:
+        self._pending -= 1
+        if not future.cancelled():
+            future.exception()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,166 @@
+"""Bytes to an engine and back, untouched.
+
+A failure is a status before the first byte, and a visibly torn answer after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from kvatlas.common import limits
+from kvatlas.common.errors import (
+    UpstreamConnect,
+    UpstreamError,
+    UpstreamProtocol,
+    UpstreamTimeout,
+)
+from kvatlas.common.settings import RouterSettings
+from kvatlas.router.endpoints import Endpoint, Flight
+from kvatlas.router.headers import Header, to_client, to_engine
+from kvatlas.router.metrics import RouterMetrics
+
+RANK_HEADER: Final = "X-data-parallel-rank"
+TORN: Final = b"data: " + orjson.dumps(
+    {
+        "error": {
+            "message": "the engine failed while it was answering",
+            "type": "api_error",
+            "param": None,
+            "code": "upstream_failed",
+        }
+    }
+)
+TORN_EVENT: Final = TORN + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request as the engine gets it.
+
+    Attributes:
+        path: with the query as received.
+        headers: the client's, as received.
+        ours: headers that the router sets.
+        body: byte-identical to the client's.
+    """
+
+    path: str
+    headers: list[Header]
+    ours: list[Header]
+    body: bytes
+
+
+class Torn(ConnectionResetError):
+    """The answer was broken off after its first byte; the client's connection is closed."""
+
+
+class Proxy:
+    """Send requests to engines and stream their answers."""
+
+    def __init__(self, settings: RouterSettings, metrics: RouterMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=limits.UPSTREAM_KEEPALIVE_S, ttl_dns_cache=10
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            max_line_size=limits.HEADER_BYTES_MAX,
+            max_field_size=limits.HEADER_BYTES_MAX,
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections to engines."""
+        await self.session.close()
+
+    async def send(
+        self, stack: AsyncExitStack, endpoint: Endpoint, outgoing: Outgoing
+    ) -> aiohttp.ClientResponse:
+        """Send a request and wait for the head of the answer.
+
+        Args:
+            stack: what the answer lives in.
+            endpoint: whom to send it to.
+            outgoing: the request.
+
+        Raises:
+            UpstreamConnect: it was not reached, or closed before it answered. Worth a retry.
+            UpstreamProtocol: it answered something that is not HTTP.
+            UpstreamTimeout: it did not answer in time.
+        """
+        ours = list(outgoing.ours)
+        if endpoint.rank:
+            ours.append((RANK_HEADER, str(endpoint.rank)))
+        if endpoint.api_key:
+            ours.append(("Authorization", f"Bearer {endpoint.api_key}"))
+        request = self.session.post(
+            endpoint.url + outgoing.path,
+            data=outgoing.body,
+            headers=to_engine(outgoing.headers, ours),
+            allow_redirects=False,
+        )
+        try:
+            async with asyncio.timeout(self._settings.first_byte_s):
+                return await stack.enter_async_context(request)
+        except aiohttp.ServerTimeoutError as error:
+            raise self._failed(endpoint, "connect_timeout", UpstreamConnect) from error
+        except TimeoutError as error:
+            raise self._failed(endpoint, "first_byte_timeout", UpstreamTimeout) from error
+        except aiohttp.ClientConnectorError as error:
+            raise self._failed(endpoint, "connect", UpstreamConnect) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            raise self._failed(endpoint, "disconnected", UpstreamConnect) from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise self._failed(endpoint, "protocol", UpstreamProtocol) from error
+
+    async def relay(
+        self,
+        request: web.Request,
+        answer: aiohttp.ClientResponse,
+        flight: Flight,
+        ours: list[Header],
+        first_byte: Callable[[], None],
+    ) -> web.StreamResponse:
+        """Pass an answer on as it comes.
+
+        Raises:
+            Torn: the engine failed after the first byte.
+        """
+        response = web.StreamResponse(status=answer.status, reason=answer.reason)
+        for name, value in to_client(answer.headers.items(), ours):
+            response.headers.add(name, value)
+        await response.prepare(request)
+        flight.began()
+        first_byte()
+        is_stream = answer.content_type == "text/event-stream"
+        try:
+            while True:
+                async with asyncio.timeout(self._settings.stream_idle_s):
+                    piece = await answer.content.readany()
+                if not piece:
+                    break
+                await response.write(piece)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            kind = "idle" if isinstance(error, TimeoutError) else "broken"
+            self._metrics.upstream_errors.labels(flight.endpoint.name, kind).inc()
+            if is_stream:
+                await response.write(TORN_EVENT)
+            raise Torn from None
+        await response.write_eof()
+        return response
+
+    def _failed(self, endpoint: Endpoint, kind: str, error: type[UpstreamError]) -> UpstreamError:
+        self._metrics.upstream_errors.labels(endpoint.name, kind).inc()
+        endpoint.failures += 1
+        return error("the engine could not be reached, or did not answer")
