@@ -1,0 +1,1 @@
+"""Checks of what is deployed: the wheel, the image, the manifests."""
