@@ -67,7 +67,7 @@ class ModelSettings(_Section):
     """A model as engines serve it.
 
     Attributes:
-        tokenizer: a folder with tokenizer.json and tokenizer_config.json, or a hub id.
+        tokenizer: a folder with tokenizer.json and tokenizer_config.json, a hub id, or "demo".
         revision: commit of the hub id; without it the hub's default branch.
         block_size: tokens per block; learned from the engines when left out.
         chat_template: file with a Jinja template instead of the tokenizer's own.

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from kvatlas.common.errors import ConfigError
+from kvatlas.common.prompt.demo import demo_model_path
+
+DEMO: Final = "demo"
+"""The tokenizer that is installed with the package, by name; a folder is written `./demo`."""
 
 _FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json",
@@ -22,9 +26,13 @@ _HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 def tokenizer_folder(tokenizer: str, revision: str | None) -> Path:
     """Find the folder of a tokenizer; a hub id's files are fetched unless they are cached.
 
+    The word `demo` names the tokenizer that comes with the package.
+
     Raises:
         ConfigError: there is no such folder and no such hub id, or the hub does not answer.
     """
+    if tokenizer == DEMO:
+        return demo_model_path()
     folder = Path(tokenizer)
     if folder.is_dir():
         return folder
@@ -71,6 +79,8 @@ def _snapshot(hub_id: str, revision: str | None, folder: Path | None, token: str
             local_dir=folder,
             allow_patterns=list(_FILES),
             token=token or os.environ.get("HF_TOKEN") or False,
+            # The library reads the variable when it is imported; here it counts when used.
+            endpoint=os.environ.get("HF_ENDPOINT"),
         )
     except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen unrelated kinds
         kind = type(error).__name__
