@@ -1,0 +1,115 @@
+"""An engine's HTTP side on a raw socket, with every way to fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+METRICS = b"""vllm:num_requests_running{engine="0",model_name="m"} 0.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 0.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.0
+vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100"} 1.0
+"""
+
+Behaviour = Callable[["Exchange"], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request as it arrived, and the way to answer it."""
+
+    head: bytes
+    body: bytes
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, *pieces: bytes) -> None:
+        """Write pieces, each flushed."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+
+    async def chunk(self, piece: bytes) -> None:
+        """Write a chunk of a chunked body."""
+        await self.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+
+    def reset(self) -> None:
+        """Break the connection off."""
+        self.writer.transport.abort()
+
+
+@dataclass(slots=True)
+class Upstream:
+    """An engine that does as it is told.
+
+    Attributes:
+        behaviour: how POSTs are answered.
+        requests: POSTs that arrived.
+        closed_early: POSTs whose client left before the answer was complete.
+    """
+
+    behaviour: Behaviour
+    port: int = 0
+    requests: list[Exchange] = field(default_factory=list)
+    closed_early: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection's requests."""
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await self._answer(head, reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(
+        self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if head.startswith(b"GET"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(METRICS) + METRICS)
+            await writer.drain()
+            return
+        length = next(
+            int(line.split(b":")[1])
+            for line in head.lower().split(b"\r\n")
+            if line.startswith(b"content-length")
+        )
+        exchange = Exchange(head, await reader.readexactly(length), reader, writer)
+        self.requests.append(exchange)
+        try:
+            await self.behaviour(exchange)
+        except ConnectionError:
+            self.closed_early += 1
+            raise
+
+
+@asynccontextmanager
+async def upstream(behaviour: Behaviour, port: int = 0) -> AsyncIterator[Upstream]:
+    """Run such an engine until the context ends."""
+    made = Upstream(behaviour)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", port)
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        server.close()
+
+
+def plain(body: bytes, status: str = "200 OK", *headers: bytes) -> Behaviour:
+    """Answer with a body of known length."""
+
+    async def behave(exchange: Exchange) -> None:
+        lines = [f"HTTP/1.1 {status}".encode(), b"Content-Type: application/json", *headers]
+        lines.append(b"Content-Length: %d" % len(body))
+        await exchange.send(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+
+    return behave
+
+
+SSE_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
