@@ -66,7 +66,7 @@ check-wheel: wheel ## Install the wheel into an empty environment and run the de
 	PYTHON="$(PYTHON)" deploy/check_wheel.sh dist
 
 check-image: $(DEV) ## Build the image with buildah and start indexer and router in it (root)
-	deploy/check_image.sh
+	$(BIN)/python deploy/check_image.py
 
 check-k8s: $(DEV) ## Render and validate the Kubernetes manifests
 	$(BIN)/python deploy/check_k8s.py

@@ -1,4 +1,4 @@
-"""Build the image with buildah and run a fleet in it, where no Docker engine runs (make check-image).
+"""Build the image with buildah and run a fleet in it, without Docker (make check-image).
 
 The base is a minimal Debian made by debootstrap and kept in .cache/. An engine, an indexer and a
 router run from the image as its user, against a private redis-server on loopback; a chat request
@@ -25,11 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from kvatlas.cli.redis_server import running_redis
 
+ROOT = Path(__file__).resolve().parents[1]
 SUITE = "bookworm"
 PACKAGES = "python3,python3-venv,ca-certificates"
 CACHE = ROOT / ".cache" / f"base-{SUITE}"
@@ -107,7 +105,9 @@ def make_base() -> None:
 def pip_volumes(folder: Path) -> list[str]:
     """Let pip in the build reach packages as it does here, with nothing of it in the image."""
     listed = run(sys.executable, "-m", "pip", "config", "list")
-    settings = dict(re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
+    settings = dict(
+        re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE)
+    )
     config = folder / "pip.conf"
     config.write_text(
         "[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()),
