@@ -6,6 +6,7 @@ load, and the decision says why.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -195,9 +196,10 @@ class Pipeline:
         hashed = monotonic()
         matches.timings_ms["hash"] = (hashed - begun) * 1e3
         try:
-            for hashes in chains:
-                found = await self._index.match(self._shards[model], hashes)
-                matches.by_endpoint.update(found)
+            shards = self._shards[model]
+            found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))
+            for part in found:
+                matches.by_endpoint.update(part)
         except IndexUnavailable as error:
             matches.by_endpoint.clear()
             matches.fallback = f"lookup:{error.reason}"

@@ -200,8 +200,8 @@ async def test_a_write_that_starts_elsewhere_is_refused(writer: Writer, index: B
             await writer.store.apply(target, wrong, Progress(9, 1.0), [(chain[1], 1, True)])  # type: ignore[list-item]
     with pytest.raises(WrongEpoch):
         await writer.store.open_epoch(target, Epoch(at.epoch + 1), "start", 1.0)
+    holder = Holder(named(1), Epoch(at.epoch + 1), GPU, "full_attention")
     with pytest.raises(WrongEpoch):
-        holder = Holder(named(1), Epoch(at.epoch + 1), GPU, "full_attention")
         await writer.store.open_pool(SHARD, holder, {})
     assert await index.match([SHARD], chain) == {named(1): 1}
     assert await writer.store.position(target) == at

@@ -201,11 +201,13 @@ async def test_nobody_to_reach_is_a_bad_gateway(redis_url: str) -> None:
 
 async def test_a_model_without_endpoints_is_unavailable(redis_url: str) -> None:
     """503 with Retry-After."""
-    async with routed(settings_for([], redis_url)) as (_, client):
-        async with client.post(CHAT, json=BODY) as reply:
-            assert reply.status == 503
-            assert reply.headers["Retry-After"]
-            assert (await reply.json())["error"]["code"] == "no_endpoints"
+    async with (
+        routed(settings_for([], redis_url)) as (_, client),
+        client.post(CHAT, json=BODY) as reply,
+    ):
+        assert reply.status == 503
+        assert reply.headers["Retry-After"]
+        assert (await reply.json())["error"]["code"] == "no_endpoints"
 
 
 async def test_a_reset_before_the_first_byte_is_tried_once_more(redis_url: str) -> None:
@@ -265,13 +267,12 @@ async def test_a_stream_that_breaks_is_visibly_torn(redis_url: str) -> None:
         raise ConnectionError
 
     async with one_engine(broken, redis_url) as (engine, running, client):
-        received = b""
-        with pytest.raises(aiohttp.ClientError):
-            async with client.post(CHAT, json={**BODY, "stream": True}) as reply:
-                assert reply.status == 200
-                while piece := await reply.content.readany():
-                    received += piece
-        first, error, rest = received.split(b"\n\n")
+        received: list[bytes] = []
+        async with client.post(CHAT, json={**BODY, "stream": True}) as reply:
+            assert reply.status == 200
+            with pytest.raises(aiohttp.ClientError):
+                await _read_into(received, reply)
+        first, error, rest = b"".join(received).split(b"\n\n")
         assert first == b"data: 1"
         assert json.loads(error.removeprefix(b"data: "))["error"]["message"]
         assert rest == b""
@@ -470,6 +471,12 @@ async def test_a_drain_lets_streams_finish(redis_url: str) -> None:
             release.set()
             assert await reply.read() == b"data: [DONE]\n\n"
         await asyncio.wait_for(drained, 5)
+
+
+async def _read_into(received: list[bytes], reply: aiohttp.ClientResponse) -> None:
+    """Read to the end, keeping what came before it breaks."""
+    while piece := await reply.content.readany():
+        received.append(piece)
 
 
 async def _metrics(running: Running) -> str:

@@ -198,7 +198,7 @@ async def test_completions_and_streams_are_served(town: Town) -> None:
     """A completion by text and by token ids, and a stream up to its last event."""
     base = f"http://127.0.0.1:{town.routers[0].port}"
     for prompt in (SYSTEM, [5, 6, 7] * 30):
-        body = {"model": MODEL, "prompt": prompt, "max_tokens": 3}
+        body: dict[str, Any] = {"model": MODEL, "prompt": prompt, "max_tokens": 3}
         async with town.session.post(f"{base}/v1/completions", json=body) as reply:
             assert reply.status == 200
             assert (await reply.json())["usage"]["completion_tokens"] == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -78,7 +79,7 @@ class PlainEngine:
         return {self.names[wire_hash(key)] for key in self.pool.cached()}
 
 
-async def indexed(client: Redis) -> set[BlockHash]:
+async def indexed(client: Any) -> set[BlockHash]:
     """Read every entry of the endpoint's current epoch, without the product's lookup."""
     holders = await client.hgetall(SHARD.holders)
     live = {

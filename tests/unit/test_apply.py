@@ -16,8 +16,14 @@ TOKENS = list(range(8))
 FIRST, SECOND = chain(root_hash(MODEL, 4), TOKENS, 4)
 
 
-def stored(*hashes: int, tokens: list[int] | None = None, pool: Pool = GPU, parent: int | None = None,
-           lora: str | None = None, kind: str = "full_attention") -> BlockStored:  # fmt: skip
+def stored(
+    *hashes: int,
+    tokens: list[int] | None = None,
+    pool: Pool = GPU,
+    parent: int | None = None,
+    lora: str | None = None,
+    kind: str = "full_attention",
+) -> BlockStored:
     """Write a store; tokens default to as many of TOKENS as there are hashes."""
     token_ids = TOKENS[: 4 * len(hashes)] if tokens is None else tokens
     return BlockStored(

@@ -21,6 +21,16 @@ def steps(sequencer: Sequencer) -> list[Step]:
     return taken
 
 
+def phase(sequencer: Sequencer) -> str:
+    """Give the phase; a call, so that mypy takes no earlier look for the last word."""
+    return sequencer.phase
+
+
+def wanted(sequencer: Sequencer) -> int | None:
+    """Give where a wanted replay begins, alike."""
+    return sequencer.replay_from
+
+
 def seqs(sequencer: Sequencer) -> list[int | str]:
     """Take all that is ready, as sequences and reasons."""
     return [s.seq if isinstance(s, Ready) else s.reason for s in steps(sequencer)]
@@ -56,10 +66,10 @@ def test_it_begins_with_an_epoch_and_a_replay_from_zero() -> None:
     """Nothing is known before the engine's buffer has been read."""
     sequencer = Sequencer(has_replay=True)
     assert steps(sequencer) == [NewEpoch("start")]
-    assert sequencer.replay_from is None
+    assert wanted(sequencer) is None
     sequencer.connected(0.0)
-    assert sequencer.replay_from == 0
-    assert sequencer.phase == "replaying"
+    assert wanted(sequencer) == 0
+    assert phase(sequencer) == "replaying"
 
 
 def test_live_messages_wait_for_the_replay_and_overlap_it() -> None:
@@ -256,10 +266,10 @@ def test_a_doubt_outlives_a_disconnect(synced: Sequencer) -> None:
     synced.unreadable(0.0)
     synced.disconnected()
     synced.tick(5.0)
-    assert synced.phase == "connecting"
+    assert phase(synced) == "connecting"
     synced.unreadable(6.0)
     synced.connected(6.0)
-    assert synced.phase == "waiting"
+    assert phase(synced) == "waiting"
     synced.tick(20.0)
     assert synced.replay_from == 0
 

@@ -1,0 +1,451 @@
+"""How a chat is normalised: a template that prints its variables shows what it was given."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kvatlas.common import limits
+from kvatlas.common.errors import InvalidRequest, PromptUnavailable
+from kvatlas.common.prompt.chat import ChatRenderer
+from kvatlas.common.prompt.rendered import Rendered
+from kvatlas.common.prompt.template import ChatTemplate
+
+MESSAGES = "{{ messages | tojson }}"
+OPENAI = "{% for m in messages %}{% for p in m.content %}{% endfor %}{% endfor %}" + MESSAGES
+USER = {"role": "user", "content": "u"}
+
+
+def renderer(source: str = MESSAGES, **options: Any) -> ChatRenderer:
+    """Make a renderer with one template."""
+    return ChatRenderer({"default": ChatTemplate.compile(source, "test")}, **options)
+
+
+def text(body: dict[str, Any], source: str = MESSAGES, **options: Any) -> str:
+    """Render a body to text."""
+    [rendered] = renderer(source, **options).render(body).texts
+    return rendered
+
+
+def seen(*messages: Any, source: str = MESSAGES) -> list[dict[str, Any]]:
+    """Give the messages as the template sees them, with keys in its order."""
+    shown = json.loads(text({"messages": list(messages)}, source))
+    assert isinstance(shown, list)
+    return shown
+
+
+def items(message: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Compare a message together with the order of its keys."""
+    return list(message.items())
+
+
+def reason(body: dict[str, Any], source: str = MESSAGES, **options: Any) -> str:
+    """Give the reason why a body is not rendered."""
+    with pytest.raises(PromptUnavailable) as caught:
+        renderer(source, **options).render(body)
+    return caught.value.reason
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+def test_unknown_keys_are_dropped_and_the_order_is_ours() -> None:
+    """Only known keys reach the template, role and content first."""
+    [message] = seen({"weird": 1, "name": "bob", "content": "x", "role": "user"})
+    assert items(message) == [("role", "user"), ("content", "x"), ("name", "bob")]
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant"}, {"role": "assistant", "content": None}])
+def test_missing_content_is_empty(message: dict[str, Any]) -> None:
+    """Content that is null or absent is an empty string, or an empty list of parts."""
+    assert seen(message)[0]["content"] == ""
+    assert seen(message, source=OPENAI)[0]["content"] == []
+
+
+def test_parts_are_joined_by_line_ends() -> None:
+    """A template for strings gets parts of text joined by line ends."""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert seen({"role": "user", "content": parts})[0]["content"] == "a\nb"
+
+
+def test_a_template_that_loops_over_parts_gets_parts() -> None:
+    """Text is wrapped into a part; a part's further keys stay, behind type and text."""
+    assert seen(USER, source=OPENAI)[0]["content"] == [{"type": "text", "text": "u"}]
+    part = {"cache_control": {"type": "ephemeral"}, "text": "a", "type": "text"}
+    [message] = seen({"role": "user", "content": [part]}, source=OPENAI)
+    assert list(message["content"][0]) == ["type", "text", "cache_control"]
+
+
+def test_the_configured_content_format_wins() -> None:
+    """What the operator says beats what the template looks like."""
+    shown = json.loads(text({"messages": [USER]}, MESSAGES, content_format="openai"))
+    assert shown[0]["content"] == [{"type": "text", "text": "u"}]
+
+
+def test_a_tools_answer_is_always_a_string() -> None:
+    """Even a template for parts gets one string from a tool."""
+    parts = [{"type": "text", "text": "2"}, {"type": "text", "text": "3"}]
+    message = {"role": "tool", "tool_call_id": "c", "content": parts, "tool_calls": [{}]}
+    [shown] = seen(message, source=MESSAGES + "{# {% #}")
+    assert items(shown) == [("role", "tool"), ("content", "2\n3"), ("tool_call_id", "c")]
+    [shown] = json.loads(text({"messages": [message]}, content_format="openai"))
+    assert shown["content"] == "2\n3"
+
+
+@pytest.mark.parametrize("given", [{"reasoning": "r"}, {"reasoning_content": "r"}])
+def test_reasoning_has_both_names(given: dict[str, str]) -> None:
+    """Templates find reasoning under either name, whichever one the client used."""
+    [message] = seen({"role": "assistant", "content": "x", **given})
+    assert items(message)[2:] == [("reasoning", "r"), ("reasoning_content", "r")]
+
+
+def test_reasoning_of_others_is_dropped() -> None:
+    """Only assistants reason."""
+    assert "reasoning" not in seen({"role": "user", "content": "x", "reasoning": "r"})[0]
+
+
+def test_a_billing_line_is_dropped() -> None:
+    """The first line of a system prompt that changes with every request is not rendered."""
+    header = "x-anthropic-billing-header: 17"
+    assert seen({"role": "system", "content": f"{header}\nyou are"})[0]["content"] == "you are"
+    assert seen({"role": "system", "content": header})[0]["content"] == ""
+    assert seen({"role": "user", "content": f"{header}\nx"})[0]["content"] == f"{header}\nx"
+
+
+def test_developer_becomes_system_and_systems_merge() -> None:
+    """Where a template knows no developer, all system messages are merged at the front."""
+    shown = seen(
+        {"role": "system", "content": "a"},
+        {"role": "developer", "content": "b"},
+        USER,
+        {"role": "system", "content": "c"},
+    )
+    assert shown == [{"role": "system", "content": "a\n\nb\n\nc"}, USER]
+
+
+def test_developer_stays_where_the_template_knows_it() -> None:
+    """A template that names the role in quotes gets it, with its tools."""
+    source = "{% if messages[0].role == 'developer' %}{% endif %}" + MESSAGES
+    shown = seen({"role": "developer", "content": "b"}, source=source)
+    assert shown == [{"role": "developer", "content": "b", "tools": None}]
+
+
+def test_system_messages_alone_are_not_merged() -> None:
+    """Without a developer message every system message stays where it is."""
+    messages = [{"role": "system", "content": "a"}, USER, {"role": "system", "content": "b"}]
+    assert seen(*messages) == messages
+
+
+def test_merging_parts_is_left_to_the_engine() -> None:
+    """How the engine merges lists of parts has not been measured."""
+    body = {"messages": [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"}]}
+    assert reason(body, OPENAI) == "unsure"
+    assert text({"messages": body["messages"][1:]}, OPENAI).startswith('[{"role": "system"')
+
+
+@pytest.mark.parametrize("messages", [None, {}, "x", 7, ["x"], [USER, None]])
+def test_wrong_types_are_the_clients_fault(messages: Any) -> None:
+    """Messages that are no list of objects are answered 400."""
+    with pytest.raises(InvalidRequest) as caught:
+        renderer().render({"messages": messages})
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"), [({"model": 7}, "model"), ({"stream": "yes"}, "stream")]
+)
+def test_wrong_types_beside_messages_are_too(change: dict[str, Any], param: str) -> None:
+    """So is what the router reads besides."""
+    with pytest.raises(InvalidRequest) as caught:
+        renderer().render({"messages": [USER], **change})
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ({}, "refused"),
+        ({"role": 1}, "refused"),
+        ({"role": "user", "content": 7}, "refused"),
+        ({"role": "user", "content": ["bare"]}, "refused"),
+        ({"role": "user", "content": [{"type": "text"}]}, "refused"),
+        ({"role": "user", "content": [{"type": ["text"], "text": "x"}]}, "refused"),
+        ({"role": "user", "content": [{"type": "input_text", "text": "x"}]}, "refused"),
+        ({"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}, "unsure"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "multimodal"),
+        ({"role": "assistant", "reasoning": 1}, "refused"),
+        ({"role": "user", "content": "\ud800"}, "encoding"),
+    ],
+)
+def test_messages_that_are_not_rendered(message: dict[str, Any], why: str) -> None:
+    """What the engine refuses, or renders in ways that are not known here, goes by load."""
+    assert reason({"messages": [message]}, "{{ messages[0].content }}") == why
+
+
+def test_no_messages() -> None:
+    """The engine refuses a chat without messages by itself."""
+    assert reason({"messages": []}) == "refused"
+    assert reason({}) == "refused"
+
+
+def test_bounds() -> None:
+    """Too many messages, or characters, mean routing by load."""
+    assert reason({"messages": [USER] * (limits.MESSAGES_MAX + 1)}) == "too_many_messages"
+    half = {"role": "user", "content": "x" * (limits.PROMPT_CHARS_MAX // 2 + 1)}
+    assert reason({"messages": [half, half]}) == "too_long"
+    grows = "{% for m in messages * 3 %}{{ m.content }}{% endfor %}"
+    assert reason({"messages": [half]}, grows) == "too_long"
+
+
+# --- tools --------------------------------------------------------------------------------------
+
+
+def test_tools_are_written_in_the_engines_order() -> None:
+    """Unknown keys go, nulls of the first three stay, strict only shows when it is given."""
+    tools = [
+        {
+            "x": 1,
+            "function": {"strict": True, "parameters": {"b": 1, "a": 2}, "name": "f", "y": 1},
+            "type": "function",
+        },
+        {"type": "function", "function": {"name": "g", "strict": None}},
+    ]
+    assert text({"messages": [USER], "tools": tools}, "{{ tools | tojson }}") == (
+        '[{"type": "function", "function": {"name": "f", "description": null, '
+        '"parameters": {"b": 1, "a": 2}, "strict": true}}, {"type": "function", '
+        '"function": {"name": "g", "description": null, "parameters": null}}]'
+    )
+
+
+def test_tools_are_none_without_tools() -> None:
+    """The variable is always there, and tools are rendered with tool_choice none as well."""
+    source = "{{ tools is none }} {{ documents is none }}"
+    assert text({"messages": [USER]}, source) == "True True"
+    body = {"messages": [USER], "tools": [{"function": {"name": "f"}}], "tool_choice": "none"}
+    assert text(body, source) == "False True"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": []},
+        {"tools": {}},
+        {"tools": ["x"]},
+        {"tools": [{"type": "function"}]},
+        {"tools": [{"type": "other", "function": {"name": "f"}}]},
+        {"tools": [{"function": {"name": 1}}]},
+        {"tools": [{"function": {"name": "f", "description": 1}}]},
+        {"tools": [{"function": {"name": "f", "parameters": []}}]},
+        {"tool_choice": "required"},
+    ],
+)
+def test_tools_that_the_engine_refuses(change: dict[str, Any]) -> None:
+    """Odd tools are the engine's to answer."""
+    assert reason({"messages": [USER], **change}) == "refused"
+
+
+def test_the_template_for_tools_is_used_with_tools() -> None:
+    """A template called tool_use serves requests with tools, the default all others."""
+    plain, tool_use = (ChatTemplate.compile(name, "test") for name in ("plain", "with tools"))
+    both = ChatRenderer({"default": plain, "tool_use": tool_use})
+    body = {"messages": [USER], "tools": [{"function": {"name": "f"}}]}
+    assert both.render(body).texts == ("with tools",)
+    assert both.render({"messages": [USER]}).texts == ("plain",)
+
+
+def test_no_template() -> None:
+    """A model without a template has no chats here."""
+    with pytest.raises(PromptUnavailable) as caught:
+        ChatRenderer({}).render({"messages": [USER]})
+    assert caught.value.reason == "no_template"
+
+
+def call(arguments: Any) -> dict[str, Any]:
+    """Make an assistant's message with one tool call, its keys out of order."""
+    function = {"name": "f", "arguments": arguments, "extra": 1}
+    return {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": function, "id": "i"}],
+    }
+
+
+def test_tool_calls_are_written_in_the_engines_order() -> None:
+    """Id, function with arguments first, type, and then the rest."""
+    [message] = seen(call('{"b": 1.0, "a": [true, null]}'))
+    assert json.dumps(message["tool_calls"][0]) == (
+        '{"id": "i", "function": {"arguments": {"b": 1.0, "a": [true, null]}, "name": "f", '
+        '"extra": 1}, "type": "function"}'
+    )
+
+
+@pytest.mark.parametrize("arguments", ["", None, "not json", "[1, 2]", "7", "[" * 200_000])
+def test_arguments_that_are_no_object_are_empty(arguments: Any) -> None:
+    """Whatever a model wrote as arguments, the template gets an object."""
+    [message] = seen(call(arguments))
+    assert message["tool_calls"][0]["function"]["arguments"] == {}
+
+
+@pytest.mark.parametrize("calls", [[], None])
+def test_empty_tool_calls_are_dropped(calls: Any) -> None:
+    """The key is absent where there are no calls."""
+    [message] = seen({"role": "assistant", "content": "x", "tool_calls": calls})
+    assert "tool_calls" not in message
+
+
+@pytest.mark.parametrize(
+    ("calls", "why"),
+    [
+        ({}, "refused"),
+        (["x"], "refused"),
+        ([{}], "refused"),
+        ([{"type": "custom", "custom": {}}], "unsure"),
+        ([{"function": {"name": "f", "arguments": {"a": 1}}}], "refused"),
+    ],
+)
+def test_tool_calls_that_are_not_rendered(calls: Any, why: str) -> None:
+    """Arguments given as an object, among others, are refused by the engine."""
+    assert reason({"messages": [{"role": "assistant", "tool_calls": calls}]}) == why
+
+
+# --- variables ----------------------------------------------------------------------------------
+
+
+def test_generation_prompt() -> None:
+    """On by default, and the request's own field beats the template's arguments."""
+    source = "{{ add_generation_prompt }}"
+    arguments = {"chat_template_kwargs": {"add_generation_prompt": False}}
+    assert text({"messages": [USER]}, source) == "True"
+    assert text({"messages": [USER], **arguments}, source) == "True"
+    assert text({"messages": [USER], "add_generation_prompt": False}, source) == "False"
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({}, "undefined undefined"),
+        ({"reasoning_effort": "none"}, "none False"),
+        ({"reasoning_effort": "low"}, "low True"),
+        ({"reasoning_effort": None}, "undefined undefined"),
+        (
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
+            "none True",
+        ),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "undefined False"),
+    ],
+)
+def test_reasoning_effort_sets_thinking(change: dict[str, Any], shown: str) -> None:
+    """The effort is a variable and switches thinking unless the client did so itself."""
+    source = (
+        "{{ reasoning_effort | default('undefined') }} {{ enable_thinking | default('undefined') }}"
+    )
+    assert text({"messages": [USER], **change}, source) == shown
+
+
+def test_special_tokens_are_variables() -> None:
+    """Those that exist are defined, the others are not; the client may override them."""
+    source = "{{ bos_token is defined }} {{ eos_token }}"
+    tokens = {"eos_token": "<e>"}
+    assert text({"messages": [USER]}, source, special_tokens=tokens) == "False <e>"
+    body = {"messages": [USER], "chat_template_kwargs": {"eos_token": "<x>"}}
+    assert text(body, source, special_tokens=tokens) == "False <x>"
+
+
+def test_unread_variables_do_not_reach_the_template() -> None:
+    """Names that the template does not read are dropped, however they are called."""
+    source = "{% set mine = 1 %}{{ mine }}{{ yours is defined }}"
+    body = {"messages": [USER], "chat_template_kwargs": {"mine": 2, "unknown": 3}}
+    assert text(body, source) == "1False"
+
+
+def test_documents() -> None:
+    """Documents are handed through."""
+    body = {"messages": [USER], "documents": [{"title": "t"}]}
+    assert text(body, "{{ documents[0].title }}") == "t"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"chat_template": "{{ 1 }}"}, "request_template"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "request_template"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "refused"),
+        ({"chat_template_kwargs": {"messages": []}}, "unsure"),
+        ({"chat_template_kwargs": {"tools": []}}, "unsure"),
+        ({"chat_template_kwargs": []}, "refused"),
+        ({"kv_transfer_params": {"prompt_token_ids": [1]}}, "handover"),
+        ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        ({"documents": {}}, "refused"),
+        ({"documents": ["x"]}, "refused"),
+        ({"reasoning_effort": "huge"}, "refused"),
+        ({"reasoning_effort": 3}, "refused"),
+        ({"add_generation_prompt": None}, "refused"),
+        ({"continue_final_message": True}, "refused"),
+        ({"add_special_tokens": "no"}, "refused"),
+        ({"cache_salt": ""}, "refused"),
+        ({"cache_salt": "a/b"}, "refused"),
+        ({"cache_salt": "x" * 129}, "refused"),
+        ({"cache_salt": 7}, "refused"),
+        ({"cache_salt": "\udfff"}, "encoding"),
+        ({"truncate_prompt_tokens": -2}, "refused"),
+        ({"truncate_prompt_tokens": 0}, "refused"),
+        ({"truncate_prompt_tokens": True}, "refused"),
+        ({"truncate_prompt_tokens": 101}, "refused"),
+        ({"truncation_side": "middle"}, "refused"),
+    ],
+)
+def test_requests_that_are_not_rendered(change: dict[str, Any], why: str) -> None:
+    """Each has its reason, from a closed set."""
+    assert reason({"messages": [USER], **change}, max_model_len=100) == why
+
+
+def test_what_goes_to_the_tokenizer() -> None:
+    """By default a chat gets no special tokens beyond its template's, and nothing is cut."""
+    [shown] = renderer("x").render({"messages": [USER]}).texts
+    assert shown == "x"
+    assert renderer("x").render({"messages": [USER]}) == Rendered(("x",))
+    body = {
+        "messages": [USER],
+        "add_special_tokens": True,
+        "truncate_prompt_tokens": 5,
+        "truncation_side": "right",
+        "cache_salt": "s",
+    }
+    assert renderer("x").render(body) == Rendered(("x",), (), True, 5, "right", "s")  # noqa: FBT003
+    body = {"messages": [USER], "truncate_prompt_tokens": -1}
+    assert renderer("x", max_model_len=9).render(body).truncate_to == 9
+
+
+# --- continuing the last message ------------------------------------------------------------------
+
+CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+TRIMMING = CHATML.replace("m.content", "m.content | trim")
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "shown"),
+    [
+        (CHATML, "The answer is", "<user>u</><assistant>The answer is"),
+        (CHATML, "trailing ", "<user>u</><assistant>trailing "),
+        (TRIMMING, "trailing ", "<user>u</><assistant>trailing"),
+    ],
+)
+def test_the_last_message_is_continued(source: str, content: str, shown: str) -> None:
+    """Text ends where the message ends; its last blanks go only if the template takes them."""
+    body = {"messages": [USER, {"role": "assistant", "content": content}], **CONTINUE}
+    assert text(body, source) == shown
+
+
+def test_the_last_part_is_continued() -> None:
+    """With contents as parts, the last one is continued."""
+    source = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert text({"messages": [{"role": "user", "content": parts}], **CONTINUE}, source) == "[a][b"
+    assert reason({"messages": [{"role": "user", "content": []}], **CONTINUE}, source) == "refused"
+
+
+def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
+    """Nothing shows where to cut."""
+    assert reason({"messages": [USER], **CONTINUE}, "fixed") == "refused"
