@@ -1,0 +1,239 @@
+"""Endpoints: what a metrics page says, and what is under way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvatlas.common import limits
+from kvatlas.common.errors import ConfigError
+from kvatlas.common.ids import EndpointName, ModelName
+from kvatlas.common.keyspace import Shard
+from kvatlas.common.settings import Settings
+from kvatlas.router.endpoints import (
+    FAILURES_UNHEALTHY,
+    Endpoint,
+    Endpoints,
+    EngineGauges,
+    read_gauges,
+)
+from kvatlas.router.metrics import RouterMetrics
+
+MODEL = ModelName("m")
+
+
+def endpoint() -> Endpoint:
+    """Make an endpoint that nothing is known of."""
+    return Endpoint(EndpointName("a:1"), MODEL, "http://a:1", 0, Shard(MODEL, 0), None, None)
+
+
+# --- metrics pages ------------------------------------------------------------------------------
+
+
+def test_a_page_is_read_by_rank() -> None:
+    """Expect each rank's own numbers, wherever its label stands."""
+    page = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_running{model_name="m",engine="1"} 4.0
+vllm:num_requests_waiting{engine="1",model_name="m"} 2.0
+vllm:num_requests_waiting_by_reason{engine="1",model_name="m",reason="capacity"} 9.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:cache_config_info{block_size="32",engine="1",hash_block_size="None"} 1.0
+"""
+    assert read_gauges(page) == {
+        0: EngineGauges(running=3.0, kv_usage=0.25),
+        1: EngineGauges(running=4.0, waiting=2.0, block_size=32),
+    }
+
+
+def test_the_page_of_a_real_engine_is_read(shared: Path) -> None:
+    """Expect the idle vLLM of the captures with its 32 tokens per block."""
+    page = (shared / "data" / "vllm-events" / "metrics_sample.txt").read_bytes()
+    assert read_gauges(page) == {0: EngineGauges(block_size=32)}
+
+
+def test_the_size_that_hashes_are_made_for_goes_first() -> None:
+    """Expect hash_block_size where an engine names one, wherever it stands."""
+    for labels in (
+        b'block_size="16",hash_block_size="64"',
+        b'hash_block_size="64",block_size="16"',
+    ):
+        assert read_gauges(b"vllm:cache_config_info{%s} 1.0" % labels)[0].block_size == 64
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        b'effective_attention_block_size="48"',
+        b'block_size="None"',
+        b'block_size="0"',
+        b'block_size="%d"' % (limits.BLOCK_SIZE_MAX + 1),
+    ],
+)
+def test_a_size_that_is_none_is_not_learned(labels: bytes) -> None:
+    """Expect no block size from other labels, words, or numbers out of range."""
+    found = read_gauges(b"vllm:cache_config_info{%s} 1.0" % labels)
+    assert found.get(0, EngineGauges()).block_size is None
+
+
+@pytest.mark.parametrize("number", [b"nan", b"-1", b"+Inf", b"1e300", b"three", b""])
+def test_an_absurd_number_counts_as_none(number: bytes) -> None:
+    """Expect zero for what no gauge can be."""
+    page = b'vllm:num_requests_running{engine="0"} %s\n' % number
+    assert read_gauges(page).get(0, EngineGauges()).running == 0.0
+
+
+def test_a_metric_without_labels_is_rank_0() -> None:
+    """Expect engines that label nothing to be read, and the last line to need no end."""
+    assert read_gauges(b"vllm:num_requests_running 2.0") == {0: EngineGauges(running=2.0)}
+
+
+@given(st.binary(max_size=300))
+def test_no_page_is_too_odd(noise: bytes) -> None:
+    """Expect any bytes around and inside of samples to be read without an error."""
+    read_gauges(noise)
+    read_gauges(b"vllm:num_requests_running" + noise)
+    read_gauges(b"vllm:cache_config_info{" + noise + b'block_size="1' + noise)
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+
+def test_our_own_requests_are_not_somebody_elses() -> None:
+    """Expect what we have under way to be taken out of the engine's numbers."""
+    ours = endpoint()
+    with ours.flight(10), ours.flight(20):
+        ours.observe(EngineGauges(running=5.0, waiting=0.0, kv_usage=0.5))
+    assert (ours.others_running, ours.others_waiting, ours.kv_usage) == (3, 0, 0.5)
+
+
+def test_our_own_queue_is_not_somebody_elses() -> None:
+    """Expect our requests that do not run yet to be taken out of the queue."""
+    ours = endpoint()
+    with ours.flight(10), ours.flight(20), ours.flight(30):
+        ours.observe(EngineGauges(running=1.0, waiting=2.0))
+        ours.observe(EngineGauges(running=1.0, waiting=2.0))
+    assert (ours.others_running, ours.others_waiting) == (0, 0)
+
+
+def test_a_queue_counts_once_two_scrapes_have_seen_it() -> None:
+    """Expect the smaller of the last two, so that one moment's queue sends nobody away."""
+    one = endpoint()
+    seen = []
+    for waiting in (4.0, 3.0, 5.0, 0.0, 2.0):
+        one.observe(EngineGauges(waiting=waiting))
+        seen.append(one.others_waiting)
+    assert seen == [0, 3, 3, 0, 0]
+
+
+def test_a_flight_is_counted_until_it_ends() -> None:
+    """Expect the request from start to end, and its tokens until the first byte."""
+    one = endpoint()
+    with one.flight(100) as flight:
+        assert (one.requests, one.pending_tokens) == (1, 100)
+        flight.began()
+        flight.began()
+        assert (one.requests, one.pending_tokens) == (1, 0)
+    assert (one.requests, one.pending_tokens) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1_000), st.booleans()), max_size=10))
+def test_every_counter_returns_whatever_happens(flights: list[tuple[int, bool]]) -> None:
+    """Expect zero after flights that overlap, begin or not, and fail."""
+    one = endpoint()
+
+    def fly(remaining: list[tuple[int, bool]]) -> None:
+        if not remaining:
+            raise ConnectionError
+        tokens, begins = remaining[0]
+        with one.flight(tokens) as flight:
+            if begins:
+                flight.began()
+            fly(remaining[1:])
+
+    with pytest.raises(ConnectionError):
+        fly(flights)
+    assert (one.requests, one.pending_tokens) == (0, 0)
+
+
+# --- health -------------------------------------------------------------------------------------
+
+
+def test_health_is_lost_after_failures_in_a_row_and_comes_back() -> None:
+    """Expect one answer to make up for all failures before it."""
+    one = endpoint()
+    for _ in range(FAILURES_UNHEALTHY - 1):
+        one.failed()
+    assert one.healthy
+    one.failed()
+    assert not one.healthy
+    one.observe(EngineGauges())
+    assert one.healthy
+
+
+def test_a_failure_forgets_what_was_seen_of_others() -> None:
+    """Expect a queue to be seen twice again before it counts."""
+    one = endpoint()
+    for _ in range(2):
+        one.observe(EngineGauges(running=2.0, waiting=3.0))
+    one.failed()
+    assert (one.others_running, one.others_waiting) == (0, 0)
+    one.observe(EngineGauges(waiting=3.0))
+    assert one.others_waiting == 0
+
+
+def test_an_endpoint_that_never_answered_has_not_been_seen() -> None:
+    """Expect failures not to count as an answer."""
+    one = endpoint()
+    one.failed()
+    assert not one.seen
+    one.observe(EngineGauges())
+    assert one.seen
+
+
+# --- the configured fleet -----------------------------------------------------------------------
+
+
+def settings(tmp_path: Path, key: str | None) -> Settings:
+    """Configure two engines, one of them with two ranks, and perhaps a key."""
+    path = tmp_path / "key"
+    if key is not None:
+        path.write_text(key, encoding="utf-8")
+    return Settings.model_validate({
+        "models": [
+            {"name": "m", "tokenizer": "t", "index_shards": 4},
+            {"name": "empty", "tokenizer": "t"},
+        ],
+        "endpoints": [
+            {"url": "http://a:1", "model": "m", "api_key_file": str(path)},
+            {"url": "http://b:2", "model": "m", "data_parallel_size": 2},
+        ],
+    })  # fmt: skip
+
+
+def test_every_rank_is_an_endpoint(tmp_path: Path) -> None:
+    """Expect names, ranks and the engine's key, and a model without endpoints to be empty."""
+    endpoints = Endpoints(settings(tmp_path, "secret\n"), RouterMetrics())
+    assert [(e.name, e.rank, e.api_key) for e in endpoints.of(MODEL)] == [
+        ("a:1", 0, "secret"),
+        ("b:2", 0, None),
+        ("b:2#1", 1, None),
+    ]
+    assert list(endpoints.all()) == endpoints.of(MODEL)
+    assert endpoints.of(ModelName("empty")) == []
+
+
+def test_a_key_is_not_shown(tmp_path: Path) -> None:
+    """Expect an endpoint's repr to be safe to log."""
+    endpoints = Endpoints(settings(tmp_path, "secret"), RouterMetrics())
+    assert "secret" not in repr(endpoints.of(MODEL))
+
+
+def test_a_key_that_cannot_be_read_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    """Expect the file to be named."""
+    with pytest.raises(ConfigError, match="key: cannot be read"):
+        Endpoints(settings(tmp_path, None), RouterMetrics())
