@@ -166,13 +166,13 @@ def test_every_counter_returns_whatever_happens(flights: list[tuple[int, bool]])
 def test_health_is_lost_after_failures_in_a_row_and_comes_back() -> None:
     """Expect one answer to make up for all failures before it."""
     one = endpoint()
-    for _ in range(FAILURES_UNHEALTHY - 1):
+    healthy = []
+    for _ in range(FAILURES_UNHEALTHY):
         one.failed()
-    assert one.healthy
-    one.failed()
-    assert not one.healthy
+        healthy.append(one.healthy)
     one.observe(EngineGauges())
-    assert one.healthy
+    healthy.append(one.healthy)
+    assert healthy == [*[True] * (FAILURES_UNHEALTHY - 1), False, True]
 
 
 def test_a_failure_forgets_what_was_seen_of_others() -> None:
