@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kvatlas import __version__
-from kvatlas.common.errors import ConfigError
+from kvatlas.cli.console import faults_told, messages, output, read_text
 from kvatlas.common.settings import Settings, load
-from kvatlas.common.tasks import EX_CONFIG
 
 app = typer.Typer(
     name="kvatlas",
@@ -25,25 +26,30 @@ app = typer.Typer(
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="The YAML file; docs/CONFIG.md explains it.")
 ]
+Engines = Annotated[int, typer.Option(min=1, max=64, help="Simulated engines.")]
+Routers = Annotated[int, typer.Option(min=1, max=16, help="Routers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Port = Annotated[int | None, typer.Option(help="Overrides the configured port.")]
 
 
-def settings_or_exit(path: Path | None, overrides: dict[str, Any] | None = None) -> Settings:
-    """Read the configuration, or print every fault in it and exit with 78."""
-    try:
-        return load(path, overrides)
-    except ConfigError as error:
-        for fault in error.faults:
-            typer.echo(f"kvatlas: {fault}", err=True)
-        raise typer.Exit(EX_CONFIG) from None
+class Policy(StrEnum):
+    """How a router chooses, as `router.policy` names it."""
+
+    PREFIX = "prefix"
+    LEAST_LOAD = "least-load"
+    ROUND_ROBIN = "round-robin"
 
 
 def _overrides(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _serve(run: Callable[[Settings], int], settings: Settings) -> None:
-    raise typer.Exit(run(settings))
+def _serve(
+    run: Callable[[Settings], int], config: Path | None, section: str, **changes: Any
+) -> None:
+    """Run a service; ends with its exit status, 78 for a wrong configuration."""
+    with faults_told():
+        raise typer.Exit(run(load(config, {section: _overrides(**changes)})))
 
 
 @app.command()
@@ -51,8 +57,7 @@ def router(config: Config = None, port: Port = None, admin_port: Port = None) ->
     """Serve the OpenAI API and route each request to the best endpoint."""
     from kvatlas.router.app import run  # noqa: PLC0415 - `kvatlas --help` stays quick
 
-    changes = _overrides(port=port, admin_port=admin_port)
-    _serve(run, settings_or_exit(config, {"router": changes}))
+    _serve(run, config, "router", port=port, admin_port=admin_port)
 
 
 @app.command()
@@ -60,7 +65,7 @@ def indexer(config: Config = None, admin_port: Port = None) -> None:
     """Follow the engines' KV events and keep the shared index."""
     from kvatlas.indexer.app import run  # noqa: PLC0415 - `kvatlas --help` stays quick
 
-    _serve(run, settings_or_exit(config, {"indexer": _overrides(admin_port=admin_port)}))
+    _serve(run, config, "indexer", admin_port=admin_port)
 
 
 @app.command()
@@ -74,8 +79,128 @@ def engine(
     """Run a simulated engine that behaves like vLLM."""
     from kvatlas.simulator.app import run  # noqa: PLC0415 - `kvatlas --help` stays quick
 
-    changes = _overrides(port=port, events=events, replay=replay, model=model)
-    _serve(run, settings_or_exit(config, {"engine": changes}))
+    _serve(run, config, "engine", port=port, events=events, replay=replay, model=model)
+
+
+@app.command()
+def up(
+    engines: Engines = 4,
+    routers: Routers = 2,
+    policy: Annotated[Policy, typer.Option(help="How routers choose.")] = Policy.PREFIX,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="First router's port if it is free; 0: any.")
+    ] = 8080,
+) -> None:
+    """Run Redis, simulated engines, an indexer and routers, until Ctrl-C."""
+    from kvatlas.cli.fleet import FleetPlan  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.cli.up import run_up  # noqa: PLC0415 - alike
+
+    router = {"policy": policy.value, "debug_headers": True}
+    plan = FleetPlan(engines=engines, routers=routers, router=router, port=port)
+    with faults_told():
+        raise typer.Exit(run_up(output(), messages(), plan))
+
+
+@app.command()
+def demo(
+    *,
+    engines: Engines = 4,
+    routers: Routers = 2,
+    conversations: Annotated[int, typer.Option(min=1, max=10_000)] = 48,
+    turns: Annotated[int, typer.Option(min=1, max=100, help="Questions of each.")] = 4,
+    users: Annotated[int, typer.Option(min=1, max=256, help="Conversations at a time.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of what is said.")] = 1,
+) -> None:
+    """Hold the same conversations with kvatlas, round robin and least load, and compare."""
+    from kvatlas.cli.conversations import Load  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.cli.demo import run_demo  # noqa: PLC0415 - alike
+    from kvatlas.cli.fleet import FleetPlan  # noqa: PLC0415 - alike
+
+    load = Load(conversations=conversations, turns=turns, users=users, seed=seed)
+    with faults_told():
+        plan = FleetPlan(engines=engines, routers=routers)
+        raise typer.Exit(run_demo(output(), messages(), load, plan))
+
+
+@app.command()
+def inspect(
+    *,
+    config: Config = None,
+    redis: Annotated[str | None, typer.Option(help="URL; overrides the configured one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(help="A request body: who holds how much of it; - for stdin.")
+    ] = None,
+    block: Annotated[str | None, typer.Option(help="A block hash: who holds it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the index holds, read from Redis and changing nothing."""
+    from kvatlas.cli import inspect_index  # noqa: PLC0415 - `kvatlas --help` stays quick
+
+    with faults_told():
+        settings = load(config, {"redis": _overrides(url=redis)})
+        text = None if prompt is None else read_text(prompt)
+        question = inspect_index.Question(model=model, prompt=text, block=block)
+        findings = inspect_index.find(settings, question)
+        if as_json:
+            typer.echo(inspect_index.as_json(findings))
+        else:
+            inspect_index.show(output(), findings)
+
+
+@app.command()
+def explain(
+    body: Annotated[Path, typer.Argument(help="A request body, JSON; - for stdin.")],
+    url: Annotated[str, typer.Option(help="A router's admin port.")] = "http://127.0.0.1:9090",
+    path: Annotated[str, typer.Option(help="Where the body would go.")] = "/v1/chat/completions",
+    as_json: Json = False,
+) -> None:
+    """Show what a router would decide for a request body, and why."""
+    from kvatlas.cli.explain import ask_router, show  # noqa: PLC0415 - `kvatlas --help` stays quick
+
+    with faults_told():
+        answer = ask_router(url, path, read_text(body))
+        if as_json:
+            typer.echo(json.dumps(answer, indent=2))
+        else:
+            show(output(), answer)
+
+
+@app.command()
+def render(
+    config: Config = None,
+    requests: Annotated[
+        Path, typer.Argument(help='A line per request: {"path": ..., "body": {...}}; - for stdin.')
+    ] = Path("-"),
+) -> None:
+    """Write the token ids and the text that each request becomes, a line of JSON each."""
+    from kvatlas.cli.render import render_lines  # noqa: PLC0415 - `kvatlas --help` stays quick
+
+    with faults_told():
+        lines = sys.stdin if str(requests) == "-" else read_text(requests).splitlines()
+        for line in render_lines(load(config), lines):
+            typer.echo(line)
+
+
+@app.command(name="fetch-tokenizer")
+def fetch_tokenizer(
+    model: Annotated[str, typer.Option(help="Id on the hub.")],
+    revision: Annotated[str, typer.Option(help="Commit, so that it never changes.")],
+    out: Annotated[Path, typer.Option(help="Folder to put it into.")],
+) -> None:
+    """Fetch a tokenizer from the hub into a folder; HF_TOKEN is used when set."""
+    from kvatlas.common.prompt import fetch_tokenizer as fetch  # noqa: PLC0415 - alike
+
+    with faults_told(), messages().status(f"fetching {model}"):
+        fetch(model, revision, out)
+
+
+@app.command(name="check-config")
+def check_config(config: Config = None) -> None:
+    """Check a configuration and say every fault in it; exits 78 when there is one."""
+    with faults_told():
+        settings = load(config)
+    typer.echo(f"fine: {len(settings.models)} models, {len(settings.endpoints)} endpoints")
 
 
 @app.command()
@@ -90,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,155 @@
+"""Read the index for people: who is in it, and who holds what. Changes nothing.
+
+Key names and fields are described in docs/REDIS.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from kvatlas.common import limits
+from kvatlas.common.ids import BlockHash, EndpointName, HolderId, ModelName
+from kvatlas.common.keyspace import (
+    MODELS_KEY,
+    VERSION_FIELD,
+    Holder,
+    Shard,
+    parse_holder_ids,
+    shards_of,
+)
+from kvatlas.common.redis_client import connect, guard
+from kvatlas.router.lookup import BlockIndex
+
+POOL_PREFIX = "holder:"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    """What the index says of one endpoint.
+
+    Attributes:
+        seq: newest sequence number that is in the index; -1 before the first of an epoch.
+        blocks: present in all its pools.
+        reason: why its epoch began.
+        since_s: when, Unix seconds; 0 when not known.
+        event_s: the engine's time stamp of the newest batch, Unix seconds; 0 before the first.
+        pools: holder id per pool, such as "gpu/0".
+    """
+
+    name: EndpointName
+    shard: int
+    epoch: int
+    seq: int
+    blocks: int
+    block_size: int | None
+    reason: str
+    since_s: float
+    event_s: float
+    pools: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIndex:
+    """What the index holds for one model."""
+
+    model: ModelName
+    shards: int
+    endpoints: Sequence[EndpointState]
+
+    @property
+    def block_size(self) -> int | None:
+        """Give the block size that engines have shown, if there was one."""
+        sizes = {one.block_size for one in self.endpoints if one.block_size}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+class IndexReader:
+    """Read the index for people.
+
+    Every method raises IndexUnavailable when Redis does not answer.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        self._client: Redis = connect(redis_url, timeout_s=limits.REDIS_WRITE_S, connections_max=1)
+        self._index = BlockIndex(self._client)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._index.aclose()
+
+    async def models(self, only: str | None = None) -> list[ModelIndex]:
+        """Read the state of all endpoints, or those of one model."""
+        known = await _read(self._client.hgetall(MODELS_KEY))
+        found = []
+        for name, count in sorted(known.items()):
+            model, shards = ModelName(name.decode()), _whole(count)
+            if only is None or only == model:
+                states = [one for s in shards_of(model, shards) for one in await self._states(s)]
+                found.append(ModelIndex(model, shards, states))
+        return found
+
+    async def _states(self, shard: Shard) -> list[EndpointState]:
+        members = await _read(self._client.smembers(shard.endpoints))
+        names = sorted(EndpointName(member.decode()) for member in members)
+        return [
+            _state(name, shard.number, await _read(self._client.hgetall(shard.endpoint(name))))
+            for name in names
+        ]
+
+    async def match(
+        self, model: ModelIndex, hashes: Sequence[BlockHash]
+    ) -> dict[EndpointName, int]:
+        """Find how many leading blocks each endpoint holds, with the router's own lookup."""
+        return await self._index.match(shards_of(model.model, model.shards), hashes)
+
+    async def holders(self, model: ModelIndex, block: BlockHash) -> list[Holder]:
+        """List who holds one block, live holders only."""
+        found = []
+        for shard in shards_of(model.model, model.shards):
+            key, field = shard.entry(block)
+            ids = parse_holder_ids(await _read(self._client.hget(key, field)) or b"")
+            live = await _read(self._client.hgetall(shard.holders))
+            found += [holder for i, holder in _holders(live) if i in ids]
+        return found
+
+
+async def _read(reply: Awaitable[Any]) -> Any:
+    """Await a reply; redis-py types it more loosely than our connections answer."""
+    with guard():
+        return await reply
+
+
+def _state(name: EndpointName, shard: int, raw: Mapping[bytes, bytes]) -> EndpointState:
+    fields = {key.decode(): value.decode() for key, value in raw.items()}
+    return EndpointState(
+        name=name,
+        shard=shard,
+        epoch=_whole(fields.get("epoch")),
+        seq=_whole(fields.get("seq")),
+        blocks=_whole(fields.get("blocks")),
+        block_size=_whole(fields.get("block_size")) or None,
+        reason=fields.get("reason", ""),
+        since_s=float(fields.get("since") or 0),
+        event_s=float(fields.get("event_time") or 0),
+        pools={
+            key.removeprefix(POOL_PREFIX): _whole(value)
+            for key, value in sorted(fields.items())
+            if key.startswith(POOL_PREFIX)
+        },
+    )
+
+
+def _whole(value: str | bytes | None) -> int:
+    return int(value or 0)
+
+
+def _holders(raw: Mapping[bytes, bytes]) -> list[tuple[HolderId, Holder]]:
+    return [
+        (HolderId(int(key)), Holder.from_text(text.decode()))
+        for key, text in raw.items()
+        if key != VERSION_FIELD.encode()
+    ]

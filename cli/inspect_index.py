@@ -1,0 +1,250 @@
+"""`kvatlas inspect`: what the index holds per endpoint, per model, for one prompt or block."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from kvatlas.cli.index_reader import IndexReader, ModelIndex
+from kvatlas.common.block_hash import chain, root_hash
+from kvatlas.common.errors import ConfigError, HttpError, KvatlasError, PromptUnavailable
+from kvatlas.common.ids import BlockHash, EndpointName
+from kvatlas.common.keyspace import Holder
+from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, PromptBuilder
+from kvatlas.common.settings import ModelSettings, Settings
+
+
+class InspectError(KvatlasError):
+    """What was asked for cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to look at beyond the endpoints.
+
+    Attributes:
+        model: only this model; None for all.
+        prompt: text of a request body, or None.
+        block: a block hash as 16 hex digits, or None.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    block: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptMatch:
+    """Who holds how much of a prompt.
+
+    Attributes:
+        matches: leading blocks per endpoint; who holds none is absent.
+    """
+
+    model: str
+    prompt_tokens: int
+    block_size: int
+    blocks: int
+    matches: Mapping[EndpointName, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything that was read.
+
+    Attributes:
+        block_holders: None when no block was asked for.
+    """
+
+    models: Sequence[ModelIndex]
+    prompt: PromptMatch | None
+    block_holders: Sequence[Holder] | None
+
+
+def find(settings: Settings, question: Question) -> Findings:
+    """Read the index.
+
+    Args:
+        settings: where Redis is; for a prompt also the model and its tokenizer.
+        question: what to look at.
+
+    Raises:
+        ConfigError: the question does not fit the configuration.
+        InspectError: the index does not know enough to answer.
+        IndexUnavailable: Redis did not answer.
+    """
+    block = _block_hash(question.block) if question.block else None
+    body = _body(question.prompt) if question.prompt is not None else None
+
+    async def read() -> Findings:
+        reader = IndexReader(settings.redis.url)
+        try:
+            models = await reader.models(question.model)
+            return Findings(
+                models,
+                await _match(reader, settings, models, body) if body is not None else None,
+                None
+                if block is None
+                else [one for m in models for one in await reader.holders(m, block)],
+            )
+        finally:
+            await reader.aclose()
+
+    return asyncio.run(read())
+
+
+def _block_hash(text: str) -> BlockHash:
+    if not re.fullmatch(r"[0-9a-fA-F]{16}", text):
+        raise ConfigError([f"--block {text!r}: a block hash has 16 hex digits"])
+    return BlockHash(int(text, 16))
+
+
+def _body(text: str) -> dict[str, Any]:
+    try:
+        body = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ConfigError([f"--prompt: is not JSON: {error}"]) from None
+    if not isinstance(body, dict):
+        raise ConfigError(["--prompt: is not a JSON object"])
+    return body
+
+
+async def _match(
+    reader: IndexReader, settings: Settings, models: Sequence[ModelIndex], body: dict[str, Any]
+) -> PromptMatch:
+    model = _model_of(settings, body)
+    index = next((one for one in models if one.model == model.name), None)
+    if index is None:
+        raise InspectError(f"the index knows no model {model.name!r}")
+    block_size = model.block_size or index.block_size
+    if block_size is None:
+        raise InspectError(f"no block size is known for {model.name!r} yet")
+    tokens, hashes = prompt_hashes(model, block_size, body)
+    matches = await reader.match(index, hashes)
+    return PromptMatch(model.name, tokens, block_size, len(hashes), matches)
+
+
+def _model_of(settings: Settings, body: Mapping[str, Any]) -> ModelSettings:
+    """Find the model that a body names, or the only one there is."""
+    names = [model.name for model in settings.models]
+    name = body.get("model", names[0] if len(names) == 1 else None)
+    if not isinstance(name, str) or name not in names:
+        raise ConfigError([f"--prompt: model is not one of the configured: {', '.join(names)}"])
+    return settings.model_named(name)
+
+
+def prompt_hashes(
+    model: ModelSettings, block_size: int, body: Mapping[str, Any]
+) -> tuple[int, list[BlockHash]]:
+    """Hash the prompt of a request body as the router does.
+
+    Returns:
+        The number of its tokens, and its full blocks.
+
+    Raises:
+        ConfigError: the tokenizer cannot be loaded.
+        InspectError: the body makes no prompt here.
+    """
+    builder = PromptBuilder.load(model)
+    path = CHAT_PATH if "messages" in body else COMPLETIONS_PATH
+    try:
+        prompt = builder.tokenize(builder.prepare(path, body))
+    except PromptUnavailable as error:
+        raise InspectError(f"no token ids for this body: {error.reason}") from None
+    except HttpError as error:
+        raise InspectError(f"the body is refused: {error.message}") from None
+    tokens = prompt.sequences[0]
+    extras = [(prompt.cache_salt,)] if prompt.cache_salt else []
+    return len(tokens), chain(root_hash(model.model, block_size), tokens, block_size, extras)
+
+
+def as_json(findings: Findings) -> bytes:
+    """Write everything as JSON."""
+    return orjson.dumps(asdict(findings), option=orjson.OPT_INDENT_2)
+
+
+def show(console: Console, findings: Findings) -> None:
+    """Print everything for people."""
+    if not findings.models:
+        console.print("the index knows no such model; has an indexer run?")
+    else:
+        console.print(models_table(findings.models))
+    for model in findings.models:
+        console.print(endpoints_table(model, time.time()))
+    if findings.prompt is not None:
+        console.print(prompt_table(findings.prompt, findings.models))
+    if findings.block_holders is not None:
+        lines = [holder.to_text() for holder in findings.block_holders] or ["nobody holds it"]
+        console.print("holders of the block:", *lines, sep="\n", markup=False)
+
+
+def models_table(models: Sequence[ModelIndex]) -> Table:
+    """Sum up, a row per model."""
+    table = Table(title="models")
+    table.add_column("model")
+    for head in ("shards", "endpoints", "block size", "blocks"):
+        table.add_column(head, justify="right")
+    for model in models:
+        blocks = sum(one.blocks for one in model.endpoints)
+        size = str(model.block_size or "?")
+        row = (str(model.shards), str(len(model.endpoints)), size, f"{blocks:,}")
+        table.add_row(model.model, *row)
+    return table
+
+
+def endpoints_table(model: ModelIndex, now_s: float) -> Table:
+    """List a model's endpoints; ages are told from `now_s`, Unix seconds."""
+    table = Table(title=f"endpoints of {model.model}")
+    table.add_column("endpoint", no_wrap=True)
+    for head in ("shard", "epoch", "seq", "blocks"):
+        table.add_column(head, justify="right")
+    table.add_column("epoch began")
+    table.add_column("newest event", justify="right")
+    table.add_column("pools")
+    for one in model.endpoints:
+        table.add_row(
+            one.name,
+            str(one.shard),
+            str(one.epoch),
+            str(one.seq),
+            f"{one.blocks:,}",
+            f"{one.reason}, {age(one.since_s, now_s)}",
+            age(one.event_s, now_s),
+            " ".join(one.pools),
+        )
+    return table
+
+
+def prompt_table(match: PromptMatch, models: Sequence[ModelIndex]) -> Table:
+    """List who holds how much of a prompt, the longest first."""
+    table = Table(
+        title=f"prompt for {match.model}: {match.prompt_tokens} tokens, "
+        f"{match.blocks} full blocks of {match.block_size}"
+    )
+    table.add_column("endpoint", no_wrap=True)
+    table.add_column("match blocks", justify="right")
+    table.add_column("match tokens", justify="right")
+    names = [one.name for m in models if m.model == match.model for one in m.endpoints]
+    held = {name: match.matches.get(name, 0) for name in names}
+    for name, blocks in sorted(held.items(), key=lambda item: -item[1]):
+        table.add_row(name, str(blocks), str(blocks * match.block_size))
+    return table
+
+
+def age(then_s: float, now_s: float) -> str:
+    """Write how long ago something was, roughly; both in Unix seconds, 0 for never."""
+    if not then_s:
+        return "never"
+    seconds = max(0.0, now_s - then_s)
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit} ago"
+    return f"{seconds:.1f} s ago"
