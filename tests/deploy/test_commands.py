@@ -1,0 +1,84 @@
+"""What the manifests and the compose file call is there to be called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from deploy.manifests import FOLDERS, kubectl, render
+from kvatlas.cli.main import app
+from kvatlas.common.prompt import demo_model_path
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined] # a group, as there are several
+
+
+def _options(words: list[str]) -> set[str]:
+    return {word.split("=")[0] for word in words if word.startswith("--")}
+
+
+def _unknown_options(words: list[str]) -> set[str]:
+    known = {option for parameter in COMMANDS[words[0]].params for option in parameter.opts}
+    return _options(words[1:]) - known
+
+
+def test_compose_calls_commands_that_exist() -> None:
+    """Every command line in the compose file has a command and options of ours."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
+    for name, service in services.items():
+        if name != "redis":
+            assert _unknown_options(service["command"]) == set()
+
+
+@pytest.mark.skipif(kubectl() is None, reason="kubectl is not on the PATH")
+@pytest.mark.parametrize("number", range(len(FOLDERS)), ids=lambda n: FOLDERS[n].name)
+def test_pods_call_commands_that_exist(number: int) -> None:
+    """Every container of our image is given a command and options of ours."""
+    called = set()
+    for document in render(FOLDERS[number]):
+        pod = document.get("spec", {}).get("template", {}).get("spec", {})
+        for container in [*pod.get("initContainers", []), *pod.get("containers", [])]:
+            if container["image"].startswith("kvatlas"):
+                assert _unknown_options(container["args"]) == set()
+                called.add(container["args"][0])
+    assert {"router", "indexer"} <= called
+
+
+def test_full_folder_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tokenizer in the folder nothing is fetched, so the hub need not be there."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    command = [
+        "fetch-tokenizer",
+        "--model",
+        "own/er",
+        "--revision",
+        "0" * 40,
+        "--out",
+        str(demo_model_path()),
+    ]
+    assert CliRunner().invoke(app, command).exit_code == 0
+
+
+def test_unreachable_hub_is_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where the hub does not answer, the init container ends with status 78 and says why."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    command = [
+        "fetch-tokenizer",
+        "--model",
+        "own/er",
+        "--revision",
+        "0" * 40,
+        "--out",
+        str(tmp_path / "model"),
+    ]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 78
+    assert "cannot be fetched" in result.output
