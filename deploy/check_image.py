@@ -56,6 +56,14 @@ def require_tools() -> None:
         raise CheckFailed("needs root: debootstrap and chroot do")
 
 
+def forget_former() -> None:
+    """Remove what a former check built; the last image stays, to be looked at."""
+    named = run("buildah", "images", "--format", "{{.Name}}:{{.Tag}}").split()
+    for image in (IMAGE, BASE):
+        if image in named:
+            run("buildah", "rmi", image)
+
+
 def make_base() -> None:
     """Make the base image, from a file system that is bootstrapped once."""
     archive = CACHE.with_suffix(".tar")
@@ -139,6 +147,7 @@ def check_fleet(name: str, folder: Path, redis_url: str) -> None:
 def check() -> None:
     """Do all of it."""
     require_tools()
+    forget_former()
     make_base()
     say(f"building {IMAGE}")
     build()
