@@ -65,9 +65,8 @@ def _request(line: str) -> tuple[str, dict[str, Any]]:
         ValueError: it is not what `render_lines` wants.
     """
     request = orjson.loads(line)
-    if not isinstance(request, dict):
-        raise ValueError("not an object")
-    path, body = request.get("path"), request.get("body")
+    fields = request if isinstance(request, dict) else {}
+    path, body = fields.get("path"), fields.get("body")
     if path not in _PATHS or not isinstance(body, dict):
         raise ValueError("no path or no body")
     return path, body

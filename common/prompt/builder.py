@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kvatlas.common.errors import ConfigError, PromptUnavailable
+from kvatlas.common.errors import ConfigError
 from kvatlas.common.prompt.chat import ChatRenderer
 from kvatlas.common.prompt.completion import read_completion
 from kvatlas.common.prompt.corpus import CORPUS
@@ -96,13 +96,9 @@ class PromptBuilder:
             InvalidRequest: a field that is read here has a plainly wrong type.
             PromptUnavailable: route by load; `reason` is one of `REASONS`.
         """
-        try:
-            if path == COMPLETIONS_PATH:
-                return read_completion(body, id_max=self._id_max, max_model_len=self._max_model_len)
-            rendered = self._chat.render(body)
-        except RecursionError:
-            # Nested deeper than Python follows; the engine's own parser gives up as well.
-            raise PromptUnavailable("refused") from None
+        if path == COMPLETIONS_PATH:
+            return read_completion(body, id_max=self._id_max, max_model_len=self._max_model_len)
+        rendered = self._chat.render(body)
         if self._has_own_renderer:
             unavailable("own_renderer")
         return rendered
@@ -146,9 +142,9 @@ class PromptBuilder:
         return self._tokenizer.encode([text], add_special_tokens=add_special_tokens)[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Write token ids as text, without special tokens.
+        """Write token ids as text, without special tokens and ids that are none.
 
         Raises:
-            PromptUnavailable: the tokenizer failed, as for ids that are none.
+            PromptUnavailable: the tokenizer failed.
         """
         return self._tokenizer.decode(token_ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,9 @@ _FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json",
     "chat_template.jinja", "additional_chat_templates/*.jinja", "tekken.json",
 )  # fmt: skip
-_HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_LAST: Final = "tokenizer.json"
+_STAGING: Final = ".fetching"
+_HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 def tokenizer_folder(tokenizer: str, revision: str | None) -> Path:
@@ -49,7 +52,7 @@ def fetch_tokenizer(
     Args:
         hub_id: as in "owner/name".
         revision: a commit; None takes the hub's default branch, whatever that is today.
-        folder: made if it is not there.
+        folder: made if it is not there; a fetch that is cut short leaves it unfilled.
         token: for gated models; None reads HF_TOKEN. It is not logged.
 
     Returns:
@@ -58,14 +61,32 @@ def fetch_tokenizer(
     Raises:
         ConfigError: the hub does not answer, or has no such files.
     """
-    if (folder / "tokenizer.json").is_file():
+    if (folder / _LAST).is_file():
         return False
     if not _HUB_ID.fullmatch(hub_id):
         raise ConfigError([f"tokenizer: {hub_id} is no hub id"])
-    _snapshot(hub_id, revision, folder, token)
-    if not (folder / "tokenizer.json").is_file():
-        raise ConfigError([f"tokenizer: {hub_id} has no tokenizer.json"])
+    staging = folder / _STAGING
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _snapshot(hub_id, revision, staging, token)
+        if not (staging / _LAST).is_file():
+            raise ConfigError([f"tokenizer: {hub_id} has no {_LAST}"])
+        _move_all(staging, folder)
+    except OSError as error:
+        raise ConfigError([f"{folder}: {error.strerror}"]) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return True
+
+
+def _move_all(staging: Path, folder: Path) -> None:
+    """Move what was fetched into place; what marks the folder as filled comes last."""
+    names = [path.name for path in staging.iterdir() if not path.name.startswith(".")]
+    for name in sorted(names, key=lambda name: name == _LAST):
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        (staging / name).replace(target)
 
 
 def _snapshot(hub_id: str, revision: str | None, folder: Path | None, token: str | None) -> Path:

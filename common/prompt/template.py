@@ -123,7 +123,5 @@ class ChatTemplate:
         """
         try:
             return self._render(**variables)
-        except PromptUnavailable:
-            raise
         except Exception as error:  # a template may raise whatever Python can
             raise PromptUnavailable("template_error") from error

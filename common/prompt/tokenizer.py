@@ -98,7 +98,7 @@ class Tokenizer:
         Cost: about a second for 150,000 tokens, most of it spent by `tokenizers`.
         """
         try:
-            reference = _guarded(lambda: tokenizers.Tokenizer.from_str(source))
+            reference = guarded(lambda: tokenizers.Tokenizer.from_str(source))
         except PromptUnavailable:
             raise ConfigError([f"{where}: is not a tokenizer.json"]) from None
         reference.no_truncation()
@@ -128,15 +128,15 @@ class Tokenizer:
         Cost: with fastokens 0.05 ms for 1,000 tokens and 1.7 ms for 90,000, else 1.8 ms and
         200 to 280 ms. Both let other threads run meanwhile.
         """
-        return _guarded(lambda: self._backend.encode(texts, add_special_tokens=add_special_tokens))
+        return guarded(lambda: self._backend.encode(texts, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Write token ids as text, without special tokens.
+        """Write token ids as text, without special tokens and ids that are none.
 
         Raises:
-            PromptUnavailable: the library failed, as for ids that are none.
+            PromptUnavailable: the library failed.
         """
-        return _guarded(lambda: self._backend.decode(ids))
+        return guarded(lambda: self._backend.decode(ids))
 
     def truncated(
         self, ids: list[int], keep: int, side: TruncationSide, *, has_special_tokens: bool
@@ -157,9 +157,9 @@ class Tokenizer:
 def _agreeing_fastokens(source: str, reference: _Backend) -> _Backend | None:
     """Load fastokens if it can read the tokenizer and agrees with the reference."""
     try:
-        fast = _guarded(lambda: _Fastokens(source))
+        fast = guarded(lambda: _Fastokens(source))
         agrees = all(
-            _guarded(lambda flag=flag: fast.encode(CORPUS, add_special_tokens=flag))  # type: ignore[misc]  # a default binds the loop's value
+            guarded(lambda flag=flag: fast.encode(CORPUS, add_special_tokens=flag))  # type: ignore[misc]  # a default binds the loop's value
             == reference.encode(CORPUS, add_special_tokens=flag)
             for flag in (False, True)
         )
@@ -174,15 +174,16 @@ def _agreeing_fastokens(source: str, reference: _Backend) -> _Backend | None:
 
 def _special_margins(backend: _Backend) -> tuple[int, int]:
     """Count the tokens that the tokenizer adds in front of a text and behind it."""
+    [full] = backend.encode([""], add_special_tokens=True)
+    [with_text] = backend.encode(["a"], add_special_tokens=True)
     [bare] = backend.encode(["a"], add_special_tokens=False)
-    [full] = backend.encode(["a"], add_special_tokens=True)
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return start, len(full) - len(bare) - start
-    return 0, 0
+    start = next(
+        (i for i in range(len(full) + 1) if with_text[i : i + len(bare)] == bare), len(full)
+    )
+    return start, len(full) - start
 
 
-def _guarded(work: Callable[[], _T]) -> _T:
+def guarded(work: Callable[[], _T]) -> _T:
     """Turn whatever a Rust library raises, its panics included, into PromptUnavailable."""
     try:
         return work()

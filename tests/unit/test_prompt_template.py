@@ -80,33 +80,34 @@ def test_no_template(source: str) -> None:
     assert caught.value.faults[0].startswith("here: ")
 
 
-LOOP = "{% for message in messages %}%s{% endfor %}"
+LOOP = "{%% for message in messages %%}%s{%% endfor %%}"
+EACH = "{%% for part in %s %%}{%% endfor %%}"
 
 
 @pytest.mark.parametrize(
-    "inner",
+    ("before", "looped"),
     [
-        "{% for part in message.content %}{% endfor %}",
-        "{% for part in message['content'] %}{% endfor %}",
-        "{% for part in message.content | selectattr('type', 'equalto', 'text') %}{% endfor %}",
-        "{% set parts = message.content %}{% for part in parts %}{% endfor %}",
-        "{% set m = message %}{% set parts = m.content[1:] %}{% for part in parts %}{% endfor %}",
-        "{% macro show(x) %}{% for part in x %}{% endfor %}{% endmacro %}{{ show(message.content) }}",
-        "{% macro show(x) %}{% for p in x %}{% endfor %}{% endmacro %}{{ show(x=message.content) }}",
-        "{% for part in content %}{% endfor %}",
-        "{% set first = messages[0] %}{% for part in first.content %}{% endfor %}",
-        "{% set some = messages[1:] %}{% for m in some %}{% for p in m.content %}"
-        "{% endfor %}{% endfor %}",
-        "{% set some = messages if tools else messages[1:] %}{% for m in some %}"
-        "{% for p in m.content %}{% endfor %}{% endfor %}",
-        "{% set all = [1] + messages %}{% for m in all %}{% for p in m.content or [] %}"
-        "{% endfor %}{% endfor %}",
-        "{% set m = messages[i] %}{% for p in m['content'] %}{% endfor %}",
+        ("", "message.content"),
+        ("", "message['content']"),
+        ("", "message.content | selectattr('type', 'equalto', 'text')"),
+        ("", "messages[0].content or []"),
+        ("", "content"),
+        ("{% set parts = message.content %}", "parts"),
+        ("{% set m = message %}{% set parts = m.content[1:] %}", "parts"),
+        ("{% set m = messages[i] %}", "m['content']"),
+        ("{% set some = messages[1:] %}{% for m in some %}{% endfor %}", "m.content"),
+        (
+            "{% set some = messages if tools else messages[1:] %}{% for m in some %}{% endfor %}",
+            "m.content",
+        ),
+        ("{% set all = [1] + messages %}{% for m in all %}{% endfor %}", "m.content"),
+        ("{% macro show(x) %}{{ y }}{% endmacro %}{{ show(message.content) }}", "x"),
+        ("{% macro show(x) %}{{ y }}{% endmacro %}{{ show(x=message.content) }}", "x"),
     ],
 )
-def test_templates_that_loop_over_contents_want_parts(inner: str) -> None:
+def test_templates_that_loop_over_contents_want_parts(before: str, looped: str) -> None:
     """A loop over a content, however it got there, means lists of parts."""
-    template = ChatTemplate.compile(LOOP.replace("%s", inner), "test")
+    template = ChatTemplate.compile(LOOP % (before + EACH % looped), "test")
     assert template.content_format == "openai"
 
 
@@ -126,7 +127,7 @@ def test_templates_that_loop_over_contents_want_parts(inner: str) -> None:
 )
 def test_other_templates_want_strings(inner: str) -> None:
     """Loops over anything else say nothing of contents."""
-    template = ChatTemplate.compile(LOOP.replace("%s", inner), "test")
+    template = ChatTemplate.compile(LOOP % inner, "test")
     assert template.content_format == "string"
 
 
