@@ -226,6 +226,12 @@ def test_the_demo_model_reads_back(demo: PromptBuilder) -> None:
     assert demo.eos_token_id == 2
 
 
+def test_the_demo_model_has_a_name() -> None:
+    """A configuration may say `tokenizer: demo`, wherever the package is installed."""
+    model = ModelSettings(name="m", tokenizer="demo")
+    assert PromptBuilder.load(model).vocab_size == 8_192
+
+
 def test_the_demo_model_is_small() -> None:
     """It ships within the package, so all of it stays below a megabyte."""
     assert sum(path.stat().st_size for path in demo_model_path().iterdir()) < 1_000_000
