@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kvatlas.common.errors import ConfigError, KvatlasError
+from kvatlas.common.errors import ConfigError, IndexUnavailable, KvatlasError
 from kvatlas.common.tasks import EX_CONFIG
 
 PIPED_WIDTH = 120
@@ -52,6 +52,9 @@ def faults_told() -> Iterator[None]:
         for fault in error.faults:
             told.print(f"error: {fault}", markup=False)
         raise typer.Exit(EX_CONFIG) from None
+    except IndexUnavailable as error:
+        messages().print(f"error: Redis: {error.reason}", markup=False)
+        raise typer.Exit(1) from None
     except KvatlasError as error:
         messages().print(f"error: {error}", markup=False)
         raise typer.Exit(1) from None

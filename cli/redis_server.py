@@ -21,6 +21,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
+from kvatlas.cli.bound import bound_command
 from kvatlas.common.errors import KvatlasError
 
 START_S = 15.0
@@ -96,7 +97,10 @@ def running_redis(folder: Path, *options: str, tcp: bool = False) -> Iterator[Re
         *("--logfile", str(folder / "redis.log"), *compact_options(), *options),
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        bound_command(command),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     url = f"redis://127.0.0.1:{port}/0" if tcp else f"unix://{path}"
     try:

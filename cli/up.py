@@ -22,6 +22,8 @@ from kvatlas.common.ids import ModelName
 from kvatlas.common.keyspace import Shard
 
 LOOK_S: Final = 0.2
+QUESTION: Final = "Where does a request go whose first words an engine has read before, and why?"
+"""Longer than a block, so that asking twice shows a match."""
 
 
 def run_up(console: Console, told: Console, plan: FleetPlan) -> int:
@@ -93,7 +95,8 @@ def fleet_table(fleet: Fleet) -> Table:
 
 def hints(fleet: Fleet) -> str:
     """Write commands to try, ready to be pasted into another terminal."""
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello, who are you?"}]}
+    messages = [{"role": "user", "content": QUESTION}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 24}
     text = shlex.quote(orjson.dumps(body).decode())
     router = fleet.routers[0]
     admin = f"http://127.0.0.1:{router.admin_port}"
