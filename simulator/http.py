@@ -14,6 +14,7 @@ from aiohttp import web
 
 from kvatlas.common import limits
 from kvatlas.common.errors import (
+    BodyTimeout,
     BodyTooLarge,
     HttpError,
     InvalidRequest,
@@ -258,6 +259,7 @@ async def _read_body(request: web.Request) -> Json:
     Raises:
         InvalidRequest: it is none.
         BodyTooLarge: it is over the limit.
+        BodyTimeout: it does not come.
     """
     try:
         async with asyncio.timeout(limits.BODY_READ_S):
@@ -266,7 +268,7 @@ async def _read_body(request: web.Request) -> Json:
     except web.HTTPRequestEntityTooLarge:
         raise BodyTooLarge("The body is too large") from None
     except TimeoutError:
-        raise InvalidRequest("The body did not come in time") from None
+        raise BodyTimeout("The body did not come in time") from None
     except orjson.JSONDecodeError:
         raise InvalidRequest("The body is not JSON") from None
     if not isinstance(body, dict):

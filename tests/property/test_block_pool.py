@@ -40,10 +40,12 @@ class PlainCache:
         return found
 
     def use(self, blocks: list[int]) -> None:
+        """Keep blocks for one more user."""
         self.queue = [block for block in self.queue if block not in blocks]
         self.users.update(blocks)
 
     def take(self) -> int:
+        """Take the first in the queue, whatever it holds."""
         block = self.queue.pop(0)
         if block in self.content:
             self.evicted.append(self.content.pop(block))
@@ -51,6 +53,7 @@ class PlainCache:
         return block
 
     def fill(self, block: int, text: Identity) -> None:
+        """Write down what a block holds."""
         self.content[block] = text
 
     def give_back(self, blocks: list[int]) -> None:
