@@ -35,6 +35,8 @@ BYTES_PER_TOKEN_ESTIMATE: Final = 4
 """To estimate tokens from the size of a body before anything is known of it."""
 INLINE_CHARS_MAX: Final = 16_384
 """Longest text that is tokenized on the event loop; above it a thread does it."""
+INLINE_CHARS_SLOW_MAX: Final = 2_048
+"""The same where only the slower tokenizer can be used: about 1 ms, 4 ms at worst."""
 TOKENIZE_PENDING_MAX: Final = 32
 """Texts waiting for a tokenizer thread; more are routed by load at once."""
 

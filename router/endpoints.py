@@ -30,9 +30,9 @@ GAUGES: Final = {
     b"vllm:kv_cache_usage_perc": "kv_usage",
 }
 CACHE_INFO: Final = b"vllm:cache_config_info"
-_ENGINE: Final = re.compile(rb'[{,]engine="(\d+)"')
-_BLOCK_SIZE: Final = re.compile(rb'[{,]block_size="(\d+)"')
-_HASH_BLOCK_SIZE: Final = re.compile(rb'[{,]hash_block_size="(\d+)"')
+_ENGINE: Final = re.compile(rb'[{,]engine="(\d{1,9})"')
+_BLOCK_SIZE: Final = re.compile(rb'[{,]block_size="(\d{1,9})"')
+_HASH_BLOCK_SIZE: Final = re.compile(rb'[{,]hash_block_size="(\d{1,9})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Endpoint:
     """One routable engine rank, with its live load.
 
     Attributes:
-        rank: of data parallelism; above 0 the engine is told by a header.
+        rank: of data parallelism.
+        ranks: how many the engine has; with more than one it is told by a header which.
         block_size: configured or learned from the engine, None before.
         requests: own requests under way, exact.
         pending_tokens: uncached prompt tokens of those that await their first byte.
@@ -79,6 +80,7 @@ class Endpoint:
     shard: Shard
     api_key: str | None = field(repr=False)
     block_size: int | None
+    ranks: int = 1
     requests: int = 0
     pending_tokens: int = 0
     others_running: int = 0
@@ -163,7 +165,16 @@ class Endpoints:
         key = _read_key(endpoint)
         for rank, name in enumerate(endpoint.names()):
             shard = shard_of(model.model, name, model.index_shards)
-            added = Endpoint(name, model.model, endpoint.url, rank, shard, key, model.block_size)
+            added = Endpoint(
+                name,
+                model.model,
+                endpoint.url,
+                rank,
+                shard,
+                key,
+                model.block_size,
+                ranks=endpoint.data_parallel_size,
+            )
             self._by_model[model.model].append(added)
             self._by_url.setdefault(endpoint.url, []).append(added)
 
@@ -185,7 +196,9 @@ class Endpoints:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = aiohttp.ClientTimeout(total=limits.METRICS_TIMEOUT_S)
         try:
-            async with session.get(f"{url}/metrics", headers=headers, timeout=timeout) as reply:
+            async with session.get(
+                f"{url}/metrics", headers=headers, timeout=timeout, allow_redirects=False
+            ) as reply:
                 page = await reply.content.read(limits.METRICS_BYTES_MAX)
                 # A page comes in pieces; read(n) gives what is there.
                 while len(page) < limits.METRICS_BYTES_MAX and not reply.content.at_eof():

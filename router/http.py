@@ -157,6 +157,8 @@ class RouterHttp:
             try:
                 return await self._attempt(request, trip, decision, judged, outgoing)
             except UpstreamConnect:
+                if not any(each.endpoint.healthy for each in decision.candidates):
+                    raise NoEndpoints("no endpoint of this model answers") from None
                 if number + 1 == len(attempts):
                     raise
                 trip.retries += 1

@@ -10,7 +10,6 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Final
 
 from kvatlas.common import limits
@@ -29,7 +28,6 @@ from kvatlas.router.scheduling import (
     BestScorePicker,
     Candidate,
     CostScorer,
-    Draw,
     EvenScorer,
     HealthyFilter,
     Profile,
@@ -113,7 +111,8 @@ class Pipeline:
             m.model: shards_of(m.model, m.index_shards) for m in settings.models
         }
         self._profile = profile_for(settings.router)
-        self._draw = draw_for(settings.router)
+        self._takes_turns = settings.router.policy == "round-robin"
+        self._turn = 0
 
     def knows(self, model: str) -> bool:
         """Tell whether a model is served."""
@@ -165,8 +164,15 @@ class Pipeline:
             timings_ms=matches.timings_ms,
         )
 
+    def _draw(self, ties: int) -> int:
+        """Settle ties at random, or in turns; a turn ends with `note`, not by asking."""
+        if self._takes_turns:
+            return self._turn % ties
+        return random.randrange(ties)  # noqa: S311 - spreads load, guards nothing
+
     def note(self, decision: Decision) -> None:
         """Count a decision that a request follows."""
+        self._turn += 1
         for stage, spent_ms in decision.timings_ms.items():
             self._metrics.stage_seconds.labels(stage).observe(spent_ms / 1e3)
         if decision.fallback is not None:
@@ -232,11 +238,3 @@ def profile_for(settings: RouterSettings) -> Profile:
         "round-robin": EvenScorer(),
     }
     return Profile([HealthyFilter()], [Weighted(scorers[settings.policy])], BestScorePicker())
-
-
-def draw_for(settings: RouterSettings) -> Draw:
-    """Settle ties at random, or in turns."""
-    if settings.policy == "round-robin":
-        turns = count()
-        return lambda ties: next(turns) % ties
-    return random.randrange

@@ -72,7 +72,7 @@ class Prompts:
         else:
             rendered = await self._in_thread(lambda: builder.prepare(path, body), deadline)
         between = monotonic()
-        if rendered.chars <= limits.INLINE_CHARS_MAX:
+        if rendered.chars <= _inline_chars_max(builder):
             prompt = builder.tokenize(rendered)
         else:
             prompt = await self._in_thread(lambda: builder.tokenize(rendered), deadline)
@@ -99,3 +99,10 @@ class Prompts:
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _inline_chars_max(builder: PromptBuilder) -> int:
+    """Give the longest text that does not stall the loop with this model's tokenizer."""
+    if builder.tokenizer_kind == "fastokens":
+        return limits.INLINE_CHARS_MAX
+    return limits.INLINE_CHARS_SLOW_MAX

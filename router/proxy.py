@@ -39,6 +39,8 @@ TORN: Final = b"data: " + orjson.dumps(
     }
 )
 TORN_EVENT: Final = TORN + b"\n\n"
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_EVENT_END_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ class Proxy:
             UpstreamTimeout: it did not answer in time.
         """
         ours = list(outgoing.ours)
-        if endpoint.rank:
+        if endpoint.ranks > 1:
+            # Rank 0 as well: without the header the engine chooses a rank itself.
             ours.append((RANK_HEADER, str(endpoint.rank)))
         if endpoint.api_key:
             ours.append(("Authorization", f"Bearer {endpoint.api_key}"))
@@ -134,31 +137,46 @@ class Proxy:
     ) -> web.StreamResponse:
         """Pass an answer on as it comes.
 
+        Engines send the head of a stream before they compute the prompt, so the client's head
+        waits for the first piece of the body: until then an engine that fails costs nothing.
+
         Raises:
-            Torn: the engine failed after the first byte.
+            UpstreamConnect, UpstreamTimeout: the engine failed before the first byte.
+            Torn: it failed after it.
         """
+        piece = await self._first_piece(answer, flight.endpoint)
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
         for name, value in to_client(answer.headers.items(), ours):
             response.headers.add(name, value)
         await response.prepare(request)
         flight.began()
         first_byte()
-        is_stream = answer.content_type == "text/event-stream"
+        tail = b""
         try:
-            while True:
+            while piece:
+                await response.write(piece)
+                tail = (tail + piece[-_EVENT_END_BYTES:])[-_EVENT_END_BYTES:]
                 async with asyncio.timeout(self._settings.stream_idle_s):
                     piece = await answer.content.readany()
-                if not piece:
-                    break
-                await response.write(piece)
         except (aiohttp.ClientError, TimeoutError) as error:
             kind = "idle" if isinstance(error, TimeoutError) else "broken"
             self._metrics.upstream_errors.labels(flight.endpoint.name, kind).inc()
-            if is_stream:
+            is_stream = answer.content_type == "text/event-stream"
+            # Inside of an event a message of ours would be read as the rest of it.
+            if is_stream and tail.endswith(_EVENT_ENDS):
                 await response.write(TORN_EVENT)
             raise Torn from None
         await response.write_eof()
         return response
+
+    async def _first_piece(self, answer: aiohttp.ClientResponse, endpoint: Endpoint) -> bytes:
+        try:
+            async with asyncio.timeout(self._settings.first_byte_s):
+                return await answer.content.readany()
+        except TimeoutError as error:
+            raise self._failed(endpoint, "first_byte_timeout", UpstreamTimeout) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._failed(endpoint, "disconnected", UpstreamConnect) from error
 
     def _failed(self, endpoint: Endpoint, kind: str, error: type[UpstreamError]) -> UpstreamError:
         self._metrics.upstream_errors.labels(endpoint.name, kind).inc()

@@ -280,6 +280,94 @@ async def test_a_stream_that_breaks_is_visibly_torn(redis_url: str) -> None:
         await back_to_zero(running)
 
 
+async def test_an_event_that_breaks_inside_gets_no_message_of_ours(redis_url: str) -> None:
+    """Half an event would swallow it: the connection just breaks off."""
+
+    async def broken(exchange: Exchange) -> None:
+        await exchange.send(SSE_HEAD)
+        await exchange.chunk(b'data: {"a')
+        await asyncio.sleep(0.05)
+        exchange.reset()
+        raise ConnectionError
+
+    async with one_engine(broken, redis_url) as (_, _, client):
+        received: list[bytes] = []
+        async with client.post(CHAT, json={**BODY, "stream": True}) as reply:
+            with pytest.raises(aiohttp.ClientError):
+                await _read_into(received, reply)
+        assert b"".join(received) == b'data: {"a'
+
+
+async def test_a_head_alone_is_no_first_byte(redis_url: str) -> None:
+    """The prompt counts as pending until something of the answer comes."""
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def slow_prefill(exchange: Exchange) -> None:
+        await exchange.send(SSE_HEAD)
+        begun.set()
+        await release.wait()
+        await exchange.chunk(b"data: [DONE]\n\n")
+        await exchange.send(b"0\r\n\r\n")
+
+    async with one_engine(slow_prefill, redis_url) as (_, running, client):
+        asked = asyncio.create_task(client.post(CHAT, json={**BODY, "stream": True}))
+        await begun.wait()
+        await asyncio.sleep(0.05)
+        requests, pending = in_flight(running)
+        assert requests == 1
+        assert pending > 0
+        release.set()
+        async with await asked as reply:
+            assert await reply.read() == b"data: [DONE]\n\n"
+        await back_to_zero(running)
+
+
+async def test_a_break_behind_the_head_is_tried_once_more(redis_url: str) -> None:
+    """As long as the client has seen nothing, another engine may answer."""
+
+    async def head_only(exchange: Exchange) -> None:
+        await exchange.send(SSE_HEAD)
+        exchange.reset()
+        raise ConnectionError
+
+    async with upstream(head_only) as one, upstream(head_only) as two:
+        settings = settings_for([one.port, two.port], redis_url)
+        async with (
+            routed(settings) as (_, client),
+            client.post(CHAT, json={**BODY, "stream": True}) as reply,
+        ):
+            assert reply.status == 502
+        assert len(one.requests) == len(two.requests) == 1
+
+
+async def test_explaining_takes_no_turn(redis_url: str) -> None:
+    """Round robin goes on where the last request left it."""
+    async with upstream(plain(ANSWER)) as one, upstream(plain(ANSWER)) as two:
+        settings = settings_for([one.port, two.port], redis_url, policy="round-robin")
+        async with routed(settings) as (running, client):
+            url = f"http://127.0.0.1:{running.admin_port}/explain"
+            for _ in range(4):
+                async with client.post(url, json={"path": CHAT, "body": BODY}) as reply:
+                    assert reply.status == 200
+                async with client.post(CHAT, json=BODY) as reply:
+                    assert reply.status == 200
+        assert len(one.requests) == len(two.requests) == 2
+
+
+async def test_each_rank_is_told_which_one_it_is(redis_url: str) -> None:
+    """With data parallelism rank 0 is named too, else the engine would choose."""
+    async with upstream(plain(ANSWER)) as engine:
+        base = settings_for([engine.port], redis_url, policy="round-robin").model_dump()
+        base["endpoints"][0]["data_parallel_size"] = 2
+        async with routed(Settings.model_validate(base)) as (_, client):
+            for _ in range(2):
+                async with client.post(CHAT, json=BODY) as reply:
+                    assert reply.status == 200
+        heads = [exchange.head.lower() for exchange in engine.requests]
+    assert sorted(b"x-data-parallel-rank: %d" % rank in heads[0] for rank in (0, 1)) == [0, 1]
+    assert {rank for rank in (0, 1) if any(b"-rank: %d" % rank in h for h in heads)} == {0, 1}
+
+
 async def test_a_stream_that_stalls_is_torn(redis_url: str) -> None:
     """No byte for too long ends it."""
     forever = asyncio.Event()
