@@ -49,7 +49,7 @@ lint: $(DEV) ## Check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests bench
+	$(BIN)/mypy tests bench deploy
 	$(BIN)/lint-imports
 
 format: $(DEV) ## Format the code
