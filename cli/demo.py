@@ -30,6 +30,12 @@ POLICIES: Final = {
 PROMISED_SHARE: Final = 0.95
 """Of the best possible share of cached tokens."""
 
+LEGEND: Final = """\
+cached         prompt tokens that the engines had in their caches
+best possible  those that any request finished before had left in a cache, were all caches one and
+               without bounds; more than all of it comes from requests that were still running
+TTFT           time to first token"""
+
 ENGINE: Final[dict[str, Any]] = {
     "num_blocks": 8_192,
     "prefill_tokens_per_s": 8_000.0,
@@ -152,11 +158,7 @@ def run_demo(console: Console, told: Console, load: Load, plan: FleetPlan) -> in
     )
     outcomes = {name: run_policy(told, name, load, plan) for name in POLICIES}
     console.print(outcome_table(outcomes))
-    console.print(
-        "cached: prompt tokens that engines had in their caches. best possible: those that any "
-        "request finished\nbefore had left in some cache, were caches shared and unbounded. "
-        "TTFT: time to first token."
-    )
+    console.print(LEGEND)
     fault = verdict(outcomes[KVATLAS])
     if fault:
         told.print(f"error: {fault}")
