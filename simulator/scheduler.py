@@ -100,14 +100,17 @@ class Scheduler:
 
     async def run(self) -> None:
         """Step while there is work, sleep while there is none."""
+        due = self._clock()
         while True:
             if not self._batcher.running and not self._batcher.waiting:
                 self._work_came.clear()
                 await self._work_came.wait()
-            started = self._clock()
+                due = self._clock()
             step = self._batcher.plan()
             self._count_admitted(step)
-            await asyncio.sleep(max(0.0, started + self._duration(step) - self._clock()))
+            # From the last due time on: timers are late by a millisecond, which would add up.
+            due = max(due + self._duration(step), self._clock())
+            await asyncio.sleep(due - self._clock())
             advanced = self._batcher.finish(step)
             # Before the answers: who has read one finds its blocks announced.
             self._publisher.publish(self._pool.take_events())
