@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.ids import BlockHash, EngineHash, ModelName, Pool
-from kvatlas.indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+from kvatlas.indexer.events import Batch, BlockRemoved, BlockStored, Event
 
 Entry = tuple[Pool, BlockHash]
 
@@ -125,7 +125,7 @@ class EndpointCache:
             self._store(event, delta)
         elif isinstance(event, BlockRemoved):
             self._remove(event, delta)
-        elif isinstance(event, AllBlocksCleared):
+        else:
             self.forget()
             delta.cleared = True
             delta.present.clear()

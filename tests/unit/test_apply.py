@@ -107,6 +107,16 @@ def test_an_orphan_is_counted_and_placed_when_its_parent_is_known(cache: Endpoin
     assert apply(cache, removed(2)).present == {(GPU, SECOND): False}
 
 
+def test_an_orphan_is_placed_in_the_pools_that_hold_it(cache: EndpointCache) -> None:
+    """And in no other."""
+    apply(cache, stored(2, tokens=TOKENS[4:], parent=1), stored(7, tokens=[7] * 4, pool=CPU))
+    assert apply(cache, stored(1, 2, pool=WINDOW)).present == {
+        (GPU, SECOND): True,
+        (WINDOW, FIRST): True,
+        (WINDOW, SECOND): True,
+    }
+
+
 def test_an_orphans_removal_is_no_transition(cache: EndpointCache) -> None:
     """What was never present cannot leave."""
     apply(cache, stored(2, tokens=TOKENS[4:], parent=1))
