@@ -49,7 +49,7 @@ class Tally:
     longest: int = 0
     warm: int = 0
     agreed: int = 0
-    fallbacks: int = 0
+    fallbacks: Counter[str] = field(default_factory=Counter)
     cached: int = 0
     prompt: int = 0
     engines: Counter[str] = field(default_factory=Counter)
@@ -134,7 +134,7 @@ class Users:
             content: dict[str, Any] = reply.json()
             if content["fallback"] is None:
                 break
-            self.tally.fallbacks += 1
+            self.tally.fallbacks[content["fallback"]] += 1
         return content
 
     def _note(self, explained: list[dict[str, Any]], reply: Any, *, follow_up: bool) -> None:
@@ -191,7 +191,8 @@ def report(tally: Tally, events: Counter[str]) -> Table:
     )
     for name, count, of in rows:
         table.add_row(name, f"{count:,}", f"{count / max(of, 1):.1%}")
-    table.add_row("explanations that fell back, asked again", f"{tally.fallbacks:,}", "")
+    for reason, count in sorted(tally.fallbacks.items()):
+        table.add_row(f"explanations asked again: {reason}", f"{count:,}", "")
     table.add_row("blocks stored", f"{events['BlockStored']:,}", "")
     table.add_row("blocks evicted", f"{events['BlockRemoved']:,}", "")
     for name, count in sorted(tally.engines.items()):
