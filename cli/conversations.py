@@ -39,8 +39,8 @@ class Load:
     systems: int = 4
     users: int = 10
     system_words: int = 700
-    answer_tokens: int = 32
-    think_s: float = 0.3
+    answer_tokens: int = 24
+    think_s: float = 0.5
     seed: int = 1
 
     @property

@@ -39,7 +39,7 @@ TTFT           time to first token"""
 ENGINE: Final[dict[str, Any]] = {
     "num_blocks": 8_192,
     "prefill_tokens_per_s": 8_000.0,
-    "decode_step_ms": 8.0,
+    "decode_step_ms": 15.0,
     "decode_step_ms_per_seq": 0.25,
 }
 
