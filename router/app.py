@@ -52,11 +52,18 @@ class Running:
     is_draining: bool = False
 
     def readiness(self) -> str | None:
-        """Say why not ready. Redis is no reason: without it requests go by load."""
+        """Say why not ready.
+
+        Neither Redis nor engines that are away are reasons: without the one requests go by load,
+        without the others clients are told so, and both come back without our doing.
+        """
         if self.is_draining:
             return "draining"
-        if not any(endpoint.healthy and endpoint.seen for endpoint in self.endpoints.all()):
-            return "no endpoint has answered"
+        endpoints = list(self.endpoints.all())
+        if not endpoints:
+            return "no endpoint is configured"
+        if not all(endpoint.asked for endpoint in endpoints):
+            return "not every endpoint has been looked at"
         return None
 
     async def drain(self) -> None:

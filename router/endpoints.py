@@ -70,7 +70,7 @@ class Endpoint:
         pending_tokens: uncached prompt tokens of those that await their first byte.
         others_running: requests of others that run there, as of the last scrape.
         others_waiting: requests of others that have been waiting over two scrapes.
-        seen: whether it has answered at all.
+        asked: whether it has been asked for its metrics, with or without an answer.
     """
 
     name: EndpointName
@@ -87,7 +87,7 @@ class Endpoint:
     others_waiting: int = 0
     kv_usage: float = 0.0
     failures: int = 0
-    seen: bool = False
+    asked: bool = False
     _waiting_before: int = 0
 
     @property
@@ -117,11 +117,12 @@ class Endpoint:
         self._waiting_before = others_waiting
         self.kv_usage = gauges.kv_usage
         self.failures = 0
-        self.seen = True
+        self.asked = True
 
     def failed(self) -> None:
         """Note that it did not answer."""
         self.failures += 1
+        self.asked = True
         self.others_running = self.others_waiting = self._waiting_before = 0
 
 
@@ -203,7 +204,8 @@ class Endpoints:
                 # A page comes in pieces; read(n) gives what is there.
                 while len(page) < limits.METRICS_BYTES_MAX and not reply.content.at_eof():
                     page += await reply.content.read(limits.METRICS_BYTES_MAX - len(page))
-                return page if reply.status == 200 else None
+                # Without a page of metrics it is alive all the same.
+                return page if reply.status == 200 else b""
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
 

@@ -192,11 +192,29 @@ async def test_nobody_to_reach_is_a_bad_gateway(redis_url: str) -> None:
     async with upstream(plain(ANSWER)) as gone:
         dead_port = gone.port
     async with routed(settings_for([dead_port], redis_url)) as (running, client):
-        assert running.readiness() is not None
+        assert running.readiness() is None
+        for endpoint in running.endpoints.all():
+            endpoint.failures = 0
         async with client.post(CHAT, json=BODY) as reply:
-            assert reply.status in (502, 503)
-            assert (await reply.json())["error"]["code"] in ("upstream_connect", "no_endpoints")
+            assert reply.status == 502
+            assert (await reply.json())["error"]["code"] == "upstream_connect"
+        # Once it is known that nobody answers, that is what is said.
+        async with client.post(CHAT, json=BODY) as reply:
+            assert reply.status == 503
+            assert reply.headers["Retry-After"]
+            assert (await reply.json())["error"]["code"] == "no_endpoints"
         await back_to_zero(running)
+
+
+async def test_an_engine_without_metrics_is_alive(redis_url: str) -> None:
+    """A page that is not there says nothing of its health."""
+    async with upstream(plain(ANSWER)) as engine:
+        engine.metrics_status = "404 Not Found"
+        async with routed(settings_for([engine.port], redis_url)) as (running, client):
+            assert running.readiness() is None
+            assert all(endpoint.healthy for endpoint in running.endpoints.all())
+            async with client.post(CHAT, json=BODY) as reply:
+                assert reply.status == 200
 
 
 async def test_a_model_without_endpoints_is_unavailable(redis_url: str) -> None:

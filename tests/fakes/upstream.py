@@ -48,12 +48,14 @@ class Upstream:
         behaviour: how POSTs are answered.
         requests: POSTs that arrived.
         closed_early: POSTs whose client left before the answer was complete.
+        metrics_status: how GETs are answered.
     """
 
     behaviour: Behaviour
     port: int = 0
     requests: list[Exchange] = field(default_factory=list)
     closed_early: int = 0
+    metrics_status: str = "200 OK"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's requests."""
@@ -70,7 +72,9 @@ class Upstream:
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if head.startswith(b"GET"):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(METRICS) + METRICS)
+            status = self.metrics_status.encode()
+            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(METRICS))
+            writer.write(head + METRICS)
             await writer.drain()
             return
         length = next(

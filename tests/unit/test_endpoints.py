@@ -186,13 +186,14 @@ def test_a_failure_forgets_what_was_seen_of_others() -> None:
     assert one.others_waiting == 0
 
 
-def test_an_endpoint_that_never_answered_has_not_been_seen() -> None:
-    """Expect failures not to count as an answer."""
-    one = endpoint()
-    one.failed()
-    assert not one.seen
-    one.observe(EngineGauges())
-    assert one.seen
+def test_an_endpoint_has_been_asked_whether_it_answered_or_not() -> None:
+    """Expect a router to get ready beside engines that are away."""
+    away, there = endpoint(), endpoint()
+    assert not away.asked
+    away.failed()
+    there.observe(EngineGauges())
+    assert away.asked
+    assert there.asked
 
 
 # --- the configured fleet -----------------------------------------------------------------------
