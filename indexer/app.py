@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import Final
 
@@ -110,10 +111,20 @@ class Indexer:
                     self._redis_life = life
                     for feed in self.feeds:
                         feed.mirror.check()
+                    await self._retire_unknown()
             except IndexUnavailable as error:
                 self.metrics.store_errors.labels(error.reason).inc()
                 self._set_fault(NOT_REACHED)
             await asyncio.sleep(WATCH_S)
+
+    async def _retire_unknown(self) -> None:
+        """Forget the endpoints that the configuration no longer names."""
+        for model, shards in self._models.items():
+            for shard in shards_of(model, shards):
+                own = {f.name for f in self.feeds if f.mirror.target.shard == shard}
+                for name in await self._store.known_endpoints(shard) - own:
+                    await self._store.retire(Target(name, shard), time.time())
+                    _LOG.info("endpoint.retired", endpoint=name)
 
     def _set_fault(self, fault: str | None) -> None:
         if fault != self._fault:

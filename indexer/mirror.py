@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, WrongEpoch
 from kvatlas.common.ids import Epoch, HolderId, Pool
 from kvatlas.common.keyspace import Holder
@@ -57,6 +58,7 @@ class Mirror:
         self._doubtful = False
         self._refused = False
         self._conflicts = 0
+        self._conflict_at = 0.0
 
     @property
     def is_current(self) -> bool:
@@ -208,6 +210,10 @@ class Mirror:
 
     async def _yield_to_another(self) -> None:
         """Wait, longer each time, when somebody else writes this endpoint; then take it back."""
+        now = monotonic()
+        if now - self._conflict_at > 2 * limits.DOUBT_BACKOFF_MAX_S:
+            self._conflicts = 0
+        self._conflict_at = now
         self._conflicts = min(self._conflicts + 1, 16)
         delay = limits.DOUBT_BACKOFF_S * 2 ** (self._conflicts - 1)
         _LOG.warning("endpoint.contended", endpoint=self.target.name, wait_s=delay)

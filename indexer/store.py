@@ -198,6 +198,21 @@ class IndexStore:
             args += (field, f"{'+' if present else '-'}{holder}")
         return _accepted(await self._apply.run(self._client, keys, args))
 
+    async def known_endpoints(self, shard: Shard) -> set[EndpointName]:
+        """List the endpoints that the shard has a state for."""
+        with guard():
+            return {
+                EndpointName(name.decode() if isinstance(name, bytes) else name)
+                for name in await self._client.smembers(shard.endpoints)
+            }
+
+    async def retire(self, target: Target, now_s: float) -> None:
+        """Forget an endpoint for good: what it held, and its state."""
+        await self.open_epoch(target, None, "removed", now_s)
+        with guard():
+            await self._client.srem(target.shard.endpoints, target.name)
+            await self._client.delete(target.key)
+
     async def dead_holders(self, shard: Shard) -> list[str]:
         """List the holders of past epochs whose entries are still there."""
         with guard():

@@ -71,6 +71,7 @@ class Endpoint:
         others_running: requests of others that run there, as of the last scrape.
         others_waiting: requests of others that have been waiting over two scrapes.
         asked: whether it has been asked for its metrics, with or without an answer.
+        is_odd: whether its block size was found to be another than configured.
     """
 
     name: EndpointName
@@ -88,6 +89,7 @@ class Endpoint:
     kv_usage: float = 0.0
     failures: int = 0
     asked: bool = False
+    is_odd: bool = False
     _waiting_before: int = 0
 
     @property
@@ -221,9 +223,18 @@ class Endpoints:
             was_healthy = endpoint.healthy
             gauges = ranks.get(endpoint.rank, EngineGauges())
             endpoint.observe(gauges)
-            if self._configured[endpoint.model] is None and gauges.block_size:
-                endpoint.block_size = gauges.block_size
+            self._note_block_size(endpoint, gauges.block_size)
             self._note_health(endpoint, was_healthy=was_healthy)
+
+    def _note_block_size(self, endpoint: Endpoint, found: int | None) -> None:
+        if not found or found == endpoint.block_size:
+            return
+        if self._configured[endpoint.model] is None:
+            endpoint.block_size = found
+        elif not endpoint.is_odd:
+            # Nothing that it caches can match; said once, since it does not change.
+            endpoint.is_odd = True
+            _LOG.error("endpoint.block_size_differs", endpoint=endpoint.name, found=found)
 
     def _note_health(self, endpoint: Endpoint, *, was_healthy: bool) -> None:
         self._metrics.healthy.labels(endpoint.name).set(endpoint.healthy)

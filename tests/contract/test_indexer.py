@@ -90,20 +90,26 @@ def settings_for(publisher: FakePublisher, redis_url: str, *, replay: bool = Tru
 
 
 @asynccontextmanager
+async def indexing(settings: Settings) -> AsyncIterator[Indexer]:
+    """Run an indexer."""
+    indexer, stop = Indexer(settings), asyncio.Event()
+    task = asyncio.create_task(indexer.serve(stop))
+    try:
+        yield indexer
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 5)
+
+
+@asynccontextmanager
 async def running(
     publisher: FakePublisher, redis_url: str, *, replay: bool = True
 ) -> AsyncIterator[Fleet]:
     """Run an indexer for one endpoint."""
-    indexer = Indexer(settings_for(publisher, redis_url, replay=replay))
     index = BlockIndex.connect(redis_url)
-    stop = asyncio.Event()
-    task = asyncio.create_task(indexer.serve(stop))
-    try:
+    async with indexing(settings_for(publisher, redis_url, replay=replay)) as indexer:
         yield Fleet(publisher, indexer, index)
-    finally:
-        stop.set()
-        await asyncio.wait_for(task, 5)
-        await index.aclose()
+    await index.aclose()
 
 
 @pytest.fixture
@@ -307,3 +313,43 @@ async def test_past_epochs_are_swept(fleet: Fleet, redis_url: str) -> None:
             return not buckets and not await client.exists(SHARDS[0].dead)
 
         await eventually(swept, "no entries")
+
+
+async def test_two_indexers_end_with_the_right_index(fleet: Fleet, redis_url: str) -> None:
+    """They take the endpoint from each other, and whoever has it last writes the truth."""
+    await fleet.publisher.publish(stored([11, 12], TOKENS[:8]))
+    await fleet.expect(2)
+    async with running(fleet.publisher, redis_url) as second:
+        await second.live()
+        await fleet.publisher.publish(stored([13], TOKENS[8:12], parent=12))
+        await fleet.expect(3)
+        await fleet.publisher.publish(removed(13), removed(12))
+        await fleet.expect(1)
+    await fleet.publisher.publish(stored([12], TOKENS[4:8], parent=11))
+    await fleet.expect(2)
+
+
+async def test_an_endpoint_that_is_no_longer_configured_is_forgotten(redis_url: str) -> None:
+    """The next start of an indexer retires what the configuration does not name."""
+    async with FakePublisher() as publisher:
+        async with running(publisher, redis_url) as fleet:
+            await fleet.live()
+            await publisher.publish(stored([11], TOKENS[:4]))
+            await fleet.expect(1)
+        configured = settings_for(publisher, redis_url).model_dump()
+        configured["endpoints"] = []
+        async with indexing(Settings.model_validate(configured)):
+            index = BlockIndex.connect(redis_url)
+
+            async def forgotten() -> bool:
+                return await index.match(SHARDS, hashes()) == {}
+
+            await eventually(forgotten, "no match")
+            async with Redis.from_url(redis_url) as client:
+
+                async def retired() -> bool:
+                    known = await client.smembers(SHARDS[0].endpoints)
+                    return not known and not await client.exists(SHARDS[0].endpoint(NAME))
+
+                await eventually(retired, "no state")
+            await index.aclose()

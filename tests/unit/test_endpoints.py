@@ -238,3 +238,22 @@ def test_a_key_that_cannot_be_read_is_a_fault_of_the_configuration(tmp_path: Pat
     """Expect the file to be named."""
     with pytest.raises(ConfigError, match="key: cannot be read"):
         Endpoints(settings(tmp_path, None), RouterMetrics())
+
+
+@pytest.mark.parametrize(("configured", "known", "odd"), [(None, 32, False), (16, 16, True)])
+def test_block_sizes_are_learned_or_held_against_the_configuration(
+    configured: int | None, known: int, *, odd: bool
+) -> None:
+    """Expect a configured size to stay, and an engine with another one to be marked."""
+    fleet = Endpoints(
+        Settings.model_validate({
+            "models": [{"name": "m", "tokenizer": "t", "block_size": configured}],
+            "endpoints": [{"url": "http://a:1", "model": "m"}],
+        }),
+        RouterMetrics(),
+    )  # fmt: skip
+    (one,) = fleet.of(MODEL)
+    page = b'vllm:cache_config_info{block_size="32",engine="0"} 1.0\n'
+    for _ in range(2):
+        fleet._note_page(page, [one])
+        assert (one.block_size, one.is_odd) == (known, odd)
