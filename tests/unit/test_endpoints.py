@@ -188,8 +188,8 @@ def test_a_failure_forgets_what_was_seen_of_others() -> None:
 
 def test_an_endpoint_has_been_asked_whether_it_answered_or_not() -> None:
     """Expect a router to get ready beside engines that are away."""
+    assert not endpoint().asked
     away, there = endpoint(), endpoint()
-    assert not away.asked
     away.failed()
     there.observe(EngineGauges())
     assert away.asked
