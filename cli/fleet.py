@@ -149,7 +149,7 @@ def running_fleet(
         _write_config(plan, fleet)
         stack.callback(_stop_all, fleet._children)  # noqa: SLF001 - the class is this module's own
         for name, arguments in _commands(fleet).items():
-            fleet._children[name] = _start(arguments, folder / f"{name}.log")  # noqa: SLF001
+            fleet._children[name] = _start(arguments, folder / f"{name}.log")  # noqa: SLF001 - as above
         for name, (port, path) in _readiness(fleet).items():
             _await_ready(fleet, name, port, path)
             started(name)

@@ -8,19 +8,15 @@ explains each setting.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -34,197 +30,29 @@ from pydantic_settings import (
 
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError
-from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
+from kvatlas.common.setting_sections import (
+    EndpointSettings,
+    EngineSettings,
+    IndexerSettings,
+    LogSettings,
+    ModelSettings,
+    RedisSettings,
+    RouterSettings,
+)
+
+__all__ = [
+    "EndpointSettings",
+    "EngineSettings",
+    "IndexerSettings",
+    "LogSettings",
+    "ModelSettings",
+    "RedisSettings",
+    "RouterSettings",
+    "Settings",
+    "load",
+]
 
 ENV_PREFIX = "KVATLAS_"
-REDIS_SCHEMES = ("redis", "unix")
-
-Port = Annotated[int, Field(ge=0, le=65_535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-
-
-class _Section(BaseModel):
-    """A part of the configuration: unknown settings are faults, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class RedisSettings(_Section):
-    """Where the shared index lives."""
-
-    url: str = Field("redis://127.0.0.1:6379/0", repr=False)
-
-    @field_validator("url")
-    @classmethod
-    def _known_scheme(cls, url: str) -> str:
-        scheme = urlsplit(url).scheme
-        if scheme not in REDIS_SCHEMES:
-            raise ValueError(f"scheme is one of {', '.join(REDIS_SCHEMES)}, not {scheme!r}")
-        return url
-
-
-class ModelSettings(_Section):
-    """A model as engines serve it.
-
-    Attributes:
-        tokenizer: a folder with tokenizer.json and tokenizer_config.json, a hub id, or "demo".
-        revision: commit of the hub id; without it the hub's default branch.
-        block_size: tokens per block; learned from the engines when left out.
-        chat_template: file with a Jinja template instead of the tokenizer's own.
-        content_format: how the template wants message contents; "auto" finds out.
-        index_shards: hash slots that the model's index is spread over.
-    """
-
-    name: Annotated[str, Field(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX)]
-    tokenizer: Annotated[str, Field(min_length=1)]
-    revision: str | None = None
-    block_size: Annotated[int, Field(ge=1, le=limits.BLOCK_SIZE_MAX)] | None = None
-    chat_template: Path | None = None
-    content_format: Literal["auto", "string", "openai"] = "auto"
-    max_model_len: Annotated[int, Field(ge=1)] | None = None
-    index_shards: Annotated[int, Field(ge=1, le=256)] = 1
-
-    @property
-    def model(self) -> ModelName:
-        """Give the name with its type."""
-        return ModelName(self.name)
-
-
-class EndpointSettings(_Section):
-    """An engine: one address, and as many endpoints as it has data-parallel ranks.
-
-    Attributes:
-        url: where it serves HTTP.
-        events: ZMQ address of its KV events (rank 0; rank r is r ports higher).
-        replay: ZMQ address of its replay socket, alike.
-        api_key_file: file with the key that the engine asks for.
-    """
-
-    url: str
-    model: str
-    events: str | None = None
-    replay: str | None = None
-    data_parallel_size: Annotated[int, Field(ge=1, le=limits.DATA_PARALLEL_MAX)] = 1
-    api_key_file: Path | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _http_with_port(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None:
-            raise ValueError("is written http://host:port")
-        if parts.path not in ("", "/") or parts.query or parts.username:
-            raise ValueError("is written http://host:port, with nothing behind or before it")
-        if re.search(r"\s", url):
-            raise ValueError("holds white space")
-        return f"{parts.scheme}://{parts.netloc}"
-
-    @field_validator("events", "replay")
-    @classmethod
-    def _tcp_with_port(cls, address: str | None) -> str | None:
-        if address is not None and not re.fullmatch(
-            r"tcp://(\[[^\]]+\]|[^\s:*/]+):\d{1,5}", address
-        ):
-            raise ValueError("is written tcp://host:port (kvatlas connects, it never binds)")
-        return address
-
-    @model_validator(mode="after")
-    def _replay_needs_events(self) -> Self:
-        if self.replay and not self.events:
-            raise ValueError("replay is given, but no events")
-        return self
-
-    @property
-    def host_port(self) -> str:
-        """Give `host:port` as configured."""
-        return urlsplit(self.url).netloc
-
-    def names(self) -> tuple[EndpointName, ...]:
-        """Name the endpoint of each data-parallel rank."""
-        return tuple(endpoint_name(self.host_port, rank) for rank in range(self.data_parallel_size))
-
-
-class RouterSettings(_Section):
-    """The router.
-
-    Attributes:
-        policy: "prefix" weighs cached prefixes against load; "least-load" and "round-robin" are
-            there to compare with.
-        prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
-        work_price: how much a millisecond of prefill costs the fleet beyond the request itself.
-        metrics_interval_s: time between two looks at an engine's metrics.
-    """
-
-    host: str = "127.0.0.1"
-    port: Port = 8080
-    admin_host: str = "127.0.0.1"
-    admin_port: Port = 9090
-    debug_headers: bool = False
-    policy: Literal["prefix", "least-load", "round-robin"] = "prefix"
-    prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
-    work_price: Annotated[float, Field(ge=0, le=100)] = 4.0
-    metrics_interval_s: Seconds = 0.5
-    body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
-    body_read_s: Seconds = limits.BODY_READ_S
-    connect_s: Seconds = limits.CONNECT_S
-    first_byte_s: Seconds = limits.FIRST_BYTE_S
-    stream_idle_s: Seconds = limits.STREAM_IDLE_S
-    drain_s: Seconds = limits.DRAIN_S
-
-
-class IndexerSettings(_Section):
-    """The indexer."""
-
-    admin_host: str = "127.0.0.1"
-    admin_port: Port = 9091
-
-
-class EngineSettings(_Section):
-    """The simulated engine.
-
-    Attributes:
-        model: name of one of `models`; the first one when left out.
-        events: ZMQ address to publish on, or None for no events. The engine always binds it:
-            `tcp://*:5557` is every interface, `tcp://127.0.0.1:5557` loopback, port 0 any port.
-        replay: ZMQ address to serve replays on, alike.
-        event_format: "map" as vLLM writes events since 0.24, "array" as it did up to 0.20.
-        num_blocks: blocks in the cache, one of them the null block.
-        prefill_tokens_per_s: uncached prompt tokens computed per second.
-        decode_step_ms: time of one decode step with one sequence.
-        decode_step_ms_per_seq: what each further sequence adds to a step.
-        max_model_len: tokens of prompt and answer together; lowered to what the cache holds.
-        max_num_seqs: sequences that run at once; more wait.
-        max_num_batched_tokens: tokens computed in one step at most.
-        time_scale: model seconds per real second; above 1 everything is faster.
-        replay_batches: batches kept for replays.
-        dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
-    """
-
-    host: str = "127.0.0.1"
-    port: Port = 8101
-    model: str | None = None
-    events: str | None = "tcp://*:5557"
-    replay: str | None = "tcp://*:5558"
-    topic: str = ""
-    event_format: Literal["map", "array"] = "map"
-    num_blocks: Annotated[int, Field(ge=2, le=10_000_000)] = 4_096
-    block_size: Annotated[int, Field(ge=1, le=limits.BLOCK_SIZE_MAX)] = 16
-    max_model_len: Annotated[int, Field(ge=1)] = 32_768
-    max_num_seqs: Annotated[int, Field(ge=1, le=4_096)] = 64
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] = 8_192
-    prefill_tokens_per_s: Annotated[float, Field(gt=0)] = 8_000.0
-    decode_step_ms: Annotated[float, Field(ge=0)] = 10.0
-    decode_step_ms_per_seq: Annotated[float, Field(ge=0)] = 0.25
-    time_scale: Annotated[float, Field(gt=0)] = 1.0
-    replay_batches: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    dev_mode: bool = True
-
-
-class LogSettings(_Section):
-    """What is logged, and how."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    json_lines: bool = True
 
 
 class Settings(BaseSettings):

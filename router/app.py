@@ -14,8 +14,9 @@ from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.router.answers import errors_middleware
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.http import PROMPT_PATHS, RouterHttp, errors_middleware
+from kvatlas.router.http import PROMPT_PATHS, RouterHttp
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Pipeline

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,15 +18,15 @@ from kvatlas.common.errors import (
     BodyTooLarge,
     HttpError,
     InvalidRequest,
-    MethodNotAllowed,
     ModelNotFound,
     NoEndpoints,
-    RouteNotFound,
     UnsupportedEncoding,
     UpstreamConnect,
 )
 from kvatlas.common.log import logger
+from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
+from kvatlas.router.answers import error_response, explanation, parse_object
 from kvatlas.router.headers import Header, request_id
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
@@ -35,14 +34,9 @@ from kvatlas.router.proxy import Outgoing, Proxy, Torn
 
 _LOG = logger("router")
 
-CHAT: Final = "/v1/chat/completions"
-COMPLETIONS: Final = "/v1/completions"
-PROMPT_PATHS: Final = (CHAT, COMPLETIONS)
-RETRY_AFTER_S: Final = "1"
+PROMPT_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
 STARTED: Final = 1_795_000_000
 """`created` of every model: a constant, so that replicas answer the same."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(slots=True)
@@ -119,7 +113,7 @@ class RouterHttp:
     async def explain(self, request: web.Request) -> web.Response:
         """Say what would be decided for a body, and why; nothing is sent to an engine."""
         content = parse_object(await self._body(request))
-        path, body = content.get("path", CHAT), content.get("body")
+        path, body = content.get("path", CHAT_PATH), content.get("body")
         if path not in PROMPT_PATHS:
             raise InvalidRequest(f"path is one of {', '.join(PROMPT_PATHS)}", "path")
         if not isinstance(body, dict):
@@ -253,80 +247,3 @@ class RouterHttp:
             first_byte_ms=trip.first_byte_ms and round(trip.first_byte_ms, 2),
             total_ms=round((monotonic() - trip.begun) * 1e3, 2),
         )
-
-
-def parse_object(raw: bytes) -> dict[str, Any]:
-    """Read a body as a JSON object.
-
-    Raises:
-        InvalidRequest: it is not one.
-    """
-    try:
-        content = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        raise InvalidRequest("the body is not JSON") from None
-    if not isinstance(content, dict):
-        raise InvalidRequest("the body is not a JSON object")
-    return content
-
-
-def explanation(decision: Decision) -> dict[str, Any]:
-    """Write a decision as /explain answers it."""
-    return {
-        "model": decision.model,
-        "endpoint": decision.chosen.endpoint.name,
-        "prompt_tokens": decision.prompt_tokens,
-        "block_size": decision.block_size,
-        "blocks": decision.blocks,
-        "candidates": [
-            {
-                "endpoint": judged.endpoint.name,
-                "match_blocks": judged.match_blocks,
-                "match_tokens": judged.match_tokens,
-                "scores": {name: round(term, 4) for name, term in judged.score.terms.items()},
-                "score": judged.score.value,
-            }
-            for judged in decision.candidates
-        ],
-        "fallback": decision.fallback,
-        "timings_ms": {
-            stage: round(decision.timings_ms.get(stage, 0.0), 4)
-            for stage in ("render", "tokenize", "hash", "lookup", "score")
-        },
-    }
-
-
-def error_response(error: HttpError, trip_id: str | None = None) -> web.Response:
-    """Write an error in OpenAI's shape."""
-    content = {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
-    response = web.Response(
-        status=error.status, body=orjson.dumps(content), content_type="application/json"
-    )
-    if trip_id:
-        response.headers["X-Request-Id"] = trip_id
-    if error.status == NoEndpoints.status:
-        response.headers["Retry-After"] = RETRY_AFTER_S
-    return response
-
-
-@web.middleware
-async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error in OpenAI's shape, those of the HTTP library too."""
-    try:
-        return await handler(request)
-    except HttpError as error:
-        return error_response(error)
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        response = error_response(MethodNotAllowed(f"allowed: {allowed}"))
-        response.headers["Allow"] = allowed
-        return response
-    except web.HTTPNotFound:
-        return error_response(RouteNotFound("there is nothing at this path"))

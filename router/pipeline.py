@@ -143,12 +143,8 @@ class Pipeline:
             Work(estimate if tokens is None else tokens), candidates, self._draw
         )
         judged = [
-            Judged(
-                endpoint, matches.by_endpoint.get(endpoint.name, 0), candidate.match_tokens, score
-            )
-            for endpoint, candidate, score in zip(
-                endpoints, candidates, ranking.scores, strict=True
-            )
+            Judged(endpoint, matches.by_endpoint.get(endpoint.name, 0), seen.match_tokens, score)
+            for endpoint, seen, score in zip(endpoints, candidates, ranking.scores, strict=True)
         ]
         matches.timings_ms["score"] = (monotonic() - begun) * 1e3
         order = [judged[position] for position in ranking.order]

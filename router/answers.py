@@ -1,0 +1,96 @@
+"""What the router reads and writes as JSON: bodies, explanations, errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+
+from kvatlas.common.errors import (
+    HttpError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NoEndpoints,
+    RouteNotFound,
+)
+from kvatlas.router.pipeline import STAGES, Decision
+
+RETRY_AFTER_S: Final = "1"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Read a body as a JSON object.
+
+    Raises:
+        InvalidRequest: it is not one.
+    """
+    try:
+        content = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest("the body is not JSON") from None
+    if not isinstance(content, dict):
+        raise InvalidRequest("the body is not a JSON object")
+    return content
+
+
+def explanation(decision: Decision) -> dict[str, Any]:
+    """Write a decision as /explain answers it."""
+    return {
+        "model": decision.model,
+        "endpoint": decision.chosen.endpoint.name,
+        "prompt_tokens": decision.prompt_tokens,
+        "block_size": decision.block_size,
+        "blocks": decision.blocks,
+        "candidates": [
+            {
+                "endpoint": judged.endpoint.name,
+                "match_blocks": judged.match_blocks,
+                "match_tokens": judged.match_tokens,
+                "scores": {name: round(term, 4) for name, term in judged.score.terms.items()},
+                "score": judged.score.value,
+            }
+            for judged in decision.candidates
+        ],
+        "fallback": decision.fallback,
+        "timings_ms": {stage: round(decision.timings_ms.get(stage, 0.0), 4) for stage in STAGES},
+    }
+
+
+def error_response(error: HttpError, trip_id: str | None = None) -> web.Response:
+    """Write an error in OpenAI's shape."""
+    content = {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+    response = web.Response(
+        status=error.status, body=orjson.dumps(content), content_type="application/json"
+    )
+    if trip_id:
+        response.headers["X-Request-Id"] = trip_id
+    if error.status == NoEndpoints.status:
+        response.headers["Retry-After"] = RETRY_AFTER_S
+    return response
+
+
+@web.middleware
+async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error in OpenAI's shape, those of the HTTP library too."""
+    try:
+        return await handler(request)
+    except HttpError as error:
+        return error_response(error)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = error_response(MethodNotAllowed(f"allowed: {allowed}"))
+        response.headers["Allow"] = allowed
+        return response
+    except web.HTTPNotFound:
+        return error_response(RouteNotFound("there is nothing at this path"))
