@@ -91,7 +91,7 @@ def _move_all(staging: Path, folder: Path) -> None:
 
 def _snapshot(hub_id: str, revision: str | None, folder: Path | None, token: str | None) -> Path:
     # Imported here: it takes a third of a second, which a mounted folder need not cost.
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second, and rarely needed
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - see above
 
     try:
         path = snapshot_download(

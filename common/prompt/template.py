@@ -57,7 +57,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(form: str) -> str:
     # The engine prints its own local time; near midnight the two may differ.
-    return datetime.now().strftime(form)  # noqa: DTZ005 - local time, as engines print it
+    return datetime.now().strftime(form)  # noqa: DTZ005 - see above
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
