@@ -152,22 +152,30 @@ class Proxy:
         flight.began()
         first_byte()
         tail = b""
-        try:
-            while piece:
-                await response.write(piece)
-                tail = (tail + piece[-_EVENT_END_BYTES:])[-_EVENT_END_BYTES:]
-                async with asyncio.timeout(self._settings.stream_idle_s):
-                    piece = await answer.content.readany()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            kind = "idle" if isinstance(error, TimeoutError) else "broken"
-            self._metrics.upstream_errors.labels(flight.endpoint.name, kind).inc()
-            is_stream = answer.content_type == "text/event-stream"
-            # Inside of an event a message of ours would be read as the rest of it.
-            if is_stream and tail.endswith(_EVENT_ENDS):
-                await response.write(TORN_EVENT)
-            raise Torn from None
+        while piece:
+            await response.write(piece)
+            tail = (tail + piece[-_EVENT_END_BYTES:])[-_EVENT_END_BYTES:]
+            try:
+                piece = await self._next_piece(answer, flight.endpoint)
+            except Torn:
+                is_stream = answer.content_type == "text/event-stream"
+                # Inside of an event a message of ours would be read as the rest of it.
+                if is_stream and tail.endswith(_EVENT_ENDS):
+                    await response.write(TORN_EVENT)
+                raise
         await response.write_eof()
         return response
+
+    async def _next_piece(self, answer: aiohttp.ClientResponse, endpoint: Endpoint) -> bytes:
+        """Read on; faults of the client's connection, which look alike, are not met here."""
+        try:
+            async with asyncio.timeout(self._settings.stream_idle_s):
+                return await answer.content.readany()
+        except TimeoutError:
+            self._metrics.upstream_errors.labels(endpoint.name, "idle").inc()
+        except (aiohttp.ClientError, OSError):
+            self._metrics.upstream_errors.labels(endpoint.name, "broken").inc()
+        raise Torn
 
     async def _first_piece(self, answer: aiohttp.ClientResponse, endpoint: Endpoint) -> bytes:
         try:

@@ -438,6 +438,8 @@ async def test_a_client_that_leaves_takes_its_engine_along(redis_url: str) -> No
         reply.close()
         await asyncio.wait_for(left.wait(), 5)
         await back_to_zero(running)
+        # Not the engine's fault.
+        assert "upstream_errors_total{" not in await _metrics(running)
 
 
 @pytest.mark.parametrize(
