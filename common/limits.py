@@ -27,6 +27,8 @@ CACHE_SALT_CHARS_MAX: Final = 128
 # --- deadlines --------------------------------------------------------------------------------
 LOOKUP_S: Final = 0.020
 """For Redis, per request; then the request goes by load."""
+LOOKUP_GRACE_S: Final = 0.002
+"""The last part of it; begins anew after a stall of our own loop, when the answer lies unread."""
 MATCH_S_PER_1K_TOKENS: Final = 0.005
 """For rendering, tokenizing and hashing, per thousand estimated tokens (at least one)."""
 MATCH_S_MAX: Final = 1.0

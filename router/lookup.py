@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
@@ -19,6 +19,8 @@ from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, HolderId
 from kvatlas.common.keyspace import HASH_BYTES, VERSION_FIELD, Holder, Shard, parse_holder_ids
 from kvatlas.common.redis_client import Script, connect, guard
+
+T = TypeVar("T")
 
 MATCHED_KINDS = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 """Kinds of KV-cache groups whose blocks make a prefix; windows of others do not."""
@@ -73,7 +75,8 @@ class BlockIndex:
         return cls(
             connect(
                 redis_url,
-                timeout_s=limits.LOOKUP_S,
+                # Only a guard: `match` keeps the deadline, and knows a stall of our own loop.
+                timeout_s=5 * limits.LOOKUP_S,
                 connections_max=limits.REDIS_LOOKUP_CONNECTIONS_MAX,
             )
         )
@@ -107,11 +110,8 @@ class BlockIndex:
         if not hashes:
             return {}
         packed = b"".join([block.to_bytes(HASH_BYTES, "big") for block in hashes])
-        try:
-            async with asyncio.timeout(limits.LOOKUP_S):
-                found = await asyncio.gather(*(self._match_shard(s, packed) for s in shards))
-        except TimeoutError:
-            raise IndexUnavailable("timeout") from None
+        asked = asyncio.gather(*(self._match_shard(shard, packed) for shard in shards))
+        found = await _in_time(asked)
         return {name: blocks for matches in found for name, blocks in matches.items()}
 
     async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, int]:
@@ -134,6 +134,21 @@ class BlockIndex:
         """Close the connections."""
         with guard():
             await self._client.aclose()
+
+
+async def _in_time(asked: asyncio.Future[T]) -> T:
+    """Wait for an answer of Redis within LOOKUP_S.
+
+    When the loop was stalled, the time is over and the answer lies unread: it gets a last look.
+    """
+    try:
+        for seconds in (limits.LOOKUP_S - limits.LOOKUP_GRACE_S, limits.LOOKUP_GRACE_S):
+            done, _ = await asyncio.wait({asked}, timeout=seconds)
+            if done:
+                return asked.result()
+    finally:
+        asked.cancel()
+    raise IndexUnavailable("timeout")
 
 
 def intersect(runs: Runs) -> dict[EndpointName, int]:

@@ -10,10 +10,13 @@ from typing import Any, Final, TypeVar
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.errors import PromptUnavailable
+from kvatlas.common.errors import KvatlasError, PromptUnavailable
 from kvatlas.common.ids import ModelName
+from kvatlas.common.log import logger
 from kvatlas.common.prompt import Prompt, PromptBuilder
 from kvatlas.common.settings import ModelSettings
+
+_LOG = logger("prompts")
 
 T = TypeVar("T")
 
@@ -62,8 +65,20 @@ class Prompts:
 
         Raises:
             InvalidRequest: a field has a wrong type. The client's.
-            PromptUnavailable: with "deadline" or "busy", or why the prompt cannot be had here.
+            PromptUnavailable: with "deadline" or "busy", or why the prompt cannot be had here;
+                "error" where a template or a tokenizer failed in a way that nobody foresaw.
         """
+        try:
+            return await self._token_ids(model, path, body, body_bytes)
+        except KvatlasError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the index is advice: no fault of ours is a 500
+            _LOG.error("prompt.failed", model=model, error=type(error).__name__)
+            raise PromptUnavailable("error") from None
+
+    async def _token_ids(
+        self, model: ModelName, path: str, body: Mapping[str, Any], body_bytes: int
+    ) -> TimedPrompt:
         builder = self._builders[model]
         deadline = monotonic() + match_budget_s(body_bytes)
         begun = monotonic()

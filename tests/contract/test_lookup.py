@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from kvatlas.cli.redis_server import running_redis
+from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, IndexUnavailable, WrongEpoch
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName, Pool
 from kvatlas.common.keyspace import SCHEMA_KEY, Holder, Shard, shard_of, shards_of
@@ -293,6 +295,17 @@ async def test_many_lookups_at_once_do_not_mix(writer: Writer, index: BlockIndex
         if seed % 3:
             assert answer == {named(1): seed + 1} or isinstance(answer, IndexUnavailable)
     assert await index.match([SHARD], chains[5]) == {named(1): 6}
+
+
+async def test_a_stall_of_our_own_is_no_timeout(writer: Writer, index: BlockIndex) -> None:
+    """An answer that came while the loop stood still is read."""
+    chain = chain_of(3)
+    await writer.set(named(1), chain)
+    asked = asyncio.create_task(index.match([SHARD], chain))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    time.sleep(3 * limits.LOOKUP_S)  # noqa: ASYNC251 - the stall
+    assert await asked == {named(1): 3}
 
 
 async def test_no_redis_is_a_reason() -> None:
