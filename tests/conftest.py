@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 
 from kvatlas.cli.redis_server import RedisServer, running_redis
+from kvatlas.common import limits
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Captures and golden files that are not part of the repository."""
@@ -40,3 +41,9 @@ def shared() -> Path:
     if not SHARED.exists():
         pytest.skip("../shared is not there")
     return SHARED
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give Redis more than 20 ms, for tests of what is found and not of how soon."""
+    monkeypatch.setattr(limits, "LOOKUP_S", 2.0)

@@ -17,6 +17,8 @@ from kvatlas.indexer.app import Indexer
 from kvatlas.router.lookup import BlockIndex
 from tests.fakes.publisher import CLEARED, FakePublisher, removed, stored
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 MODEL = ModelName("org/tiny model")
 SIZE = 4
 NAME = EndpointName("127.0.0.1:8101")

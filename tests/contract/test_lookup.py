@@ -24,6 +24,8 @@ from kvatlas.indexer.store import IndexStore, Position, Progress, Target
 from kvatlas.indexer.sweep import sweep_once
 from kvatlas.router.lookup import BlockIndex
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 MODEL = ModelName("m")
 SHARD = Shard(MODEL, 0)
 GPU = Pool("gpu", 0)
@@ -297,8 +299,11 @@ async def test_many_lookups_at_once_do_not_mix(writer: Writer, index: BlockIndex
     assert await index.match([SHARD], chains[5]) == {named(1): 6}
 
 
-async def test_a_stall_of_our_own_is_no_timeout(writer: Writer, index: BlockIndex) -> None:
+async def test_a_stall_of_our_own_is_no_timeout(
+    writer: Writer, index: BlockIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An answer that came while the loop stood still is read."""
+    monkeypatch.setattr(limits, "LOOKUP_S", 0.02)
     chain = chain_of(3)
     await writer.set(named(1), chain)
     asked = asyncio.create_task(index.match([SHARD], chain))

@@ -24,6 +24,8 @@ from kvatlas.indexer.app import Indexer
 from kvatlas.router.app import Running, router
 from kvatlas.simulator.app import engine
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 MODEL = "demo"
 SECRET = "zyzzyva-marker"  # noqa: S105 - a marker, to be found nowhere
 SYSTEM = "You answer questions about the canals of the old town, in full sentences. " * 12
