@@ -131,8 +131,9 @@ class Mirror:
             if not self._is_reopening():
                 self._pending = {**pending, **self._pending}
             raise
-        lag_s = max(0.0, time.time() - newest.time_s)
-        self._metrics.lag.labels(self.target.name).set(lag_s)
+        if newest.seq != BEFORE_FIRST:
+            lag_s = max(0.0, time.time() - newest.time_s)
+            self._metrics.lag.labels(self.target.name).set(lag_s)
 
     async def _write(self, pending: dict[Entry, bool], at: Position, newest: Progress) -> None:
         """Write entries in parts; only the last one moves the sequence."""
