@@ -113,11 +113,6 @@ class IndexStore:
                 mapping: dict[Any, Any] = {str(name): shards for name, shards in models.items()}
                 await self._client.hset(MODELS_KEY, mapping=mapping)
 
-    async def ping(self) -> None:
-        """Ask whether Redis is there."""
-        with guard():
-            await self._client.ping()
-
     async def run_id(self) -> str:
         """Name this life of the Redis server; another one may have lost what was written."""
         with guard():

@@ -144,20 +144,20 @@ class RouterHttp:
         self, request: web.Request, trip: Trip, decision: Decision, outgoing: Outgoing
     ) -> web.StreamResponse:
         """Send to the best endpoint, and to one other if that one cannot be reached."""
-        attempts = decision.order[: 1 + limits.RETRIES_MAX]
-        if len(attempts) == 1:
-            attempts = [*attempts, attempts[0]]
-        for number, judged in enumerate(attempts):
+        # One that is alone is tried again itself: it may just have closed an idle connection.
+        *firsts, last = [*decision.order, *decision.order][: 1 + limits.RETRIES_MAX]
+        for judged in firsts:
             try:
                 return await self._attempt(request, trip, decision, judged, outgoing)
             except UpstreamConnect:
-                if not any(each.endpoint.healthy for each in decision.candidates):
-                    raise NoEndpoints("no endpoint of this model answers") from None
-                if number + 1 == len(attempts):
-                    raise
-                trip.retries += 1
-                self._metrics.retries.labels(decision.model).inc()
-        raise NoEndpoints("no endpoint is left")
+                _demand_one_alive(decision)
+            trip.retries += 1
+            self._metrics.retries.labels(decision.model).inc()
+        try:
+            return await self._attempt(request, trip, decision, last, outgoing)
+        except UpstreamConnect:
+            _demand_one_alive(decision)
+            raise
 
     async def _attempt(
         self,
@@ -247,3 +247,13 @@ class RouterHttp:
             first_byte_ms=trip.first_byte_ms and round(trip.first_byte_ms, 2),
             total_ms=round((monotonic() - trip.begun) * 1e3, 2),
         )
+
+
+def _demand_one_alive(decision: Decision) -> None:
+    """Say that nobody answers where that is known, rather than that one endpoint did not.
+
+    Raises:
+        NoEndpoints: no endpoint of the model is healthy.
+    """
+    if not any(each.endpoint.healthy for each in decision.candidates):
+        raise NoEndpoints("no endpoint of this model answers") from None

@@ -32,7 +32,7 @@ class BlockPool:
         self._keys: list[BlockKey | None] = [None] * num_blocks
         # A dict keeps order: of several copies the one registered first is found.
         self._copies: dict[BlockKey, dict[int, None]] = {}
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(NULL_BLOCK + 1, num_blocks))
         self._events: list[CacheEvent] = []
 
     @property

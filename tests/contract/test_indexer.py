@@ -16,6 +16,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.indexer.app import Indexer
 from kvatlas.router.lookup import BlockIndex
 from tests.fakes.publisher import CLEARED, FakePublisher, removed, stored
+from tests.fakes.services import indexing
 
 pytestmark = pytest.mark.usefixtures("patient")
 
@@ -89,18 +90,6 @@ def settings_for(publisher: FakePublisher, redis_url: str, *, replay: bool = Tru
             "indexer": {"admin_port": 0},
         }
     )
-
-
-@asynccontextmanager
-async def indexing(settings: Settings) -> AsyncIterator[Indexer]:
-    """Run an indexer."""
-    indexer, stop = Indexer(settings), asyncio.Event()
-    task = asyncio.create_task(indexer.serve(stop))
-    try:
-        yield indexer
-    finally:
-        stop.set()
-        await asyncio.wait_for(task, 5)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.indexer.app import Indexer
 from kvatlas.router.app import Running, router
 from kvatlas.simulator.app import engine
+from tests.fakes.services import indexing
 
 pytestmark = pytest.mark.usefixtures("patient")
 
@@ -106,18 +107,6 @@ def engine_settings(base: dict[str, Any], endpoint: dict[str, Any]) -> Settings:
         "replay": endpoint["replay"],
     }
     return Settings.model_validate({**base, "engine": {**base["engine"], **own}})
-
-
-@asynccontextmanager
-async def indexing(settings: Settings) -> AsyncIterator[Indexer]:
-    """Run an indexer until the context ends."""
-    indexer, stop = Indexer(settings), asyncio.Event()
-    task = asyncio.create_task(indexer.serve(stop))
-    try:
-        yield indexer
-    finally:
-        stop.set()
-        await task
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.ids import BlockHash, EndpointName, ModelName
 from kvatlas.common.keyspace import Holder, Shard, parse_holder_ids
 from kvatlas.common.settings import Settings
-from kvatlas.indexer.app import Indexer
 from kvatlas.simulator.block_pool import BlockPool, BlockTable
 from kvatlas.simulator.cache_events import CacheEvent, Cleared, Removed, Stored
 from kvatlas.simulator.engine_hash import wire_hash
 from tests.fakes.publisher import CLEARED, FakePublisher, removed, stored
+from tests.fakes.services import indexing
 
 MODEL = ModelName("tiny")
 NAME = EndpointName("127.0.0.1:8101")
@@ -111,14 +111,8 @@ async def play(actions: list[tuple[str | int, ...]], client: Redis, url: str) ->
             ],
             "indexer": {"admin_port": 0},
         }
-        indexer = Indexer(Settings.model_validate(configuration))
-        stop = asyncio.Event()
-        running = asyncio.create_task(indexer.serve(stop))
-        try:
+        async with indexing(Settings.model_validate(configuration)):
             await happen(actions, PlainEngine(publisher), client)
-        finally:
-            stop.set()
-            await running
 
 
 async def happen(actions: list[tuple[str | int, ...]], engine: PlainEngine, client: Redis) -> None:
