@@ -65,7 +65,7 @@ def chain(
     Raises:
         OverflowError: a token id is negative or over 32 bits. The caller's.
 
-    Cost: 70 us for 10,000 tokens in blocks of 16.
+    Cost: 0.14 ms for 10,000 tokens in blocks of 16.
     """
     step = block_size * TOKEN_BYTES
     packed = array("I", token_ids).tobytes()

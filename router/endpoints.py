@@ -247,7 +247,7 @@ class Endpoints:
 def read_gauges(page: bytes) -> Mapping[int, EngineGauges]:
     """Read a page in Prometheus' text format, by rank. Lines that are broken are left out.
 
-    Cost: 60 us for vLLM's 56 KB.
+    Cost: 75 us for vLLM's 56 KB.
     """
     values: dict[int, dict[str, float]] = {}
     for name, field_name in GAUGES.items():
