@@ -13,7 +13,7 @@ WORKDIR /src
 # Dependencies first: they change less often than the code, and only locked files are accepted.
 COPY requirements/runtime.txt requirements/runtime.txt
 RUN ["python3", "-m", "venv", "/opt/kvatlas"]
-RUN ["/opt/kvatlas/bin/pip", "install", "--no-cache-dir", "--require-hashes", "--only-binary=:all:", "--requirement", "requirements/runtime.txt"]
+RUN ["/opt/kvatlas/bin/pip", "install", "--no-cache-dir", "--no-deps", "--require-hashes", "--only-binary=:all:", "--requirement", "requirements/runtime.txt"]
 # kvatlas/ holds links to the folders beside it, so all of them must be here.
 COPY . .
 RUN ["/opt/kvatlas/bin/pip", "install", "--no-cache-dir", "--no-deps", "."]

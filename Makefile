@@ -19,15 +19,17 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kvatlas needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
+# The locks hold every dependency. Without --no-deps pip looks for newer releases of what has extras
+# (coverage[toml]) and stops when it finds one, because that one is not locked.
 # The package itself is linked in by a .pth file, as an editable install would do, so that running
 # it needs no build tools.
 $(RUNTIME): requirements/runtime.txt | $(BIN)/python
-	$(PIP) install --require-hashes -r requirements/runtime.txt
+	$(PIP) install --no-deps --require-hashes -r requirements/runtime.txt
 	$(BIN)/python deploy/link_tree.py
 	@touch $@
 
 $(DEV): requirements/dev.txt pyproject.toml | $(BIN)/python
-	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@ $(RUNTIME)
 

@@ -9,7 +9,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/kvatlas-wheel-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
 pip() { "$work/venv/bin/python" -m pip --disable-pip-version-check -q "$@"; }
-pip install --require-hashes -r requirements/runtime.txt
+pip install --no-deps --require-hashes -r requirements/runtime.txt
 pip install --no-deps "$wheel"
 cd "$work"
 "$work/venv/bin/python" - "$root" <<'PY'
