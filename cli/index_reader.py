@@ -104,7 +104,8 @@ class IndexReader:
         self, model: ModelIndex, hashes: Sequence[BlockHash]
     ) -> dict[EndpointName, int]:
         """Find how many leading blocks each endpoint holds, with the router's own lookup."""
-        return await self._index.match(shards_of(model.model, model.shards), hashes)
+        found = await self._index.match(shards_of(model.model, model.shards), hashes)
+        return {name: match.blocks for name, match in found.items()}
 
     async def holders(self, model: ModelIndex, block: BlockHash) -> list[Holder]:
         """List who holds one block, live holders only."""

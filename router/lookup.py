@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.ids import BlockHash, EndpointName, HolderId
+from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId
 from kvatlas.common.keyspace import HASH_BYTES, VERSION_FIELD, Holder, Shard, parse_holder_ids
 from kvatlas.common.redis_client import Script, connect, guard
 
@@ -29,6 +29,22 @@ Runs = Sequence[tuple[int, frozenset[EndpointName]]]
 """(number of the last block, counted from 1, who holds the run's blocks), in order."""
 
 
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How much of a chain one endpoint holds.
+
+    Attributes:
+        blocks: leading blocks that a request would hit there, wherever they live; at least 1.
+        weighted_blocks: the same, each block counted by the weight of its best tier, in
+            [0, blocks]; what scheduling goes by.
+        epoch: the epoch that the match is from.
+    """
+
+    blocks: int
+    weighted_blocks: float
+    epoch: Epoch
+
+
 @dataclass(slots=True)
 class _ShardView:
     """What is known of a shard's holders between two lookups.
@@ -36,17 +52,21 @@ class _ShardView:
     Attributes:
         version: as Redis gave it; empty before the first lookup.
         holders: live holder ids whose blocks count for a match.
+        epochs: current epoch of each endpoint that holds anything.
         parsed: holder lists seen under this version.
     """
 
     version: bytes = b""
     holders: Mapping[HolderId, EndpointName] = field(default_factory=dict)
+    epochs: Mapping[EndpointName, Epoch] = field(default_factory=dict)
     parsed: dict[bytes, frozenset[EndpointName]] = field(default_factory=dict)
 
     def renew(self, version: bytes, fields: Sequence[bytes]) -> None:
         """Take over another version of the holders map."""
         self.version = version
-        self.holders = _live_holders(fields)
+        live = _live_holders(fields)
+        self.holders = {number: holder.endpoint for number, holder in live.items()}
+        self.epochs = {holder.endpoint: holder.epoch for holder in live.values()}
         self.parsed = {}
 
     def endpoints(self, value: bytes) -> frozenset[EndpointName]:
@@ -92,7 +112,7 @@ class BlockIndex:
 
     async def match(
         self, shards: Sequence[Shard], hashes: Sequence[BlockHash]
-    ) -> dict[EndpointName, int]:
+    ) -> dict[EndpointName, Match]:
         """Find how many leading blocks of a chain each endpoint holds.
 
         Args:
@@ -100,7 +120,7 @@ class BlockIndex:
             hashes: the chain, from the first block on.
 
         Returns:
-            Blocks per endpoint; who holds none is absent.
+            One match per endpoint; who holds none is absent.
 
         Raises:
             IndexUnavailable: Redis did not answer within LOOKUP_S, or refused.
@@ -112,9 +132,9 @@ class BlockIndex:
         packed = b"".join([block.to_bytes(HASH_BYTES, "big") for block in hashes])
         asked = asyncio.gather(*(self._match_shard(shard, packed) for shard in shards))
         found = await _in_time(asked)
-        return {name: blocks for matches in found for name, blocks in matches.items()}
+        return {name: match for matches in found for name, match in matches.items()}
 
-    async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, int]:
+    async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
         view = self._views.setdefault(shard, _ShardView())
         known = view.version
         args = (shard.bucket_prefix, known, packed)
@@ -126,9 +146,12 @@ class BlockIndex:
             self._views[shard] = view
         pairs = zip(runs[::2], runs[1::2], strict=True)
         try:
-            return intersect([(last, view.endpoints(value)) for last, value in pairs])
+            found = intersect([(last, view.endpoints(value)) for last, value in pairs])
         except ValueError:
             raise IndexUnavailable("foreign_entry") from None
+        return {
+            name: Match(blocks, float(blocks), view.epochs[name]) for name, blocks in found.items()
+        }
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -167,9 +190,9 @@ def intersect(runs: Runs) -> dict[EndpointName, int]:
     return matches
 
 
-def _live_holders(fields: Sequence[Any]) -> dict[HolderId, EndpointName]:
+def _live_holders(fields: Sequence[Any]) -> dict[HolderId, Holder]:
     """Read the reply of HGETALL on the holders map; what is foreign in it is left out."""
-    live: dict[HolderId, EndpointName] = {}
+    live: dict[HolderId, Holder] = {}
     for key, text in zip(fields[::2], fields[1::2], strict=True):
         if key == VERSION_FIELD.encode():
             continue
@@ -179,5 +202,5 @@ def _live_holders(fields: Sequence[Any]) -> dict[HolderId, EndpointName]:
         except ValueError:
             continue
         if holder.kind in MATCHED_KINDS:
-            live[number] = holder.endpoint
+            live[number] = holder
     return live

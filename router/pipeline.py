@@ -16,12 +16,12 @@ from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, NoEndpoints, PromptUnavailable
-from kvatlas.common.ids import BlockHash, EndpointName, ModelName
+from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.prompt import Prompt
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.router.endpoints import Endpoint, Endpoints
-from kvatlas.router.lookup import BlockIndex
+from kvatlas.router.lookup import BlockIndex, Match
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.scheduling import (
@@ -43,11 +43,18 @@ STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A candidate as the decision saw it."""
+    """A candidate as the decision saw it.
+
+    Attributes:
+        match_blocks: leading blocks that the request would hit there.
+        match_tokens: the same in tokens: the predicted hit.
+        epoch: the epoch that the match is from; None where nothing matched.
+    """
 
     endpoint: Endpoint
     match_blocks: int
     match_tokens: int
+    epoch: Epoch | None
     score: Score
 
 
@@ -58,7 +65,8 @@ class Decision:
     Attributes:
         order: candidates, the chosen one first, then whom to try next.
         candidates: all, in the order of the configuration.
-        prompt_tokens: of the prompt; None where it is not known.
+        token_ids: of the first sub-prompt; None where they are not known.
+        sequences: sub-prompts of the request; 0 where they are not known.
         block_size: of the chosen endpoint; None where it is not known.
         blocks: full blocks of the prompt, in that size.
         fallback: why the request goes by load alone, or None.
@@ -68,11 +76,17 @@ class Decision:
     model: ModelName
     order: Sequence[Judged]
     candidates: Sequence[Judged]
-    prompt_tokens: int | None
+    token_ids: Sequence[int] | None
+    sequences: int
     block_size: int | None
     blocks: int
     fallback: str | None
     timings_ms: Mapping[str, float]
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """Count the tokens of the prompt; None where they are not known."""
+        return None if self.token_ids is None else len(self.token_ids)
 
     @property
     def chosen(self) -> Judged:
@@ -84,9 +98,10 @@ class Decision:
 class _Matches:
     """What is known of the prompt when candidates are scored."""
 
-    prompt_tokens: int | None = None
+    token_ids: Sequence[int] | None = None
+    sequences: int = 0
     blocks: dict[int, int] = field(default_factory=dict)
-    by_endpoint: dict[EndpointName, int] = field(default_factory=dict)
+    by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
     stage: str = "prompt"
     fallback: str | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -137,14 +152,14 @@ class Pipeline:
         matches = await self._match(model, path, body, body_bytes)
         begun = monotonic()
         candidates = [_candidate(endpoint, matches) for endpoint in endpoints]
-        tokens = matches.prompt_tokens
+        tokens = matches.token_ids
         estimate = body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE
         ranking = self._profile.run(
-            Work(estimate if tokens is None else tokens), candidates, self._draw
+            Work(estimate if tokens is None else len(tokens)), candidates, self._draw
         )
         judged = [
-            Judged(endpoint, matches.by_endpoint.get(endpoint.name, 0), seen.match_tokens, score)
-            for endpoint, seen, score in zip(endpoints, candidates, ranking.scores, strict=True)
+            _judged(endpoint, matches.by_endpoint.get(endpoint.name), score)
+            for endpoint, score in zip(endpoints, ranking.scores, strict=True)
         ]
         matches.timings_ms["score"] = (monotonic() - begun) * 1e3
         order = [judged[position] for position in ranking.order]
@@ -153,7 +168,8 @@ class Pipeline:
             model=model,
             order=order,
             candidates=judged,
-            prompt_tokens=tokens,
+            token_ids=tokens,
+            sequences=matches.sequences,
             block_size=size,
             blocks=matches.blocks.get(size, 0) if size else 0,
             fallback=matches.fallback,
@@ -192,7 +208,8 @@ class Pipeline:
         if not timed.prompt.sequences:
             matches.fallback = "prompt:empty"
             return matches
-        matches.prompt_tokens = len(timed.prompt.sequences[0])
+        matches.token_ids = timed.prompt.sequences[0]
+        matches.sequences = len(timed.prompt.sequences)
         begun = monotonic()
         chains = self._hash(model, timed.prompt, matches)
         hashed = monotonic()
@@ -222,8 +239,16 @@ class Pipeline:
 
 
 def _candidate(endpoint: Endpoint, matches: _Matches) -> Candidate:
-    blocks = matches.by_endpoint.get(endpoint.name, 0)
-    return Candidate(endpoint.name, blocks * (endpoint.block_size or 0), endpoint)
+    match = matches.by_endpoint.get(endpoint.name)
+    tokens = int(match.weighted_blocks * (endpoint.block_size or 0)) if match else 0
+    return Candidate(endpoint.name, tokens, endpoint)
+
+
+def _judged(endpoint: Endpoint, match: Match | None, score: Score) -> Judged:
+    if match is None:
+        return Judged(endpoint, 0, 0, None, score)
+    tokens = match.blocks * (endpoint.block_size or 0)
+    return Judged(endpoint, match.blocks, tokens, match.epoch, score)
 
 
 def profile_for(settings: RouterSettings) -> Profile:

@@ -45,7 +45,7 @@ class Candidate:
     """One endpoint that could serve the request.
 
     Attributes:
-        match_tokens: leading prompt tokens that it holds.
+        match_tokens: leading prompt tokens that it holds, counted by the weight of their tier.
         load: its live state.
     """
 

@@ -54,7 +54,8 @@ class Fleet:
 
     async def match(self, tokens: list[int] = TOKENS) -> int:
         """Look a prompt up."""
-        return (await self.index.match(SHARDS, hashes(tokens))).get(NAME, 0)
+        found = (await self.index.match(SHARDS, hashes(tokens))).get(NAME)
+        return found.blocks if found else 0
 
     async def expect(self, blocks: int, tokens: list[int] = TOKENS) -> None:
         """Wait until a prompt's match is as long as this."""

@@ -8,7 +8,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,13 @@ async def index(redis_url: str) -> AsyncIterator[BlockIndex]:
     await made.aclose()
 
 
+async def matched(
+    index: BlockIndex, shards: Sequence[Shard], chain: list[BlockHash]
+) -> dict[EndpointName, int]:
+    """Look a chain up and give the blocks alone."""
+    return {name: match.blocks for name, match in (await index.match(shards, chain)).items()}
+
+
 def named(number: int) -> EndpointName:
     """Name an endpoint."""
     return EndpointName(f"10.0.0.{number}:8000")
@@ -105,7 +112,7 @@ async def test_nested_sets_match_exactly(writer: Writer, index: BlockIndex, leng
     depths = {named(i): source.randint(0, length) for i in range(12)}
     for name, depth in depths.items():
         await writer.set(name, chain[:depth])
-    assert await index.match([SHARD], chain) == {n: d for n, d in depths.items() if d}
+    assert await matched(index, [SHARD], chain) == {n: d for n, d in depths.items() if d}
 
 
 async def test_a_lookup_reads_few_blocks(writer: Writer, index: BlockIndex, redis_url: str) -> None:
@@ -116,7 +123,7 @@ async def test_a_lookup_reads_few_blocks(writer: Writer, index: BlockIndex, redi
     await writer.set(named(2), chain[:777])
     async with Redis.from_url(redis_url) as client:
         await client.config_resetstat()
-        assert await index.match([SHARD], chain) == {named(1): 6_400, named(2): 777}
+        assert await matched(index, [SHARD], chain) == {named(1): 6_400, named(2): 777}
         reads = (await client.info("commandstats"))["cmdstat_hget"]["calls"]
     assert reads < 80
 
@@ -125,8 +132,8 @@ async def test_the_first_missing_block_ends_a_match(writer: Writer, index: Block
     """Blocks behind a missing first one do not count."""
     chain = chain_of(8)
     await writer.set(named(1), chain[1:])
-    assert await index.match([SHARD], chain) == {}
-    assert await index.match([SHARD], []) == {}
+    assert await matched(index, [SHARD], chain) == {}
+    assert await matched(index, [SHARD], []) == {}
 
 
 async def test_late_joiners_are_no_match(writer: Writer, index: BlockIndex) -> None:
@@ -134,7 +141,7 @@ async def test_late_joiners_are_no_match(writer: Writer, index: BlockIndex) -> N
     chain = chain_of(20)
     await writer.set(named(1), chain)
     await writer.set(named(2), chain[5:10])
-    assert await index.match([SHARD], chain) == {named(1): 20}
+    assert await matched(index, [SHARD], chain) == {named(1): 20}
 
 
 async def test_removed_blocks_shorten_the_match(writer: Writer, index: BlockIndex) -> None:
@@ -144,7 +151,7 @@ async def test_removed_blocks_shorten_the_match(writer: Writer, index: BlockInde
     await writer.set(named(2), chain)
     assert await writer.set(named(1), chain[7:], present=False) == 3
     assert await writer.set(named(1), chain[7:], present=False) == 0
-    assert await index.match([SHARD], chain) == {named(1): 7, named(2): 10}
+    assert await matched(index, [SHARD], chain) == {named(1): 7, named(2): 10}
 
 
 async def test_an_epoch_is_forgotten_in_one_write(writer: Writer, index: BlockIndex) -> None:
@@ -152,11 +159,11 @@ async def test_an_epoch_is_forgotten_in_one_write(writer: Writer, index: BlockIn
     chain = chain_of(10)
     await writer.set(named(1), chain)
     await writer.set(named(2), chain[:4])
-    assert await index.match([SHARD], chain) == {named(1): 10, named(2): 4}
+    assert await matched(index, [SHARD], chain) == {named(1): 10, named(2): 4}
     await writer.open(named(1))
-    assert await index.match([SHARD], chain) == {named(2): 4}
+    assert await matched(index, [SHARD], chain) == {named(2): 4}
     await writer.set(named(1), chain[:2])
-    assert await index.match([SHARD], chain) == {named(1): 2, named(2): 4}
+    assert await matched(index, [SHARD], chain) == {named(1): 2, named(2): 4}
 
 
 async def test_swept_holders_are_reused_without_a_trace(writer: Writer, index: BlockIndex) -> None:
@@ -170,7 +177,7 @@ async def test_swept_holders_are_reused_without_a_trace(writer: Writer, index: B
     await sweep_once(writer.store, SHARD, dead, IndexerMetrics())
     assert await writer.store.dead_holders(SHARD) == []
     await writer.set(named(3), chain[:2])
-    assert await index.match([SHARD], chain) == {named(2): 1, named(3): 2}
+    assert await matched(index, [SHARD], chain) == {named(2): 1, named(3): 2}
 
 
 async def test_windows_and_foreign_kinds_are_no_match(writer: Writer, index: BlockIndex) -> None:
@@ -179,7 +186,7 @@ async def test_windows_and_foreign_kinds_are_no_match(writer: Writer, index: Blo
     await writer.set(named(1), chain, kind="sliding_window", pool=Pool("gpu", 1))
     await writer.set(named(2), chain[:4])
     await writer.set(named(2), chain[4:6], pool=Pool("cpu", 0))
-    assert await index.match([SHARD], chain) == {named(2): 6}
+    assert await matched(index, [SHARD], chain) == {named(2): 6}
 
 
 async def test_shards_are_asked_at_once_and_merged(redis_url: str, index: BlockIndex) -> None:
@@ -190,7 +197,7 @@ async def test_shards_are_asked_at_once_and_merged(redis_url: str, index: BlockI
         await writer.set(named(number), chain[:number])
     shards = shards_of(MODEL, 3)
     assert len({writer.target(named(number)).shard for number in range(1, 10)}) == 3
-    assert await index.match(shards, chain) == {named(i): i for i in range(1, 10)}
+    assert await matched(index, shards, chain) == {named(i): i for i in range(1, 10)}
     await writer.store.aclose()
 
 
@@ -207,7 +214,7 @@ async def test_a_write_that_starts_elsewhere_is_refused(writer: Writer, index: B
     holder = Holder(named(1), Epoch(at.epoch + 1), GPU, "full_attention")
     with pytest.raises(WrongEpoch):
         await writer.store.open_pool(SHARD, holder, {})
-    assert await index.match([SHARD], chain) == {named(1): 1}
+    assert await matched(index, [SHARD], chain) == {named(1): 1}
     assert await writer.store.position(target) == at
 
 
@@ -260,7 +267,7 @@ async def test_foreign_things_are_an_unavailable_index(
         await client.delete(key)
         await client.hset(SHARD.holders, "spam", "spam")
         await client.hset(SHARD.holders, "version", "other")
-        assert await index.match([SHARD], chain) == {}
+        assert await matched(index, [SHARD], chain) == {}
 
 
 async def test_another_schema_is_refused(writer: Writer, redis_url: str) -> None:
@@ -279,9 +286,9 @@ async def test_scripts_that_redis_forgot_are_loaded_again(
     await writer.set(named(1), chain[:1])
     async with Redis.from_url(redis_url) as client:
         await client.script_flush()
-    assert await index.match([SHARD], chain) == {named(1): 1}
+    assert await matched(index, [SHARD], chain) == {named(1): 1}
     await writer.set(named(1), chain)
-    assert await index.match([SHARD], chain) == {named(1): 3}
+    assert await matched(index, [SHARD], chain) == {named(1): 3}
 
 
 async def test_many_lookups_at_once_do_not_mix(writer: Writer, index: BlockIndex) -> None:
@@ -289,14 +296,14 @@ async def test_many_lookups_at_once_do_not_mix(writer: Writer, index: BlockIndex
     chains = [chain_of(30, seed) for seed in range(20)]
     for seed, chain in enumerate(chains):
         await writer.set(named(1), chain[: seed + 1])
-    tasks = [asyncio.create_task(index.match([SHARD], chain)) for chain in chains]
+    tasks = [asyncio.create_task(matched(index, [SHARD], chain)) for chain in chains]
     for task in tasks[::3]:
         task.cancel()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     for seed, answer in enumerate(answers):
         if seed % 3:
             assert answer == {named(1): seed + 1} or isinstance(answer, IndexUnavailable)
-    assert await index.match([SHARD], chains[5]) == {named(1): 6}
+    assert await matched(index, [SHARD], chains[5]) == {named(1): 6}
 
 
 async def test_a_stall_of_our_own_is_no_timeout(
@@ -306,7 +313,7 @@ async def test_a_stall_of_our_own_is_no_timeout(
     monkeypatch.setattr(limits, "LOOKUP_S", 0.02)
     chain = chain_of(3)
     await writer.set(named(1), chain)
-    asked = asyncio.create_task(index.match([SHARD], chain))
+    asked = asyncio.create_task(matched(index, [SHARD], chain))
     for _ in range(3):
         await asyncio.sleep(0)
     time.sleep(3 * limits.LOOKUP_S)  # noqa: ASYNC251 - the stall
