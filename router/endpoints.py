@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import aiohttp
 
@@ -33,6 +33,27 @@ CACHE_INFO: Final = b"vllm:cache_config_info"
 _ENGINE: Final = re.compile(rb'[{,]engine="(\d{1,9})"')
 _BLOCK_SIZE: Final = re.compile(rb'[{,]block_size="(\d{1,9})"')
 _HASH_BLOCK_SIZE: Final = re.compile(rb'[{,]hash_block_size="(\d{1,9})"')
+
+
+TokenizerVerdict = Literal["unknown", "unasked", "agrees", "differs"]
+"""Whether the engine's tokens are ours: not asked yet, it cannot be asked, yes, no."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine has told about itself since it joined.
+
+    Attributes:
+        version: of vLLM, such as (0, 32, 0); None where it does not tell.
+        tokenizer: whether its `/tokenize` gives our token ids.
+        adapters: names of the LoRA adapters that it has loaded.
+        max_model_len: tokens that it takes at most; None where it does not tell.
+    """
+
+    version: tuple[int, ...] | None = None
+    tokenizer: TokenizerVerdict = "unknown"
+    adapters: frozenset[str] = frozenset()
+    max_model_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +93,7 @@ class Endpoint:
         others_waiting: requests of others that have been waiting over two scrapes.
         asked: whether it has been asked for its metrics, with or without an answer.
         is_odd: whether its block size was found to be another than configured.
+        facts: what it has told about itself.
     """
 
     name: EndpointName
@@ -90,6 +112,7 @@ class Endpoint:
     failures: int = 0
     asked: bool = False
     is_odd: bool = False
+    facts: EngineFacts = EngineFacts()
     _waiting_before: int = 0
 
     @property
@@ -151,6 +174,10 @@ class Endpoints:
     def of(self, model: ModelName) -> list[Endpoint]:
         """List a model's endpoints."""
         return self._by_model[model]
+
+    def distrusts(self, model: ModelName) -> bool:
+        """Tell whether an engine of the model has other token ids than we have."""
+        return any(each.facts.tokenizer == "differs" for each in self._by_model[model])
 
     def all(self) -> Iterable[Endpoint]:
         """Go through all endpoints."""
