@@ -58,6 +58,39 @@ RETRIES_MAX: Final = 1
 METRICS_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest page of engine metrics that is read."""
 METRICS_TIMEOUT_S: Final = 2.0
+PROBES_AT_ONCE_MAX: Final = 16
+"""Engines that are asked for their models and token ids at the same time."""
+PROBE_TIMEOUT_S: Final = 2.0
+"""For one answer to such a question."""
+PROBE_ANSWER_BYTES_MAX: Final = 1024 * 1024
+"""Largest such answer that is read; a list of a thousand adapters is about 400 KB."""
+PROBE_ATTEMPTS: Final = 3
+"""Rounds in quick succession before an engine that does not answer is asked slowly."""
+PROBE_RETRY_S: Final = 3.0
+PROBE_SLOWLY_S: Final = 60.0
+"""Between two rounds with an engine that cannot be asked for token ids."""
+PROBE_DIFFERS_S: Final = 120.0
+"""Between two rounds with one whose token ids differ, so that a mended engine is noticed."""
+MODELS_REFRESH_S: Final = 10.0
+"""Between two looks at an engine's list of models, in which adapters come and go."""
+ADAPTERS_PER_ENDPOINT_MAX: Final = 1_000
+"""Adapters of one engine that are known; those listed beyond it are not."""
+ADAPTERS_PER_MODEL_MAX: Final = 1_000
+"""Adapters of one model in the configuration."""
+RENDERS_AT_ONCE_MAX: Final = 64
+"""Requests under way with one model's render service; more go by load at once."""
+RENDER_ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Largest answer of a render service: a million token ids are about 7 MB."""
+RENDER_CACHE_ENTRIES_MAX: Final = 4_096
+"""Rendered prompts kept per process."""
+RENDER_CACHE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Token ids in them, four bytes each."""
+RENDER_CACHE_S: Final = 300.0
+"""For which they are kept: some models' prompts hold the date."""
+RENDER_FAILURES_MAX: Final = 5
+"""Failures in a row after which a render service is left alone for a while."""
+RENDER_PAUSE_S: Final = 5.0
+"""That while; then one request tries again."""
 ENDPOINTS_MAX: Final = 2_000
 MODELS_MAX: Final = 1_000
 DATA_PARALLEL_MAX: Final = 256

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
@@ -18,7 +18,23 @@ from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
 REDIS_SCHEMES = ("redis", "unix")
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+ModelId = Annotated[str, Field(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+def _http_address(url: str) -> str:
+    """Check an address of the form http://host:port; a slash at its end is taken off."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None:
+        raise ValueError("is written http://host:port")
+    if parts.path not in ("", "/") or parts.query or parts.username:
+        raise ValueError("is written http://host:port, with nothing behind or before it")
+    if re.search(r"\s", url):
+        raise ValueError("holds white space")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+HttpAddress = Annotated[str, AfterValidator(_http_address)]
 
 
 class _Section(BaseModel):
@@ -51,9 +67,14 @@ class ModelSettings(_Section):
         chat_template: file with a Jinja template instead of the tokenizer's own.
         content_format: how the template wants message contents; "auto" finds out.
         index_shards: hash slots that the model's index is spread over.
+        lora_adapters: names of adapters that are known before an engine has named its own.
+        render_url: a service that renders what cannot be rendered here, or None.
+        render_api: what it is asked with: vLLM's render endpoints, or /tokenize.
+        render_timeout_s: for one answer of it; then the request goes by load.
+        render_api_key_file: file with the key that it asks for.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX)]
+    name: ModelId
     tokenizer: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     block_size: Annotated[int, Field(ge=1, le=limits.BLOCK_SIZE_MAX)] | None = None
@@ -61,6 +82,11 @@ class ModelSettings(_Section):
     content_format: Literal["auto", "string", "openai"] = "auto"
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
+    lora_adapters: Annotated[list[ModelId], Field(max_length=limits.ADAPTERS_PER_MODEL_MAX)] = []
+    render_url: HttpAddress | None = None
+    render_api: Literal["render", "tokenize"] = "render"
+    render_timeout_s: Annotated[float, Field(gt=0, le=limits.MATCH_S_MAX)] = 0.25
+    render_api_key_file: Path | None = None
 
     @property
     def model(self) -> ModelName:
@@ -78,24 +104,12 @@ class EndpointSettings(_Section):
         api_key_file: file with the key that the engine asks for.
     """
 
-    url: str
+    url: HttpAddress
     model: str
     events: str | None = None
     replay: str | None = None
     data_parallel_size: Annotated[int, Field(ge=1, le=limits.DATA_PARALLEL_MAX)] = 1
     api_key_file: Path | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _http_with_port(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None:
-            raise ValueError("is written http://host:port")
-        if parts.path not in ("", "/") or parts.query or parts.username:
-            raise ValueError("is written http://host:port, with nothing behind or before it")
-        if re.search(r"\s", url):
-            raise ValueError("holds white space")
-        return f"{parts.scheme}://{parts.netloc}"
 
     @field_validator("events", "replay")
     @classmethod
@@ -131,6 +145,8 @@ class RouterSettings(_Section):
         prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
         work_price: how much a millisecond of prefill costs the fleet beyond the request itself.
         metrics_interval_s: time between two looks at an engine's metrics.
+        probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
+            models and token ids.
     """
 
     host: str = "127.0.0.1"
@@ -142,6 +158,7 @@ class RouterSettings(_Section):
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
     work_price: Annotated[float, Field(ge=0, le=100)] = 4.0
     metrics_interval_s: Seconds = 0.5
+    probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0
     body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
     body_read_s: Seconds = limits.BODY_READ_S
     connect_s: Seconds = limits.CONNECT_S
@@ -176,6 +193,8 @@ class EngineSettings(_Section):
         time_scale: model seconds per real second; above 1 everything is faster.
         replay_batches: batches kept for replays.
         dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
+        render: serve the render endpoints, as vLLM does with --enable-scale-out; else 403.
+        lora_adapters: names of adapters that it serves beside its model.
     """
 
     host: str = "127.0.0.1"
@@ -196,6 +215,8 @@ class EngineSettings(_Section):
     time_scale: Annotated[float, Field(gt=0)] = 1.0
     replay_batches: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     dev_mode: bool = True
+    render: bool = False
+    lora_adapters: list[ModelId] = []
 
 
 class LogSettings(_Section):

@@ -14,6 +14,7 @@ DONE = b"data: [DONE]\n\n"
 
 _ERROR_TYPES = {
     400: "BadRequestError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowed",
     408: "RequestTimeout",
@@ -130,8 +131,10 @@ def error(status: int, message: str, param: str | None) -> Json:
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def model_list(model: str, root: str, max_model_len: int, created: int) -> Json:
-    """Write the answer of /v1/models."""
+def model_list(
+    model: str, root: str, max_model_len: int, created: int, adapters: Sequence[str] = ()
+) -> Json:
+    """Write the answer of /v1/models: the model, then its adapters."""
     card = {
         "id": model,
         "object": "model",
@@ -142,7 +145,28 @@ def model_list(model: str, root: str, max_model_len: int, created: int) -> Json:
         "max_model_len": max_model_len,
         "permission": [],
     }
-    return {"object": "list", "data": [card]}
+    loras = [
+        {**card, "id": name, "root": f"/adapters/{name}", "parent": model, "max_model_len": None}
+        for name in adapters
+    ]
+    return {"object": "list", "data": [card, *loras]}
+
+
+def rendered(model: str, token_ids: Sequence[int], cache_salt: str | None, chat: bool) -> Json:  # noqa: FBT001 - one of two kinds
+    """Write what a render endpoint answers for one prompt; what nobody reads of it is left out."""
+    return {
+        "request_id": f"{'chatcmpl' if chat else 'cmpl'}-render",
+        "token_ids": list(token_ids),
+        "token_offsets": None,
+        "features": None,
+        "content_parts": None,
+        "sampling_params": {},
+        "model": model,
+        "stream": False,
+        "cache_salt": cache_salt,
+        "priority": 0,
+        "kv_transfer_params": None,
+    }
 
 
 def server_sent(parts: Iterable[bytes]) -> bytes:

@@ -152,6 +152,7 @@ class BlockTable:
     Attributes:
         tokens: prompt and generated tokens; the owner appends to it.
         salt: cache salt, part of the identity of the first block.
+        lora: adapter, part of the identity of every block.
         computed: tokens whose keys and values are in the blocks.
     """
 
@@ -159,13 +160,14 @@ class BlockTable:
     block_size: int
     tokens: list[int]
     salt: str | None = None
+    lora: str | None = None
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     _registered: int = 0
     _hasher: ChainHasher = field(init=False)
 
     def __post_init__(self) -> None:
-        self._hasher = ChainHasher(self.block_size, self.salt)
+        self._hasher = ChainHasher(self.block_size, self.salt, self.lora)
 
     def match(self) -> list[int]:
         """Find the cached prefix; at least one token is always left to compute."""
@@ -217,10 +219,13 @@ class BlockTable:
                 parent=wire_hash(keys[first - 1]) if first else None,
                 token_ids=tuple(self.tokens[first * size : full * size]),
                 block_size=size,
-                extra_keys=tuple(
-                    (self.salt,) if self.salt and index == 0 else None
-                    for index in range(first, full)
-                ),
+                extra_keys=tuple(map(self._extra_keys, range(first, full))),
+                lora_name=self.lora,
             ),
         )
         self._registered = full
+
+    def _extra_keys(self, index: int) -> tuple[str, ...] | None:
+        """Give what else than tokens makes a block, untagged and in vLLM's order."""
+        salt = self.salt if index == 0 else None
+        return tuple(key for key in (self.lora, salt) if key) or None

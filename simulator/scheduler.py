@@ -21,11 +21,13 @@ class Spec:
     Attributes:
         prompt: token ids, at least one.
         salt: cache salt.
+        lora: adapter, or None for the model itself.
     """
 
     prompt: list[int]
     salt: str | None
     answer: Answer
+    lora: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +77,13 @@ class Scheduler:
         """Queue a request; whoever does so calls `leave` in the end."""
         sequences = [
             Sequence(
-                BlockTable(self._pool, self._settings.block_size, list(spec.prompt), spec.salt),
+                BlockTable(
+                    self._pool,
+                    self._settings.block_size,
+                    list(spec.prompt),
+                    spec.salt,
+                    spec.lora,
+                ),
                 spec.answer.tokens,
             )
             for spec in specs
