@@ -23,6 +23,7 @@ from kvatlas.common.errors import (
     UnsupportedEncoding,
     UpstreamConnect,
 )
+from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
@@ -102,13 +103,23 @@ class RouterHttp:
             self._finish(trip)
 
     async def models(self, _request: web.Request) -> web.Response:
-        """List the models."""
+        """List the models, and the adapters that are known."""
         entries = [
             {"id": model.name, "object": "model", "created": STARTED, "owned_by": "kvatlas"}
             | ({"max_model_len": model.max_model_len} if model.max_model_len else {})
             for model in self._settings.models
         ]
-        return web.json_response({"object": "list", "data": entries})
+        adapters = [
+            {
+                "id": served.adapter,
+                "object": "model",
+                "created": STARTED,
+                "owned_by": "kvatlas",
+                "parent": served.model,
+            }
+            for served in self._pipeline.adapters()
+        ]
+        return web.json_response({"object": "list", "data": entries + adapters})
 
     async def explain(self, request: web.Request) -> web.Response:
         """Say what would be decided for a body, and why; nothing is sent to an engine."""
@@ -127,8 +138,7 @@ class RouterHttp:
     async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
         raw = await self._body(request)
         body = parse_object(raw)
-        self._check(body)
-        trip.model = body["model"]
+        trip.model = self._check(body)
         decision = await self._pipeline.decide(request.path, body, len(raw))
         self._pipeline.note(decision)
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
@@ -195,14 +205,16 @@ class RouterHttp:
             ]
         return headers
 
-    def _check(self, body: dict[str, Any]) -> None:
-        """Check the fields that decide where a request may go."""
+    def _check(self, body: dict[str, Any]) -> ModelName:
+        """Check the fields that decide where a request may go; give its (base) model."""
         model = body.get("model")
         if not isinstance(model, str):
             raise InvalidRequest("model is not a string", "model")
-        if not self._pipeline.knows(model):
+        served = self._pipeline.served(model)
+        if served is None:
             shown = model[: limits.MODEL_NAME_CHARS_MAX]
             raise ModelNotFound(f"the model {shown!r} does not exist", "model")
+        return served.model
 
     async def _body(self, request: web.Request) -> bytes:
         """Read a body within its bounds.
@@ -229,14 +241,13 @@ class RouterHttp:
         return b"".join(pieces)
 
     def _finish(self, trip: Trip) -> None:
-        known = trip.model if self._pipeline.knows(trip.model) else "unknown"
         status = str(trip.status) if trip.status else "none"
-        self._metrics.requests.labels(known, trip.path, status).inc()
+        self._metrics.requests.labels(trip.model, trip.path, status).inc()
         _LOG.info(
             "request.finished",
             request_id=trip.request_id,
             path=trip.path,
-            model=known,
+            model=trip.model,
             status=trip.status,
             outcome=trip.outcome,
             endpoint=trip.endpoint,

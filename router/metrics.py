@@ -41,6 +41,28 @@ class RouterMetrics:
         )
         self.in_flight = self._gauge("in_flight", "Own requests under way.", "endpoint")
         self.healthy = self._gauge("endpoint_healthy", "1 when it answers.", "endpoint")
+        self.tokenizer_agrees = self._gauge(
+            "tokenizer_agrees",
+            "1 when its /tokenize gives our token ids, 0 when it does not: then its model's "
+            "requests go by load. Absent while it has not been asked or cannot be.",
+            "endpoint",
+        )
+        self.serves_model = self._gauge(
+            "endpoint_serves_model",
+            "1 when it lists the model that it is configured for, 0 when it does not: then it "
+            "gets no requests. Absent where it does not tell.",
+            "endpoint",
+        )
+        self.renders = self._counter(
+            "renders",
+            "Prompts asked from a render service; `cached` cost it nothing, what begins with "
+            "render_ went by load.",
+            "model",
+            "outcome",
+        )
+        self.probes = self._counter(
+            "probes", "Rounds of tokenizer probes by outcome.", "endpoint", "outcome"
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"kvatlas_router_{name}", text, labels, registry=self.registry)

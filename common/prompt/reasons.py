@@ -21,6 +21,7 @@ Reason = Literal[
     "too_long",
     "encoding",  # a lone surrogate: no UTF-8, hence no tokens
     "tokenizer_error",
+    "tokenizer_differs",  # an engine of the model was found to have other token ids
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 

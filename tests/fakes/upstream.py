@@ -77,6 +77,13 @@ class Upstream:
             writer.write(head + METRICS)
             await writer.drain()
             return
+        if head.startswith(b"POST /tokenize "):
+            # An engine without the endpoint that the router's probes ask.
+            nothing = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+            writer.write(b"HTTP/1.1 404 Not Found\r\n" + nothing)
+            await writer.drain()
+            writer.close()
+            return
         length = next(
             int(line.split(b":")[1])
             for line in head.lower().split(b"\r\n")
