@@ -21,8 +21,8 @@ BLOCK_SIZE = 16
 
 def other_tokenizer(folder: Path) -> Path:
     """Make a model folder whose tokenizer splits numbers otherwise than the demo model's."""
-    for name in ("tokenizer_config.json", "tokenizer.json"):
-        (folder / name).write_bytes((demo_model_path() / name).read_bytes())
+    for file in demo_model_path().iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens(["2.0"])
     tokenizer.save(str(folder / "tokenizer.json"))
