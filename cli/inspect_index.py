@@ -20,6 +20,7 @@ from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.common.keyspace import Holder
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, PromptBuilder
 from kvatlas.common.settings import ModelSettings, Settings
+from kvatlas.router.served_names import ServedNames
 
 
 class InspectError(KvatlasError):
@@ -90,7 +91,9 @@ def find(settings: Settings, question: Question) -> Findings:
             models = await reader.models(question.model)
             return Findings(
                 models,
-                await _match(reader, settings, models, body) if body is not None else None,
+                await _match(reader, settings, models, body, question.model)
+                if body is not None
+                else None,
                 None
                 if block is None
                 else [one for m in models for one in await reader.holders(m, block)],
@@ -118,31 +121,48 @@ def _body(text: str) -> dict[str, Any]:
 
 
 async def _match(
-    reader: IndexReader, settings: Settings, models: Sequence[ModelIndex], body: dict[str, Any]
+    reader: IndexReader,
+    settings: Settings,
+    models: Sequence[ModelIndex],
+    body: dict[str, Any],
+    only: str | None,
 ) -> PromptMatch:
-    model = _model_of(settings, body)
+    model, adapter = _model_of(settings, body, only)
     index = next((one for one in models if one.model == model.name), None)
     if index is None:
         raise InspectError(f"the index knows no model {model.name!r}")
     block_size = model.block_size or index.block_size
     if block_size is None:
         raise InspectError(f"no block size is known for {model.name!r} yet")
-    tokens, hashes = prompt_hashes(model, block_size, body)
+    tokens, hashes = prompt_hashes(model, block_size, body, adapter)
     matches = await reader.match(index, hashes)
     return PromptMatch(model.name, tokens, block_size, len(hashes), matches)
 
 
-def _model_of(settings: Settings, body: Mapping[str, Any]) -> ModelSettings:
-    """Find the model that a body names, or the only one there is."""
+def _model_of(
+    settings: Settings, body: Mapping[str, Any], only: str | None
+) -> tuple[ModelSettings, str | None]:
+    """Find the model that a body names, or the only one there is; and the adapter, if it is one.
+
+    Which adapters engines have loaded is not known here: a name that the configuration does not
+    know is taken for one of the model that `--model` names.
+    """
     names = [model.name for model in settings.models]
     name = body.get("model", names[0] if len(names) == 1 else None)
-    if not isinstance(name, str) or name not in names:
-        raise ConfigError([f"--prompt: model is not one of the configured: {', '.join(names)}"])
-    return settings.model_named(name)
+    if isinstance(name, str):
+        served = ServedNames(settings.models).find(name)
+        if served is not None:
+            return settings.model_named(served.model), served.adapter
+        if only in names:
+            return settings.model_named(str(only)), name
+    configured = ", ".join(names)
+    raise ConfigError(
+        [f"--prompt: model is not one of the configured: {configured}; of an adapter, give --model"]
+    )
 
 
 def prompt_hashes(
-    model: ModelSettings, block_size: int, body: Mapping[str, Any]
+    model: ModelSettings, block_size: int, body: Mapping[str, Any], adapter: str | None = None
 ) -> tuple[int, list[BlockHash]]:
     """Hash the prompt of a request body as the router does.
 
@@ -163,7 +183,9 @@ def prompt_hashes(
         raise InspectError(f"the body is refused: {error.message}") from None
     tokens = prompt.sequences[0]
     extras = [(prompt.cache_salt,)] if prompt.cache_salt else []
-    return len(tokens), chain(root_hash(model.model, block_size), tokens, block_size, extras)
+    return len(tokens), chain(
+        root_hash(model.model, block_size, adapter), tokens, block_size, extras
+    )
 
 
 def as_json(findings: Findings) -> bytes:

@@ -32,15 +32,18 @@ def render_lines(settings: Settings, lines: Iterable[str]) -> Iterator[str]:
     if not settings.models:
         raise ConfigError(["models: there is none to render for"])
     builders = {model.name: PromptBuilder.load(model) for model in settings.models}
+    only = next(iter(builders)) if len(builders) == 1 else None
+    # An adapter is rendered as its base model is.
+    adapters = {name: builders[m.name] for m in settings.models for name in m.lora_adapters}
+    builders = adapters | builders
     for line in lines:
         if line.strip():
-            yield orjson.dumps(_answer(builders, line)).decode()
+            yield orjson.dumps(_answer(builders, line, only)).decode()
 
 
-def _answer(builders: dict[str, PromptBuilder], line: str) -> dict[str, Any]:
+def _answer(builders: dict[str, PromptBuilder], line: str, only: str | None) -> dict[str, Any]:
     try:
         path, body = _request(line)
-        only = next(iter(builders)) if len(builders) == 1 else None
         name = body.get("model", only)
         builder = builders.get(name) if isinstance(name, str) else None
         if builder is None:
