@@ -167,6 +167,33 @@ def explain(
 
 
 @app.command()
+def doctor(
+    *,
+    config: Config = None,
+    router: Annotated[
+        list[str] | None, typer.Option(help="A router's admin port; once for each router.")
+    ] = None,
+    indexer: Annotated[list[str] | None, typer.Option(help="An indexer's admin port.")] = None,
+    send: Annotated[
+        bool, typer.Option(help="Send each engine a request of one token, to see what it reports.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Check engines, events, index and services, and say what to do; exits 1 for a fault."""
+    from kvatlas.cli import doctor as examination  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.cli.doctor_ask import Request  # noqa: PLC0415 - alike
+
+    with faults_told():
+        request = Request(tuple(router or ()), tuple(indexer or ()), may_send=send)
+        report = examination.examine(load(config), request)
+        if as_json:
+            typer.echo(examination.as_json(report))
+        else:
+            examination.show(output(), report)
+        raise typer.Exit(1 if report.faults else 0)
+
+
+@app.command()
 def render(
     config: Config = None,
     requests: Annotated[
