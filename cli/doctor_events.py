@@ -26,7 +26,8 @@ def judge_events(events: EventsFound, engine: EngineFound, found: Found) -> Iter
             "Start the engine with --kv-events-config and set events and replay.",
         )
         return
-    yield _flow(events, engine)
+    if engine.silence is None:
+        yield _flow(events, engine)
     if events.accepts:
         yield _replay(events)
     if found.redis.silence is None:
