@@ -11,4 +11,5 @@ tests/engine/install.sh "$folder"
 model=$cache/tiny-model
 rm -rf "$model"
 HF_HUB_OFFLINE=1 "$folder/bin/python" tests/engine/make_model.py common/prompt/demo_model "$model"
+.venv/bin/python -m tests.engine.render_service --vllm "$folder/bin/vllm" --model "$model"
 exec .venv/bin/python -m tests.engine.drive --vllm "$folder/bin/vllm" --model "$model" "$@"
