@@ -1,4 +1,4 @@
-"""What `kvatlas doctor` asks engines, Redis and our own services. It changes nothing.
+"""What `kvatlas doctor` asks engines and the index. It changes nothing.
 
 The only thing that an engine has to compute is one request of one token, which tells whether it
 reports cached tokens.
@@ -14,27 +14,23 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
-from prometheus_client.parser import text_string_to_metric_families
 
 from kvatlas.cli.doctor_facts import (
     EngineFound,
     EventsFound,
     EventSource,
     Found,
-    PageFound,
     RedisFound,
-    Samples,
 )
+from kvatlas.cli.doctor_services import ask_pages, ask_redis, indexer_url, read_samples, router_url
 from kvatlas.cli.doctor_zmq import EventSockets
 from kvatlas.cli.index_reader import EndpointState, IndexReader
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.key_file import read_key
-from kvatlas.common.keyspace import MODELS_KEY, SCHEMA_KEY
 from kvatlas.common.prompt import PromptBuilder
 from kvatlas.common.prompt.probe_set import Probe, probe_set
-from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.indexer.discovery import Source, configured_sources
 from kvatlas.router.engine_answers import read_json
@@ -44,7 +40,6 @@ from kvatlas.router.probe import ask_models, ask_version, check_tokenizer
 ENGINES_AT_ONCE: Final = 8
 SETTLE_S: Final = 1.5
 """Time for the index to catch up with what an engine had sent when it was asked."""
-REDIS_OPTIONS: Final = ("maxmemory-policy", "hash-max-listpack-*", "hash-max-ziplist-*")
 CACHE_INFO: Final = "vllm:cache_config_info"
 
 
@@ -72,7 +67,7 @@ async def find_out(settings: Settings, request: Request) -> Found:
     probes = {m.name: probe_set(PromptBuilder.load(m), m.name) for m in settings.models}
     timeout = aiohttp.ClientTimeout(total=limits.PROBE_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        redis = await _redis(settings.redis.url)
+        redis = await ask_redis(settings.redis.url)
         engines = await _engines(session, settings, probes, request)
         events = await _events(settings, redis, [e.url for e in engines if e.silence is None])
         return Found(
@@ -80,8 +75,8 @@ async def find_out(settings: Settings, request: Request) -> Found:
             engines=engines,
             events=events,
             redis=redis,
-            indexers=await _pages(session, request.indexers, _default_indexer(settings)),
-            routers=await _pages(session, request.routers, _default_router(settings)),
+            indexers=await ask_pages(session, request.indexers, indexer_url(settings)),
+            routers=await ask_pages(session, request.routers, router_url(settings)),
         )
 
 
@@ -122,7 +117,7 @@ async def _engine(
         metrics = await ask(session, page, "/metrics")
     except Silence as silence:
         return replace(found, silence=silence.why)
-    caches = {_rank(labels): labels for labels in _samples(metrics.content).labels(CACHE_INFO)}
+    caches = {_rank(labels): labels for labels in read_samples(metrics.content).labels(CACHE_INFO)}
     models = await ask_models(session, asked, found.model)
     found = replace(
         found,
@@ -256,89 +251,3 @@ async def _states(
         return {}
     finally:
         await reader.aclose()
-
-
-# --- Redis --------------------------------------------------------------------------------------
-
-
-async def _redis(url: str) -> RedisFound:
-    client = connect(url, timeout_s=limits.REDIS_WRITE_S, connections_max=1)
-    try:
-        with guard():
-            schema: Any = await client.get(SCHEMA_KEY)
-            models: Any = await client.hgetall(MODELS_KEY)
-            stats = await client.info("stats")
-        return RedisFound(
-            schema=schema.decode() if schema else None,
-            models={name.decode(): int(shards) for name, shards in models.items()},
-            config=await _redis_options(client),
-            evicted=int(stats.get("evicted_keys", 0)),
-        )
-    except IndexUnavailable as error:
-        return RedisFound(silence=error.reason)
-    finally:
-        with suppress(IndexUnavailable), guard():
-            await client.aclose()
-
-
-async def _redis_options(client: Any) -> dict[str, str]:
-    """Read options; a Redis run by others may not show them."""
-    try:
-        with guard():
-            found: dict[Any, Any] = {}
-            for pattern in REDIS_OPTIONS:
-                found |= await client.config_get(pattern)
-    except IndexUnavailable:
-        return {}
-    return {_as_text(name): _as_text(value) for name, value in found.items()}
-
-
-def _as_text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-# --- our own services ---------------------------------------------------------------------------
-
-
-def _default_indexer(settings: Settings) -> str:
-    return _url(settings.indexer.admin_host, settings.indexer.admin_port)
-
-
-def _default_router(settings: Settings) -> str:
-    return _url(settings.router.admin_host, settings.router.admin_port)
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"  # noqa: S104 - it is asked, not bound
-
-
-async def _pages(
-    session: aiohttp.ClientSession, named: Sequence[str], default: str
-) -> list[PageFound]:
-    urls = [(url, True) for url in named] or [(default, False)]
-    return list(await asyncio.gather(*(_page(session, url, is_named) for url, is_named in urls)))
-
-
-async def _page(session: aiohttp.ClientSession, url: str, is_named: bool) -> PageFound:
-    asked = Asked(url.rstrip("/"), None, bytes_max=limits.METRICS_BYTES_MAX)
-    try:
-        metrics = await ask(session, asked, "/metrics")
-        ready = await ask(session, asked, "/readyz")
-    except Silence as silence:
-        return PageFound(url, is_named, silence=silence.why)
-    if metrics.status != 200:
-        return PageFound(url, is_named, silence=f"status {metrics.status}")
-    answer = read_json(ready.content)
-    reason = answer.get("reason") if isinstance(answer, dict) else None
-    not_ready = None if ready.status == 200 else str(reason or f"status {ready.status}")
-    return PageFound(url, is_named, not_ready=not_ready, samples=_samples(metrics.content))
-
-
-def _samples(page: bytes) -> Samples:
-    """Read a page of metrics; what is none holds nothing."""
-    values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-    with suppress(ValueError):
-        for family in text_string_to_metric_families(page.decode("utf-8", "replace")):
-            for sample in family.samples:
-                values[sample.name, frozenset(sample.labels.items())] = sample.value
-    return Samples(values)
