@@ -78,11 +78,19 @@ def _row(events: EventsFound, engine: EngineFound, found: Found) -> Row:
         endpoint=events.name,
         engine="away" if engine.silence else version,
         tokenizer=engine.tokenizer.verdict if engine.tokenizer else "unasked",
-        events="none" if events.events is None else "flowing" if events.accepts else "no",
+        events=_events(events, engine),
         behind=_lag(events, found),
         blocks=_blocks(events, engine),
         predictions=_predictions(events.name, found),
     )
+
+
+def _events(events: EventsFound, engine: EngineFound) -> str:
+    if events.events is None:
+        return "none"
+    if engine.silence is not None:
+        return "?"
+    return "flowing" if events.accepts else "no"
 
 
 def _lag(events: EventsFound, found: Found) -> str:

@@ -62,8 +62,10 @@ PROBES_AT_ONCE_MAX: Final = 16
 """Engines that are asked for their models and token ids at the same time."""
 PROBE_TIMEOUT_S: Final = 2.0
 """For one answer to such a question."""
-PROBE_ANSWER_BYTES_MAX: Final = 1024 * 1024
-"""Largest such answer that is read; a list of a thousand adapters is about 400 KB."""
+PROBE_ANSWER_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Largest such answer that is read; a list of a thousand adapters is about 700 KB."""
+PROBE_REST_S: Final = 5.0
+"""Least time between two rounds of probes with one address, however often its engine changes."""
 PROBE_ATTEMPTS: Final = 3
 """Rounds in quick succession before an engine that does not answer is asked slowly."""
 PROBE_RETRY_S: Final = 3.0

@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import aiohttp
@@ -120,11 +120,13 @@ class _Course:
         lives: of the engine when it was last asked; 0 before.
         attempts: rounds of probes in this life without a verdict.
         due: when the next round of probes is.
+        asked: when the last one was.
     """
 
     lives: int = 0
     attempts: int = 0
-    due: float = field(default=0.0)
+    due: float = 0.0
+    asked: float = -math.inf
 
 
 class Prober:
@@ -180,7 +182,9 @@ class Prober:
     async def _round(self, engine: Engine, course: _Course) -> None:
         asked = Asked(engine.url, engine.api_key)
         if engine.lives != course.lives:
-            course.lives, course.attempts, course.due = engine.lives, 0, 0.0
+            course.lives, course.attempts = engine.lives, 0
+            # Several engines may take turns behind one address.
+            course.due = course.asked + limits.PROBE_REST_S
             version = await ask_version(self._session, asked)
             self._endpoints.learn(engine, replace(engine.facts, version=version))
         self._note_models(engine, await ask_models(self._session, asked, engine.model))
@@ -188,6 +192,7 @@ class Prober:
             return
         check = await check_tokenizer(self._session, asked, self._probes[engine.model])
         course.attempts += 1
+        course.asked = monotonic()
         self._note_check(engine, check, is_first=course.attempts == 1)
         course.due = monotonic() + _pause_s(check.verdict, course.attempts)
 

@@ -118,6 +118,12 @@ async def test_an_adapter_matches_itself_and_not_the_base(redis_url: str) -> Non
         assert await one.until_matched("demo") > 2
         told = await explained(one.running, body("ad1"))
         assert (told["model"], told["adapter"]) == ("demo", "ad1")
+        admin = f"http://127.0.0.1:{one.running.admin_port}"
+        line = ["explain", "--url", admin, "-"]
+        shown = await asyncio.to_thread(
+            CliRunner().invoke, app, line, input=json.dumps(body("ad1"))
+        )
+        assert f"demo with ad1: {told['prompt_tokens']} prompt tokens" in shown.stdout
         registry = one.running.metrics.registry
         labels = {"model": "demo", "path": CHAT, "status": "200"}
         assert sample(registry, "requests_total", **labels) == 2

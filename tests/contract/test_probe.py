@@ -9,11 +9,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from kvatlas.common import limits
+from kvatlas.common.admin import serving
 from kvatlas.common.ids import ModelName
+from kvatlas.common.prompt import PromptBuilder
+from kvatlas.common.settings import ModelSettings
 from kvatlas.router.app import Running, router
 from tests.fakes.engines import other_tokenizer, routed, router_settings, simulated, until
 from tests.fakes.upstream import Exchange, plain, upstream
@@ -102,6 +106,33 @@ async def test_a_mended_engine_is_believed_again(
             async with simulated(port=int(url.rsplit(":", 1)[1])):
                 await until(lambda: verdicts(running) == ["agrees"])
             assert not running.endpoints.distrusts(DEMO)
+
+
+async def test_engines_that_take_turns_behind_one_address_are_asked_in_peace(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often another process answers, rounds of probes keep their distance."""
+    monkeypatch.setattr(limits, "PROBE_REST_S", 0.5)
+    starts = iter(range(1, 1_000))
+    asked = []
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(text=f"process_start_time_seconds {next(starts)}.0\n")
+
+    async def tokenize(_request: web.Request) -> web.Response:
+        asked.append(1)
+        return web.Response(status=404)
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    app.router.add_post("/tokenize", tokenize)
+    async with (
+        serving(app, "127.0.0.1", 0) as port,
+        routed(router_settings([f"http://127.0.0.1:{port}"], redis_url)) as (running, _),
+    ):
+        (engine,) = running.endpoints.engines()
+        await until(lambda: engine.lives > 20)
+        assert 1 <= len(asked) <= engine.lives // 5
 
 
 async def test_an_engine_that_differs_is_asked_slowly_again(
@@ -220,3 +251,46 @@ async def test_bodies_of_other_kinds_are_no_answer(redis_url: str) -> None:
         settings = router_settings([f"http://127.0.0.1:{engine.port}"], redis_url)
         async with routed(settings) as (running, _):
             assert verdicts(running) == ["unasked"]
+
+
+async def test_a_verdict_stays_until_there_is_another(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is too busy is asked again soon; one that differed does so meanwhile."""
+    monkeypatch.setattr(limits, "PROBE_RETRY_S", 0.05)
+    monkeypatch.setattr(limits, "PROBE_SLOWLY_S", 0.05)
+    monkeypatch.setattr(limits, "PROBE_DIFFERS_S", 0.05)
+    builder = PromptBuilder.load(ModelSettings(name="demo", tokenizer="demo"))
+    modes = ["busy"]
+
+    async def tokenize(request: web.Request) -> web.Response:
+        body = await request.json()
+        path = CHAT if "messages" in body else "/v1/completions"
+        ids = list(builder.tokenize(builder.prepare(path, body)).sequences[0])
+        if modes[-1] == "busy":
+            return web.Response(status=503)
+        return web.json_response({"tokens": ids if modes[-1] == "right" else [*ids, 1]})
+
+    app = web.Application()
+    app.router.add_post("/tokenize", tokenize)
+    async with serving(app, "127.0.0.1", 0) as port:
+        settings = router_settings([f"http://127.0.0.1:{port}"], redis_url)
+        async with routed(settings) as (running, _):
+            registry = running.metrics.registry
+            labels = {"endpoint": f"127.0.0.1:{port}"}
+
+            def rounds(outcome: str) -> float:
+                return sample(registry, "probes_total", **labels, outcome=outcome) or 0.0
+
+            assert verdicts(running) == ["unasked"]
+            modes.append("wrong")
+            await until(lambda: verdicts(running) == ["differs"])
+            modes.append("busy")
+            before = rounds("unasked")
+            await until(lambda: rounds("unasked") >= before + 2)
+            assert verdicts(running) == ["differs"]
+            modes.append("right")
+            await until(lambda: verdicts(running) == ["agrees"])
+            agreed = rounds("agrees")
+            await asyncio.sleep(0.3)
+            assert rounds("agrees") == agreed == 1
