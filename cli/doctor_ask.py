@@ -22,7 +22,14 @@ from kvatlas.cli.doctor_facts import (
     Found,
     RedisFound,
 )
-from kvatlas.cli.doctor_services import ask_pages, ask_redis, indexer_url, read_samples, router_url
+from kvatlas.cli.doctor_services import (
+    ask_pages,
+    ask_redis,
+    ask_renders,
+    indexer_url,
+    read_samples,
+    router_url,
+)
 from kvatlas.cli.doctor_zmq import EventSockets
 from kvatlas.cli.index_reader import EndpointState, IndexReader
 from kvatlas.common import limits
@@ -76,6 +83,7 @@ async def find_out(settings: Settings, request: Request) -> Found:
             events=events,
             redis=redis,
             indexers=await ask_pages(session, request.indexers, indexer_url(settings)),
+            renders=await ask_renders(session, settings),
             routers=await ask_pages(session, request.routers, router_url(settings)),
         )
 

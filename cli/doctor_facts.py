@@ -175,6 +175,19 @@ class RedisFound:
 
 
 @dataclass(frozen=True, slots=True)
+class RenderFound:
+    """What a model's render service does with a small request.
+
+    Attributes:
+        fault: why there are no token ids, one of the router's reasons; None where there are.
+    """
+
+    model: str
+    url: str
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """Everything."""
 
@@ -185,3 +198,4 @@ class Found:
     redis: RedisFound
     indexers: Sequence[PageFound]
     routers: Sequence[PageFound]
+    renders: Sequence[RenderFound] = ()

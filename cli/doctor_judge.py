@@ -7,7 +7,16 @@ from typing import Final
 
 from kvatlas.cli.doctor_engine import judge_engine
 from kvatlas.cli.doctor_events import judge_events
-from kvatlas.cli.doctor_facts import FAULT, OK, WARN, Finding, Found, PageFound, RedisFound
+from kvatlas.cli.doctor_facts import (
+    FAULT,
+    OK,
+    WARN,
+    Finding,
+    Found,
+    PageFound,
+    RedisFound,
+    RenderFound,
+)
 from kvatlas.common.keyspace import SCHEMA_VERSION
 
 REPORTED_MIN: Final = 50
@@ -27,6 +36,7 @@ def judge(found: Found) -> list[Finding]:
         findings += judge_indexer(page)
     for page in found.routers:
         findings += judge_router(page)
+    findings += map(judge_render, found.renders)
     for engine in found.engines:
         findings += judge_engine(engine)
     by_name = {name: engine for engine in found.engines for name in engine.names}
@@ -171,6 +181,25 @@ def judge_router(page: PageFound) -> Iterator[Finding]:
             f"{fallbacks / requests:.0%} of its requests went by load, most of them: {worst}.",
             "See docs/OPERATIONS.md for what each reason means.",
         )
+
+
+def judge_render(render: RenderFound) -> Finding:
+    """Judge a render service by a text and a chat."""
+    if render.fault is None:
+        return Finding(OK, render.url, "render", f"The render service renders {render.model}.")
+    advice = {
+        "render_status": "Start it with --enable-scale-out, or as vllm launch render, and with "
+        f"--served-model-name {render.model}.",
+        "render_refused": "See that it serves the same model as the engines.",
+        "render_timeout": "Give it more CPU, or raise render_timeout_s.",
+    }
+    return Finding(
+        FAULT,
+        render.url,
+        "render",
+        f"The render service gives no token ids for {render.model} ({render.fault}).",
+        advice.get(render.fault, "Start it, or correct render_url."),
+    )
 
 
 def judge_predictions(name: str, found: Found) -> Iterator[Finding]:

@@ -10,15 +10,22 @@ from typing import Any, Final
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvatlas.cli.doctor_facts import PageFound, RedisFound, Samples
+from kvatlas.cli.doctor_facts import PageFound, RedisFound, RenderFound, Samples
 from kvatlas.common import limits
-from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.errors import IndexUnavailable, PromptUnavailable
 from kvatlas.common.keyspace import MODELS_KEY, SCHEMA_KEY
+from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.settings import Settings
 from kvatlas.router.engine_answers import read_json
 from kvatlas.router.engine_client import Asked, Silence, ask
+from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.render_service import RenderServices
 
+_RENDERED: Final[dict[str, dict[str, Any]]] = {
+    COMPLETIONS_PATH: {"prompt": "a"},
+    CHAT_PATH: {"messages": [{"role": "user", "content": "a"}]},
+}
 REDIS_OPTIONS: Final = ("maxmemory-policy", "hash-max-listpack-*", "hash-max-ziplist-*")
 
 
@@ -85,6 +92,22 @@ async def ask_pages(
     """Ask for the metrics of services: of those that are named, or of the one configured."""
     urls = [(url, True) for url in named] or [(default, False)]
     return list(await asyncio.gather(*(_page(session, url, is_named) for url, is_named in urls)))
+
+
+async def ask_renders(session: aiohttp.ClientSession, settings: Settings) -> list[RenderFound]:
+    """Have each render service render a text and a chat, as routers would."""
+    services = RenderServices(settings.models, session, RouterMetrics())
+    found = []
+    for model in settings.models:
+        if model.render_url:
+            fault = None
+            for path, body in _RENDERED.items():
+                try:
+                    await services.prompt(model.model, path, body, limits.MATCH_S_MAX)
+                except PromptUnavailable as error:
+                    fault = error.reason
+            found.append(RenderFound(model.name, model.render_url, fault))
+    return found
 
 
 async def _page(session: aiohttp.ClientSession, url: str, is_named: bool) -> PageFound:

@@ -212,6 +212,13 @@ def test_another_block_size_is_told(fleet: Fleet, doctor: Doctor) -> None:
         assert "have 16 tokens, configured are 32" in fault["found"]
 
 
+def test_a_render_service_that_does_not_render_is_told(fleet: Fleet, doctor: Doctor) -> None:
+    """The engines of the fleet answer 403, as vLLM does unless it is told otherwise."""
+    url = f"http://{fleet.engines[0].name}"
+    doctor.config["models"][0]["render_url"] = url
+    assert "--enable-scale-out" in doctor.fault("render", url)["advice"]
+
+
 def test_a_redis_that_is_away_is_told(doctor: Doctor) -> None:
     """Once, and not again for every endpoint."""
     doctor.config["redis"]["url"] = f"redis://127.0.0.1:{_Ports().take(0)}/0"

@@ -17,6 +17,7 @@ from kvatlas.cli.doctor_facts import (
     Found,
     PageFound,
     RedisFound,
+    RenderFound,
     ReplayFound,
     Samples,
 )
@@ -228,6 +229,14 @@ def test_services() -> None:
     assert told(list(judge_router(silent))) == [("fault", "router")]
     assert told(list(judge_router(replace(silent, is_named=False)))) == [("warn", "router")]
     assert told(list(judge_router(late))) == [("fault", "router")]
+
+
+@pytest.mark.parametrize("fault", ["render_status", "render_refused", "render_connection"])
+def test_render_services(fault: str) -> None:
+    """Each fault has its advice; one that renders is fine."""
+    well = RenderFound("m", "http://r:1")
+    found = replace(FOUND, renders=[well, replace(well, fault=fault)])
+    assert told(judge(found)) == [("fault", "render")]
 
 
 @pytest.mark.parametrize(("requests", "fallbacks", "warns"), [(100, 4, 0), (100, 40, 1), (9, 9, 0)])
