@@ -51,6 +51,7 @@ class ModelSettings(_Section):
         chat_template: file with a Jinja template instead of the tokenizer's own.
         content_format: how the template wants message contents; "auto" finds out.
         index_shards: hash slots that the model's index is spread over.
+        token_handover: give engines our token ids instead of letting them render and tokenize.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX)]
@@ -61,6 +62,7 @@ class ModelSettings(_Section):
     content_format: Literal["auto", "string", "openai"] = "auto"
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
+    token_handover: bool = False
 
     @property
     def model(self) -> ModelName:
@@ -131,6 +133,8 @@ class RouterSettings(_Section):
         prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
         work_price: how much a millisecond of prefill costs the fleet beyond the request itself.
         metrics_interval_s: time between two looks at an engine's metrics.
+        ask_usage: ask for the usage of streams whose clients did not, and take it out again.
+        handover_check_share: share of the handed-over prompts that are checked, 0 to 1.
     """
 
     host: str = "127.0.0.1"
@@ -142,6 +146,8 @@ class RouterSettings(_Section):
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
     work_price: Annotated[float, Field(ge=0, le=100)] = 4.0
     metrics_interval_s: Seconds = 0.5
+    ask_usage: bool = True
+    handover_check_share: Annotated[float, Field(ge=0, le=1)] = limits.HANDOVER_CHECK_SHARE
     body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
     body_read_s: Seconds = limits.BODY_READ_S
     connect_s: Seconds = limits.CONNECT_S

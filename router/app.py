@@ -15,12 +15,15 @@ from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.router.answers import errors_middleware
+from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import PROMPT_PATHS, RouterHttp
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Pipeline
 from kvatlas.router.prompts import Prompts
+from kvatlas.router.proof import Proof
 from kvatlas.router.proxy import Proxy
 
 _LOG = logger("router")
@@ -93,12 +96,23 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         proxy = Proxy(settings.router, metrics)
         stack.push_async_callback(proxy.aclose)
         pipeline = Pipeline(settings, prompts, index, endpoints, metrics)
-        http = RouterHttp(settings, pipeline, proxy, metrics)
+        doubts = Doubts.connect(settings.redis.url, metrics)
+        stack.push_async_callback(doubts.aclose)
+        checks = HandoverChecks(
+            proxy.session,
+            settings.router.handover_check_share,
+            [m.model for m in settings.models if m.token_handover],
+            metrics,
+        )
+        proof = Proof(settings, doubts, checks, metrics)
+        http = RouterHttp(settings, pipeline, proxy, proof, metrics)
         running = Running(http, endpoints, metrics, settings.router.drain_s)
         with suppress(IndexUnavailable):
             await index.warm()
         tasks = await stack.enter_async_context(Supervisor())
         tasks.start(endpoints.watch(proxy.session), "endpoints")
+        tasks.start(doubts.run(), "doubts")
+        tasks.start(checks.run(), "handover_checks")
         options = settings.router
         running.admin_port = await stack.enter_async_context(
             serving(_admin(running), options.admin_host, options.admin_port)

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import aiohttp
@@ -19,6 +19,7 @@ from kvatlas.common.keyspace import Shard, shard_of
 from kvatlas.common.log import logger
 from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.usage_habit import UsageHabit
 
 _LOG = logger("endpoints")
 
@@ -94,6 +95,7 @@ class Endpoint:
         asked: whether it has been asked for its metrics, with or without an answer.
         is_odd: whether its block size was found to be another than configured.
         facts: what it has told about itself.
+        usage: how it reports usage, learned from its answers.
     """
 
     name: EndpointName
@@ -113,6 +115,7 @@ class Endpoint:
     asked: bool = False
     is_odd: bool = False
     facts: EngineFacts = EngineFacts()
+    usage: UsageHabit = field(default_factory=UsageHabit)
     _waiting_before: int = 0
 
     @property
@@ -149,6 +152,12 @@ class Endpoint:
         self.failures += 1
         self.asked = True
         self.others_running = self.others_waiting = self._waiting_before = 0
+        # Who comes back may be another build with other options.
+        self.usage = UsageHabit()
+
+    def distrust(self) -> None:
+        """Note that its token ids were found not to be ours."""
+        self.facts = replace(self.facts, tokenizer="differs")
 
 
 class Endpoints:

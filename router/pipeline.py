@@ -71,6 +71,7 @@ class Decision:
         blocks: full blocks of the prompt, in that size.
         fallback: why the request goes by load alone, or None.
         timings_ms: per stage that ran.
+        is_own_prompt: whether the token ids are from our own renderer.
     """
 
     model: ModelName
@@ -82,6 +83,7 @@ class Decision:
     blocks: int
     fallback: str | None
     timings_ms: Mapping[str, float]
+    is_own_prompt: bool = True
 
     @property
     def prompt_tokens(self) -> int | None:
