@@ -181,6 +181,8 @@ class EngineSettings(_Section):
         max_num_batched_tokens: tokens computed in one step at most.
         time_scale: model seconds per real second; above 1 everything is faster.
         replay_batches: batches kept for replays.
+        prompt_tokens_details: report cached tokens, as vLLM's --enable-prompt-tokens-details.
+        force_include_usage: report usage in every stream, as vLLM's --enable-force-include-usage.
         dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
     """
 
@@ -201,6 +203,8 @@ class EngineSettings(_Section):
     decode_step_ms_per_seq: Annotated[float, Field(ge=0)] = 0.25
     time_scale: Annotated[float, Field(gt=0)] = 1.0
     replay_batches: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    prompt_tokens_details: bool = True
+    force_include_usage: bool = False
     dev_mode: bool = True
 
 
