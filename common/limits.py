@@ -74,7 +74,7 @@ ACCURACY_WINDOW_S: Final = 300.0
 DOUBT_ANSWERS_MIN: Final = 20
 """Answers that must be compared before an endpoint is doubted."""
 DOUBT_SPAN_S: Final = 5.0
-"""Time that they must span, so that one burst against a full cache is none."""
+"""How long the latest answers must run over, so that one burst against a full cache is none."""
 DOUBT_COOLDOWN_S: Final = 60.0
 """After a doubt of an endpoint until the next; doubles, since a doubt costs a whole replay."""
 DOUBT_COOLDOWN_MAX_S: Final = 3_600.0

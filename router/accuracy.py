@@ -98,6 +98,7 @@ class Window:
     _predicted: int = 0
     _missing: int = 0
     _over: int = 0
+    _over_since: float | None = None
     _quiet_until: float = 0.0
     _cooldown_s: float = limits.DOUBT_COOLDOWN_S
 
@@ -118,6 +119,7 @@ class Window:
         self._epoch = epoch
         self._answers.clear()
         self._predicted = self._missing = self._over = 0
+        self._over_since = None
 
     def _add(self, now: float, predicted: int, cached: int) -> None:
         self._answers.append((now, predicted, max(0, predicted - cached)))
@@ -133,17 +135,22 @@ class Window:
         self._over += sign * (missing > 0)
 
     def _doubt(self, now: float) -> Doubt | None:
-        answers = len(self._answers)
-        if (
-            self._epoch is None
-            or now < self._quiet_until
-            or answers < limits.DOUBT_ANSWERS_MIN
-            or now - self._answers[0][0] < limits.DOUBT_SPAN_S
-            or self._over <= OVER_SHARE * answers
-            or self._missing <= OVER_SHARE * self._predicted
-        ):
+        if self._epoch is None or not self._runs_over():
+            self._over_since = None
             return None
-        return Doubt(self._epoch, answers, self._missing / self._predicted)
+        if self._over_since is None:
+            self._over_since = now
+        if now < self._quiet_until or now - self._over_since < limits.DOUBT_SPAN_S:
+            return None
+        return Doubt(self._epoch, len(self._answers), self._missing / self._predicted)
+
+    def _runs_over(self) -> bool:
+        answers = len(self._answers)
+        return (
+            answers >= limits.DOUBT_ANSWERS_MIN
+            and self._over > OVER_SHARE * answers
+            and self._missing > OVER_SHARE * self._predicted
+        )
 
     def _cool_down(self, now: float) -> None:
         """Double the pause while doubts follow each other; one that came long ago is forgotten."""

@@ -38,7 +38,6 @@ _HARMLESS: Final = frozenset({
 })  # fmt: skip
 """Members that the engine reads after the prompt is made, or not at all."""
 _KNOWN: Final = _RENDERED | _HARMLESS
-_OFF: Final = (None, False)
 
 UNCHECKABLE: Final = ("reasoning_effort", "documents", "tool_choice")
 """Members that an engine's /tokenize ignores: it would give other ids without being wrong."""
@@ -85,7 +84,10 @@ def refusal(candidate: Candidate, facts: EngineFacts) -> Refusal | None:
         ("tokenizer", facts.tokenizer == "agrees"),
         ("prompt", bool(ids)),
         ("adapter", body.get("model") == candidate.model),
-        ("member", all(name in _KNOWN or body[name] in _OFF for name in body)),
+        (
+            "member",
+            all(name in _KNOWN or value is None or value is False for name, value in body.items()),
+        ),
         ("tools", body.get("tool_choice") != "none" or not body.get("tools")),
         ("messages", _are_messages(body.get("messages"))),
         ("length", _fits(body, ids or (), facts.max_model_len)),
