@@ -78,3 +78,9 @@ def test_fields_without_a_member() -> None:
 def test_a_member_is_added(raw: bytes, more: bytes) -> None:
     """Behind all others, with a comma where there are any."""
     assert add(raw, "k", b"1") == more
+
+
+def test_what_is_no_object_is_no_body() -> None:
+    """Whoever cuts has read it before; half an object is our own fault."""
+    with pytest.raises(ValueError, match="not a JSON object"):
+        cut(b'{"a": {}', ("a",))

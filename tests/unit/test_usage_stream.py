@@ -172,6 +172,8 @@ def test_a_habit_is_learned_from_the_first_whole_stream() -> None:
         assert (habit.state, habit.is_worth_asking) == ("unknown", False)
     habit.note_stream(watched(TEXT, STAMPED, DONE), "nobody")
     assert (habit.state, habit.stamps, habit.is_worth_asking) == ("on_request", True, True)
+    habit.note_stream(watched(TEXT, END, DONE), "nobody")
+    assert (habit.state, habit.stamps) == ("on_request", True)
 
 
 def test_usage_that_comes_by_itself_is_not_asked_for() -> None:
