@@ -52,6 +52,11 @@ class Shard:
         return self.base + "endpoints"
 
     @property
+    def doubts(self) -> str:
+        """Name the HASH of endpoint -> note of a router that its predictions run over."""
+        return self.base + "doubts"
+
+    @property
     def bucket_prefix(self) -> str:
         """Give what the key of every bucket begins with; 4 hex digits follow."""
         return self.base + "b:"

@@ -55,6 +55,10 @@ DRAIN_S: Final = 60.0
 """For streams in flight at shutdown."""
 RETRIES_MAX: Final = 1
 """Before the first byte only, on another endpoint."""
+ANSWER_TAIL_BYTES_MAX: Final = 16 * 1024
+"""End of an answer that is kept to read its usage; a usage is under 1 KB."""
+STREAM_EVENT_BYTES_MAX: Final = 64 * 1024
+"""Largest event of a stream that is held until it is whole; a larger one passes unread."""
 METRICS_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest page of engine metrics that is read."""
 METRICS_TIMEOUT_S: Final = 2.0
@@ -96,6 +100,28 @@ RENDER_PAUSE_S: Final = 5.0
 ENDPOINTS_MAX: Final = 2_000
 MODELS_MAX: Final = 1_000
 DATA_PARALLEL_MAX: Final = 256
+
+# --- proof ------------------------------------------------------------------------------------
+ACCURACY_ANSWERS_MAX: Final = 40
+"""Latest answers of an endpoint whose predictions are judged."""
+ACCURACY_WINDOW_S: Final = 300.0
+"""How long an answer counts among them."""
+DOUBT_ANSWERS_MIN: Final = 20
+"""Answers that must be compared before an endpoint is doubted."""
+DOUBT_SPAN_S: Final = 5.0
+"""How long the latest answers must run over, so that one burst against a full cache is none."""
+DOUBT_COOLDOWN_S: Final = 60.0
+"""After a doubt of an endpoint until the next; doubles, since a doubt costs a whole replay."""
+DOUBT_COOLDOWN_MAX_S: Final = 3_600.0
+DOUBTS_QUEUED_MAX: Final = 64
+HANDOVER_CHECK_SHARE: Final = 0.01
+HANDOVER_CHECK_S: Final = 5.0
+"""For an engine to tokenize a prompt that is checked."""
+HANDOVER_CHECKS_QUEUED_MAX: Final = 16
+HANDOVER_CHECKS_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bodies that wait for their check; two of the largest."""
+TOKENIZE_ANSWER_BYTES_PER_TOKEN: Final = 16
+"""Most that an answer of /tokenize may take per token; an id and its comma are under 10."""
 
 # --- Redis ------------------------------------------------------------------------------------
 REDIS_CONNECT_S: Final = 1.0

@@ -72,6 +72,7 @@ class ModelSettings(_Section):
         render_api: what it is asked with: vLLM's render endpoints, or /tokenize.
         render_timeout_s: for one answer of it; then the request goes by load.
         render_api_key_file: file with the key that it asks for.
+        token_handover: give engines our token ids instead of letting them render and tokenize.
     """
 
     name: ModelId
@@ -87,6 +88,7 @@ class ModelSettings(_Section):
     render_api: Literal["render", "tokenize"] = "render"
     render_timeout_s: Annotated[float, Field(gt=0, le=limits.MATCH_S_MAX)] = 0.25
     render_api_key_file: Path | None = None
+    token_handover: bool = False
 
     @property
     def model(self) -> ModelName:
@@ -147,6 +149,8 @@ class RouterSettings(_Section):
         metrics_interval_s: time between two looks at an engine's metrics.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
+        ask_usage: ask for the usage of streams whose clients did not, and take it out again.
+        handover_check_share: share of the handed-over prompts that are checked, 0 to 1.
     """
 
     host: str = "127.0.0.1"
@@ -159,6 +163,8 @@ class RouterSettings(_Section):
     work_price: Annotated[float, Field(ge=0, le=100)] = 4.0
     metrics_interval_s: Seconds = 0.5
     probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0
+    ask_usage: bool = True
+    handover_check_share: Annotated[float, Field(ge=0, le=1)] = limits.HANDOVER_CHECK_SHARE
     body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
     body_read_s: Seconds = limits.BODY_READ_S
     connect_s: Seconds = limits.CONNECT_S
@@ -192,6 +198,8 @@ class EngineSettings(_Section):
         max_num_batched_tokens: tokens computed in one step at most.
         time_scale: model seconds per real second; above 1 everything is faster.
         replay_batches: batches kept for replays.
+        prompt_tokens_details: report cached tokens, as vLLM's --enable-prompt-tokens-details.
+        force_include_usage: report usage in every stream, as vLLM's --enable-force-include-usage.
         dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
         render: serve the render endpoints, as vLLM does with --enable-scale-out; else 403.
         lora_adapters: names of adapters that it serves beside its model.
@@ -214,6 +222,8 @@ class EngineSettings(_Section):
     decode_step_ms_per_seq: Annotated[float, Field(ge=0)] = 0.25
     time_scale: Annotated[float, Field(gt=0)] = 1.0
     replay_batches: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    prompt_tokens_details: bool = True
+    force_include_usage: bool = False
     dev_mode: bool = True
     render: bool = False
     lora_adapters: list[ModelId] = []

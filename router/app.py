@@ -17,13 +17,16 @@ from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.router.answers import errors_middleware
+from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import PROMPT_PATHS, RouterHttp
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Pipeline, Stages
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
+from kvatlas.router.proof import Proof
 from kvatlas.router.proxy import Proxy
 from kvatlas.router.render_service import RenderServices
 
@@ -103,7 +106,16 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(proxy.aclose)
         renders = RenderServices(settings.models, proxy.session, metrics)
         pipeline = Pipeline(settings, Stages(prompts, renders, index), endpoints, metrics)
-        http = RouterHttp(settings, pipeline, proxy, metrics)
+        doubts = Doubts.connect(settings.redis.url, metrics)
+        stack.push_async_callback(doubts.aclose)
+        checks = HandoverChecks(
+            proxy.session,
+            settings.router.handover_check_share,
+            [m.model for m in settings.models if m.token_handover],
+            metrics,
+        )
+        proof = Proof(settings, doubts, checks, metrics)
+        http = RouterHttp(settings, pipeline, proxy, proof, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         prober = Prober(proxy.session, endpoints, probes, metrics)
         running = Running(http, endpoints, prober, metrics, settings.router)
@@ -112,6 +124,8 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         tasks = await stack.enter_async_context(Supervisor())
         tasks.start(endpoints.watch(proxy.session), "endpoints")
         tasks.start(prober.run(), "probes")
+        tasks.start(doubts.run(), "doubts")
+        tasks.start(checks.run(), "handover_checks")
         options = settings.router
         running.admin_port = await stack.enter_async_context(
             serving(_admin(running), options.admin_host, options.admin_port)

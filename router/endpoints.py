@@ -20,6 +20,7 @@ from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.metrics_page import EngineGauges, read_gauges, read_process_start
 from kvatlas.router.served_names import Served, ServedNames
+from kvatlas.router.usage_habit import UsageHabit
 
 _LOG = logger("endpoints")
 
@@ -79,6 +80,7 @@ class Endpoint:
         asked: whether it has been asked for its metrics, with or without an answer.
         is_odd: whether its block size was found to be another than configured.
         facts: what it has told about itself.
+        usage: how it reports usage, learned from its answers.
     """
 
     name: EndpointName
@@ -98,6 +100,7 @@ class Endpoint:
     asked: bool = False
     is_odd: bool = False
     facts: EngineFacts = EngineFacts()
+    usage: UsageHabit = field(default_factory=UsageHabit)
     _waiting_before: int = 0
 
     @property
@@ -134,6 +137,12 @@ class Endpoint:
         self.failures += 1
         self.asked = True
         self.others_running = self.others_waiting = self._waiting_before = 0
+        # Who comes back may be another build with other options.
+        self.usage = UsageHabit()
+
+    def distrust(self) -> None:
+        """Note that its token ids were found not to be ours."""
+        self.facts = replace(self.facts, tokenizer="differs")
 
 
 @dataclass(slots=True, eq=False)

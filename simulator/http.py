@@ -33,12 +33,17 @@ from kvatlas.simulator.request import (
     COMPLETION_PATH,
     Options,
     answer_tokens_max,
+    checked_ids,
+    handed_over,
     read_options,
+    report_of,
+    without_ids,
 )
 from kvatlas.simulator.scheduler import Run, Scheduler, Spec
 
 VERSION = "0.32.0"
 """The vLLM that this engine behaves like."""
+FINGERPRINT = f"vllm-{VERSION}-kvatlas"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -104,13 +109,15 @@ class _Generation:
         body = await _read_body(request)
         adapter = _check_model(body, engine)
         options = read_options(request.path, body)
-        prompt = await _tokenized(engine.prompts, request.path, body)
+        prompt = await self._prompt(request.path, body)
         envelope = Envelope(
             id=f"{'chatcmpl' if options.chat else 'cmpl'}-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=adapter or engine.model.name,
+            fingerprint=FINGERPRINT,
             chat=options.chat,
             token_ids=options.token_ids,
+            report=report_of(options, engine.settings),
         )
         run = engine.scheduler.submit(self._specs(prompt, options, adapter))
         try:
@@ -122,6 +129,15 @@ class _Generation:
             return _json(envelope.whole(choices, options.choices))
         finally:
             engine.scheduler.leave(run)
+
+    async def _prompt(self, path: str, body: Json) -> Prompt:
+        """Take token ids that were handed over, or render and tokenize."""
+        prompts = self._engine.prompts
+        ids = handed_over(path, body)
+        if ids is None:
+            return await _tokenized(prompts, path, without_ids(body))
+        salt = body.get("cache_salt")
+        return Prompt((checked_ids(ids, prompts.vocab_size),), salt or None)
 
     def _specs(self, prompt: Prompt, options: Options, adapter: str | None) -> list[Spec]:
         specs = []
@@ -137,7 +153,7 @@ class _Generation:
                     stop=options.stop,
                 )
                 said = answer(self._engine.vocabulary, tokens, wish)
-                specs.append(Spec(tokens, prompt.cache_salt, said, adapter))
+                specs.append(Spec(tokens, prompt.cache_salt, said, adapter, options.announces_hits))
         return specs
 
 
@@ -156,7 +172,7 @@ async def _stream(
         if envelope.chat and choice.sent == 1:
             chunks.insert(0, envelope.first_chunk(choice))
         await response.write(answers.server_sent(map(orjson.dumps, chunks)))
-    if options.include_usage:
+    if envelope.report.at_end:
         choices = [_choice(run, index) for index in range(len(run.specs))]
         chunk = envelope.usage_chunk(choices, options.choices)
         await response.write(answers.server_sent([orjson.dumps(chunk)]))

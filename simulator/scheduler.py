@@ -22,12 +22,14 @@ class Spec:
         prompt: token ids, at least one.
         salt: cache salt.
         lora: adapter, or None for the model itself.
+        announces_hits: announce what it hits as if it were stored (`kv_cache_report_mode`).
     """
 
     prompt: list[int]
     salt: str | None
     answer: Answer
     lora: str | None = None
+    announces_hits: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +85,7 @@ class Scheduler:
                     list(spec.prompt),
                     spec.salt,
                     spec.lora,
+                    announces_hits=spec.announces_hits,
                 ),
                 spec.answer.tokens,
             )

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# make test-engine: two real vLLM servers (CPU), an indexer, two routers, and users that talk.
+# make test-engine: one real vLLM server (CPU) whose streams are compared, then two of them, an
+# indexer, two routers, and users that talk.
 # KVATLAS_VLLM_ENV names an environment that has vLLM already.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,4 +13,5 @@ model=$cache/tiny-model
 rm -rf "$model"
 HF_HUB_OFFLINE=1 "$folder/bin/python" tests/engine/make_model.py common/prompt/demo_model "$model"
 .venv/bin/python -m tests.engine.render_service --vllm "$folder/bin/vllm" --model "$model"
+.venv/bin/python -m tests.engine.streams --vllm "$folder/bin/vllm" --model "$model"
 exec .venv/bin/python -m tests.engine.drive --vllm "$folder/bin/vllm" --model "$model" "$@"

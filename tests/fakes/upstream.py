@@ -49,6 +49,8 @@ class Upstream:
         requests: POSTs that arrived.
         closed_early: POSTs whose client left before the answer was complete.
         metrics_status: how GETs are answered.
+        has_tokenize: whether the behaviour answers `/tokenize`; else it is absent, and what the
+            router's probes ask is not counted.
     """
 
     behaviour: Behaviour
@@ -56,6 +58,7 @@ class Upstream:
     requests: list[Exchange] = field(default_factory=list)
     closed_early: int = 0
     metrics_status: str = "200 OK"
+    has_tokenize: bool = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's requests."""
@@ -77,8 +80,7 @@ class Upstream:
             writer.write(head + METRICS)
             await writer.drain()
             return
-        if head.startswith(b"POST /tokenize "):
-            # An engine without the endpoint that the router's probes ask.
+        if head.startswith(b"POST /tokenize ") and not self.has_tokenize:
             nothing = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
             writer.write(b"HTTP/1.1 404 Not Found\r\n" + nothing)
             await writer.drain()
