@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 from kvatlas.common import limits
 from kvatlas.common.ids import Epoch
+from kvatlas.common.prompt import CHAT_PATH
 from kvatlas.router.usage import Usage
 
 Outcome = Literal["exact", "over", "under", "other_prompt"]
@@ -58,19 +59,28 @@ class Doubt:
         return f"{self.epoch} overpredicted answers={self.answers} share={self.share:.2f}"
 
 
+def reads_cache(path: str, body: Mapping[str, Any]) -> bool:
+    """Tell whether an engine looks a prompt up at all: for its log probabilities it computes all.
+
+    `echo` asks for them as well: in a chat unless `top_logprobs` is null, in a completion where
+    `logprobs` is given. Source: vLLM 0.32, sampling_params.py and the two protocol.py.
+    """
+    if body.get("prompt_logprobs") is not None:
+        return False
+    asked = body.get("top_logprobs", 0) if path == CHAT_PATH else body.get("logprobs")
+    return not (body.get("echo") and asked is not None)
+
+
 def is_comparable(body: Mapping[str, Any], sequences: int) -> bool:
     """Tell whether an answer's `cached_tokens` are those of the one prompt that was matched.
 
     vLLM reports one sequence's hit where there are several (`n`, several prompts): the first one's
-    in streams and the last one's otherwise, and the later ones hit what the first has stored. It
-    does not read its cache at all for log probabilities of the prompt.
+    in streams and the last one's otherwise, and the later ones hit what the first has stored.
     """
     return (
         sequences == 1
         and body.get("n") in (None, 1)
         and not body.get("use_beam_search")
-        and not body.get("echo")
-        and body.get("prompt_logprobs") is None
         and body.get("prompt_embeds") is None
     )
 

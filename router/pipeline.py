@@ -21,6 +21,7 @@ from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.prompt import COMPLETIONS_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.settings import RouterSettings, Settings
+from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.endpoints import Endpoint, Endpoints
 from kvatlas.router.lookup import BlockIndex, Match
 from kvatlas.router.metrics import RouterMetrics
@@ -248,6 +249,9 @@ class Pipeline:
         chains = _chains(request.served, prompt, sizes, matches)
         hashed = monotonic()
         matches.timings_ms["hash"] = (hashed - begun) * 1e3
+        if not reads_cache(request.path, request.body):
+            matches.fallback = "lookup:cache_unread"
+            return matches
         try:
             shards = self._shards[model]
             found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))

@@ -9,7 +9,7 @@ import pytest
 
 from kvatlas.common import limits
 from kvatlas.common.ids import Epoch
-from kvatlas.router.accuracy import Doubt, Prediction, Window, compare, is_comparable
+from kvatlas.router.accuracy import Doubt, Prediction, Window, compare, is_comparable, reads_cache
 from kvatlas.router.usage import Usage
 
 STEP_S = 1.0
@@ -40,19 +40,39 @@ def test_an_answer_is_compared(usage: Usage, outcome: str | None) -> None:
     ("body", "sequences", "comparable"),
     [
         ({}, 1, True),
-        ({"n": 1, "echo": False, "use_beam_search": False}, 1, True),
+        ({"n": 1, "use_beam_search": False}, 1, True),
         ({}, 0, False),
         ({}, 2, False),
         ({"n": 2}, 1, False),
         ({"use_beam_search": True}, 1, False),
-        ({"echo": True}, 1, False),
-        ({"prompt_logprobs": 0}, 1, False),
         ({"prompt_embeds": "x"}, 1, False),
     ],
 )
 def test_what_can_be_compared(body: dict[str, Any], sequences: int, *, comparable: bool) -> None:
     """One prompt, one answer, and an engine that reads its cache."""
     assert is_comparable(body, sequences) == comparable
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reads"),
+    [
+        ("/v1/chat/completions", {}, True),
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 3}, True),
+        ("/v1/chat/completions", {"prompt_logprobs": 0}, False),
+        ("/v1/chat/completions", {"echo": True}, False),
+        ("/v1/chat/completions", {"echo": True, "top_logprobs": None}, True),
+        ("/v1/chat/completions", {"echo": False}, True),
+        ("/v1/completions", {"logprobs": 2}, True),
+        ("/v1/completions", {"prompt_logprobs": 2}, False),
+        ("/v1/completions", {"echo": True}, True),
+        ("/v1/completions", {"echo": True, "logprobs": 0}, False),
+    ],
+)
+def test_who_asks_for_the_prompts_probabilities_hits_nothing(
+    path: str, body: dict[str, Any], *, reads: bool
+) -> None:
+    """The engine computes the whole prompt for them, whatever its cache holds."""
+    assert reads_cache(path, body) == reads
 
 
 class Story:
