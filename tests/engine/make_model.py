@@ -1,6 +1,7 @@
-"""Make a tiny random model around the demo tokenizer; run by the Python of the vLLM environment.
+"""Make a tiny random model around the demo tokenizer, and a LoRA adapter for it.
 
-usage: make_model.py TOKENIZER_FOLDER MODEL_FOLDER
+Run by the Python of the vLLM environment: make_model.py TOKENIZER_FOLDER MODEL_FOLDER
+The adapter lies in the folder `lora` inside of the model's.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCAB_MULTIPLE = 64
 POSITIONS = 4_096
+RANK = 4
+ADAPTED = ("q_proj", "v_proj")
 
 
 def main(tokenizer: Path, folder: Path) -> None:
-    """Write configuration, weights and tokenizer."""
+    """Write configuration, weights, tokenizer and adapter."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in tokenizer.iterdir():
         if file.suffix in (".json", ".jinja"):
@@ -40,7 +44,35 @@ def main(tokenizer: Path, folder: Path) -> None:
         eos_token_id=ids["<|im_end|>"],
         dtype="bfloat16",
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    _write_adapter(model, folder / "lora")
+
+
+def _write_adapter(model: Any, folder: Path) -> None:
+    """Write random low-rank weights for the attention's projections, as peft would."""
+    folder.mkdir(exist_ok=True)
+    weights = {}
+    for name, weight in model.state_dict().items():
+        path = name.removesuffix(".weight")
+        if not path.endswith(ADAPTED):
+            continue
+        rows, columns = weight.shape
+        prefix = f"base_model.model.{path}"
+        weights[f"{prefix}.lora_A.weight"] = torch.randn(RANK, columns, dtype=torch.bfloat16)
+        weights[f"{prefix}.lora_B.weight"] = torch.randn(rows, RANK, dtype=torch.bfloat16)
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "tiny",
+        "r": RANK,
+        "lora_alpha": 2 * RANK,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(ADAPTED),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
