@@ -167,7 +167,7 @@ class Drive:
         matches = [
             {c["endpoint"]: c["match_blocks"] for c in one["candidates"]} for one in explained
         ]
-        # With two answers to a prompt the engine tells the hit of the second, on the first's blocks.
+        # Of two answers to a prompt the engine tells the hit of the second, on blocks of the first.
         comparable = body.get("n", 1) == 1
         tally["compared"] += comparable
         tally["exact"] += seen.is_exact and comparable
