@@ -28,7 +28,7 @@ from kvatlas.common.ids import BlockHash, EndpointName, HolderId, ModelName, Poo
 from kvatlas.common.keyspace import Holder, Shard
 from kvatlas.indexer.apply import EndpointCache
 from kvatlas.indexer.decode import decode
-from kvatlas.indexer.store import BEFORE_FIRST, IndexStore, Position, Progress, Target
+from kvatlas.indexer.store import BEFORE_FIRST, Change, IndexStore, Position, Progress, Target
 from kvatlas.router.lookup import BlockIndex
 
 SHARD = Shard(ModelName("bench"), 0)
@@ -59,7 +59,7 @@ class Filler:
         target, at, holder = self._at[number]
         for start in range(0, len(blocks), limits.OPS_PER_SCRIPT_MAX):
             part = blocks[start : start + limits.OPS_PER_SCRIPT_MAX]
-            changes = [(block, holder, True) for block in part]
+            changes = [Change(block, holder, present=True) for block in part]
             await self._store.apply(target, at, Progress(at.seq + 1, 0.0), changes)
             at = Position(at.epoch, at.seq + 1)
         self._at[number] = (target, at, holder)

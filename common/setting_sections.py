@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
+from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, TIERS, Tier
 
 REDIS_SCHEMES = ("redis", "unix")
 
@@ -41,6 +42,25 @@ class RedisSettings(_Section):
         return url
 
 
+Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class TierWeights(_Section):
+    """What a cached block is worth in each tier, beside one that must be computed."""
+
+    gpu: Weight = DEFAULT_TIER_WEIGHTS["gpu"]
+    cpu: Weight = DEFAULT_TIER_WEIGHTS["cpu"]
+    disk: Weight = DEFAULT_TIER_WEIGHTS["disk"]
+    remote: Weight = DEFAULT_TIER_WEIGHTS["remote"]
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(f'{tier}: {weight:g}' for tier, weight in self)}}}"
+
+    def by_tier(self) -> dict[Tier, float]:
+        """Give the weights by tier."""
+        return {tier: getattr(self, tier) for tier in TIERS}
+
+
 class ModelSettings(_Section):
     """A model as engines serve it.
 
@@ -51,6 +71,7 @@ class ModelSettings(_Section):
         chat_template: file with a Jinja template instead of the tokenizer's own.
         content_format: how the template wants message contents; "auto" finds out.
         index_shards: hash slots that the model's index is spread over.
+        tier_weights: what a cached block is worth to scheduling where it lives.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX)]
@@ -61,6 +82,7 @@ class ModelSettings(_Section):
     content_format: Literal["auto", "string", "openai"] = "auto"
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
+    tier_weights: TierWeights = TierWeights()
 
     @property
     def model(self) -> ModelName:

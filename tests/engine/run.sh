@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# make test-engine: two real vLLM servers (CPU), an indexer, two routers, and users that talk.
+# make test-engine: two real vLLM servers (CPU), an indexer, two routers, and users that talk; before
+# that one server with a hybrid model, whose hits must be predicted exactly, too.
 # KVATLAS_VLLM_ENV names an environment that has vLLM already.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -9,6 +10,8 @@ unset KVATLAS_VLLM_ENV
 mkdir -p "$cache"
 tests/engine/install.sh "$folder"
 model=$cache/tiny-model
-rm -rf "$model"
+rm -rf "$model" "$model-hybrid"
 HF_HUB_OFFLINE=1 "$folder/bin/python" tests/engine/make_model.py common/prompt/demo_model "$model"
+HF_HUB_OFFLINE=1 "$folder/bin/python" tests/engine/make_model.py common/prompt/demo_model "$model-hybrid" hybrid
+.venv/bin/python -m tests.engine.hybrid --vllm "$folder/bin/vllm" --model "$model-hybrid"
 exec .venv/bin/python -m tests.engine.drive --vllm "$folder/bin/vllm" --model "$model" "$@"
