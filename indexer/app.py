@@ -127,10 +127,10 @@ class Indexer:
         while True:
             now = monotonic()
             try:
-                await self._take_doubts()
                 due = now - told_at >= limits.AUDIT_S
                 await self._tell(told, due=due)
                 told_at = now if due else told_at
+                await self._take_doubts()
             except IndexUnavailable as error:
                 self.metrics.store_errors.labels(error.reason).inc()
             await asyncio.sleep(WATCH_S)

@@ -49,6 +49,7 @@ class Upstream:
         requests: POSTs that arrived.
         closed_early: POSTs whose client left before the answer was complete.
         metrics_status: how GETs are answered.
+        metrics: with what.
     """
 
     behaviour: Behaviour
@@ -56,6 +57,7 @@ class Upstream:
     requests: list[Exchange] = field(default_factory=list)
     closed_early: int = 0
     metrics_status: str = "200 OK"
+    metrics: bytes = METRICS
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's requests."""
@@ -73,8 +75,8 @@ class Upstream:
     ) -> None:
         if head.startswith(b"GET"):
             status = self.metrics_status.encode()
-            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(METRICS))
-            writer.write(head + METRICS)
+            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(self.metrics))
+            writer.write(head + self.metrics)
             await writer.drain()
             return
         length = next(
