@@ -131,7 +131,8 @@ class IndexStore:
         with guard():
             await self._client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
             found = await self._client.get(SCHEMA_KEY)
-            if found != SCHEMA_VERSION.encode():
+            # A Redis that was emptied between the two holds none.
+            if found is not None and found != SCHEMA_VERSION.encode():
                 text = f"redis: schema {found!r} is there, this is {SCHEMA_VERSION!r}"
                 raise ConfigError([f"{text} (docs/REDIS.md, Schema)"])
             if models:
