@@ -83,11 +83,15 @@ class Dead:
     """Holders of past epochs whose ids may still stand in entries.
 
     Attributes:
-        has_windowed: some of them stand in the buckets `w:`.
+        texts: what each id stood for, and when it died.
     """
 
-    ids: Sequence[str]
-    has_windowed: bool
+    texts: Mapping[str, bytes]
+
+    @property
+    def has_windowed(self) -> bool:
+        """Tell whether some of them may stand in the buckets `w:`."""
+        return any(map(_may_be_windowed, self.texts.values()))
 
 
 BEFORE_FIRST = -1
@@ -106,6 +110,7 @@ class IndexStore:
         self._open_pool = Script("open_pool")
         self._apply = Script("apply")
         self._sweep = Script("sweep")
+        self._release = Script("release")
         self._take_doubts = Script("take_doubts")
 
     @classmethod
@@ -245,11 +250,8 @@ class IndexStore:
     async def dead_holders(self, shard: Shard) -> Dead:
         """List the holders of past epochs whose entries are still there."""
         with guard():
-            found = await self._client.hgetall(shard.dead)
-        return Dead(
-            [str(int(key)) for key in found],
-            has_windowed=any(_may_be_windowed(text) for text in found.values()),
-        )
+            found: Mapping[Any, Any] = await self._client.hgetall(shard.dead)
+        return Dead({str(int(key)): text for key, text in found.items()})
 
     async def sweep(self, shard: Shard, dead: Dead, first: int, *, windowed: bool = False) -> int:
         """Take dead holders out of SWEEP_BUCKETS_PER_CALL buckets.
@@ -266,13 +268,13 @@ class IndexStore:
         last = min(first + limits.SWEEP_BUCKETS_PER_CALL, BUCKETS)
         numbers = range(first, last)
         keys = [shard.dead, *(shard.bucket(number, windowed=windowed) for number in numbers)]
-        changed: int = await self._sweep.run(self._client, keys, dead.ids)
+        changed: int = await self._sweep.run(self._client, keys, list(dead.texts))
         return changed
 
     async def release(self, shard: Shard, dead: Dead) -> None:
         """Give the ids of dead holders free, after a whole pass without a miss."""
-        with guard():
-            await self._client.hdel(shard.dead, *dead.ids)
+        args = [part for pair in dead.texts.items() for part in pair]
+        await self._release.run(self._client, (shard.dead,), args)
 
     async def take_doubts(self, shard: Shard) -> dict[EndpointName, Epoch]:
         """Take the notes that routers have left: endpoint, and the epoch that ran over.
@@ -303,11 +305,10 @@ class IndexStore:
             await self._client.aclose()
 
 
-def _may_be_windowed(text: bytes | str) -> bool:
+def _may_be_windowed(text: bytes) -> bool:
     """Tell whether a dead holder's entries may stand in `w:`; so may those of a foreign text."""
     try:
-        plain = text.decode() if isinstance(text, bytes) else text
-        return Holder.from_text(plain).is_windowed
+        return Holder.from_text(text.decode()).is_windowed
     except ValueError:
         return True
 

@@ -29,7 +29,7 @@ async def sweep_for_ever(store: IndexStore, shard: Shard, metrics: IndexerMetric
         await asyncio.sleep(LOOK_S)
         try:
             dead = await store.dead_holders(shard)
-            if dead.ids:
+            if dead.texts:
                 await sweep_once(store, shard, dead, metrics)
         except IndexUnavailable as error:
             metrics.store_errors.labels(error.reason).inc()
@@ -48,4 +48,4 @@ async def sweep_once(store: IndexStore, shard: Shard, dead: Dead, metrics: Index
             await asyncio.sleep(STEP_S)
     await store.release(shard, dead)
     metrics.entries_swept.inc(changed)
-    _LOG.info("holders.swept", shard=shard.base, holders=len(dead.ids), entries=changed)
+    _LOG.info("holders.swept", shard=shard.base, holders=len(dead.texts), entries=changed)

@@ -18,7 +18,7 @@ from tests.fakes.publisher import CLEARED, FakePublisher, removed, stored
 
 MODEL = ModelName("tiny")
 SIZE = 4
-BLOCKS = 24
+BLOCKS = 14
 
 Held = set[tuple[str, BlockHash]]
 """Medium and block."""

@@ -36,12 +36,16 @@ async def test_a_dead_task_ends_the_others() -> None:
     async def die() -> None:
         raise ValueError("dead")
 
-    cancellations: list[int] = []
-    with pytest.raises(ExceptionGroup, match="unhandled") as caught:
+    others: list[asyncio.Task[None]] = []
+
+    async def run() -> None:
         async with asyncio.timeout(5), Supervisor() as tasks:
-            other = tasks.start(stubborn(cancellations), "stubborn")
+            others.append(tasks.start(stubborn([]), "stubborn"))
             await asyncio.sleep(0)
             tasks.start(die(), "dies")
             await asyncio.sleep(60)
+
+    with pytest.raises(ExceptionGroup, match="unhandled") as caught:
+        await run()
     assert isinstance(caught.value.exceptions[0], ValueError)
-    assert other.cancelled()
+    assert others[0].cancelled()
