@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, Epoch, Pool
 from kvatlas.common.keyspace import Holder
 from kvatlas.common.kv_groups import Tier
-from kvatlas.router.holders import ShardView, Spans, intersect, weigh
+from kvatlas.router.holders import Held, ShardView, Spans, intersect, weigh
 from kvatlas.router.windows import Need
 
 A, B = EndpointName("a:1"), EndpointName("b:1")
@@ -107,3 +108,28 @@ def test_what_is_no_list_of_ids_is_an_error() -> None:
         seen.full(b"1 spam")
     with pytest.raises(ValueError, match="spam"):
         seen.windowed(b"spam")
+
+
+def test_lists_that_were_read_are_kept_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new list throws the old ones out when there are too many."""
+    monkeypatch.setattr(limits, "HOLDER_VALUES_CACHED_MAX", 2)
+    seen = view(*TIERED)
+    for value in (b"1", b"2", b"3", b"1 2", b"1"):
+        seen.full(value)
+        assert len(seen._parsed) <= 2
+    assert seen.full(b"1").endpoints == {A}
+
+
+def test_holders_of_foreign_writers_are_left_out() -> None:
+    """Neither a name that is no number nor a text that is no holder is believed."""
+    fields = [b"version", b"1.0", b"spam", b"endpoint=a:1", b"7", b"spam", b"8", b"\xff"]
+    seen = ShardView(WEIGHTS, b"1.0", fields)
+    assert seen.epochs == {}
+    assert seen.full(b"7 8") == Held(frozenset(), {})
+
+
+def test_who_has_dropped_out_loses_no_more() -> None:
+    """Slow tiers behind the end of a match do not weigh on it."""
+    seen = view(*TIERED)
+    runs = [(2, seen.full(b"1 3")), (3, seen.full(b"3")), (9, seen.full(b"2 3"))]
+    assert intersect(runs) == {A: (2, 2.0), B: (9, 9.0)}
