@@ -57,7 +57,10 @@ def chain(
         parent: hash of the block before the first one, or the root.
         token_ids: each in [0, 2**32); what is over after the last full block is left out.
         block_size: tokens per block, at least 1.
-        extras: extra keys per block, from the first block on; missing ones are empty.
+        extras: extra keys per block, from the first block on, without the LoRA name; missing ones
+            are empty. Order as in the engine: what is multimodal, the salt, digests of embeddings.
+            The place for multimodal prompts, too: (identifier, offset in block) in every block
+            that an item reaches into.
 
     Returns:
         One hash per full block, in order.

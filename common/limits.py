@@ -132,6 +132,12 @@ OPS_PER_SCRIPT_MAX: Final = 1_000
 """Entries that one call of the writer script changes: under 5 ms of Redis."""
 SWEEP_BUCKETS_PER_CALL: Final = 64
 """Buckets that one call of the sweep script looks through: under 5 ms when full."""
+DOUBTS_PER_SHARD_MAX: Final = 4_000
+"""Notes of doubt that an indexer reads at once: twice as many as there can be endpoints."""
+WINDOW_BLOCKS_FIRST: Final = 256
+"""Blocks of windows that a lookup reads at first: a window of 4,096 tokens in blocks of 16."""
+WINDOW_BLOCKS_MAX: Final = 4_096
+"""Blocks of windows that one lookup reads in all; an endpoint undecided by then has no match."""
 HOLDER_VALUES_CACHED_MAX: Final = 65_536
 """Distinct holder lists that a router keeps parsed."""
 

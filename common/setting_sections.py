@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
+from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, TIERS, Tier
 
 REDIS_SCHEMES = ("redis", "unix")
 
@@ -57,6 +58,25 @@ class RedisSettings(_Section):
         return url
 
 
+Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class TierWeights(_Section):
+    """What a cached block is worth in each tier, beside one that must be computed."""
+
+    gpu: Weight = DEFAULT_TIER_WEIGHTS["gpu"]
+    cpu: Weight = DEFAULT_TIER_WEIGHTS["cpu"]
+    disk: Weight = DEFAULT_TIER_WEIGHTS["disk"]
+    remote: Weight = DEFAULT_TIER_WEIGHTS["remote"]
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(f'{tier}: {weight:g}' for tier, weight in self)}}}"
+
+    def by_tier(self) -> dict[Tier, float]:
+        """Give the weights by tier."""
+        return {tier: getattr(self, tier) for tier in TIERS}
+
+
 class ModelSettings(_Section):
     """A model as engines serve it.
 
@@ -73,6 +93,7 @@ class ModelSettings(_Section):
         render_timeout_s: for one answer of it; then the request goes by load.
         render_api_key_file: file with the key that it asks for.
         token_handover: give engines our token ids instead of letting them render and tokenize.
+        tier_weights: what a cached block is worth to scheduling where it lives.
     """
 
     name: ModelId
@@ -89,6 +110,7 @@ class ModelSettings(_Section):
     render_timeout_s: Annotated[float, Field(gt=0, le=limits.MATCH_S_MAX)] = 0.25
     render_api_key_file: Path | None = None
     token_handover: bool = False
+    tier_weights: TierWeights = TierWeights()
 
     @property
     def model(self) -> ModelName:

@@ -14,6 +14,7 @@ from kvatlas.common.log import logger
 
 _LOG = logger("tasks")
 
+CANCEL_AGAIN_S = 0.05
 EX_CONFIG = 78
 """Exit status for a configuration that cannot be used (sysexits.h)."""
 
@@ -33,9 +34,11 @@ class Supervisor:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await self._group.__aexit__(*exc)  # type: ignore[arg-type]  # passes what it was given
+        cancelling = asyncio.create_task(self._cancel_for_good())
+        try:
+            await self._group.__aexit__(*exc)  # type: ignore[arg-type]  # passes what it was given
+        finally:
+            cancelling.cancel()
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run a coroutine until it ends or the supervisor does.
@@ -46,6 +49,17 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    async def _cancel_for_good(self) -> None:
+        """Cancel until all have ended.
+
+        Once is not enough: `asyncio.wait_for` (up to Python 3.11, and redis-py connects with it)
+        swallows a cancellation that comes at the moment when what it waits for is done.
+        """
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.sleep(CANCEL_AGAIN_S)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

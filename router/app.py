@@ -100,7 +100,9 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         endpoints = Endpoints(settings, metrics)
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
-        index = BlockIndex.connect(settings.redis.url)
+        weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
+        index = BlockIndex.connect(settings.redis.url, weights)
+        metrics.windows_undecided.set_function(lambda: index.undecided)
         stack.push_async_callback(index.aclose)
         proxy = Proxy(settings.router, metrics)
         stack.push_async_callback(proxy.aclose)

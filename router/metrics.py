@@ -87,6 +87,11 @@ class RouterMetrics:
             buckets=TTFT_BUCKETS,
             registry=self.registry,
         )
+        self.windows_undecided = Gauge(
+            "kvatlas_router_windows_undecided",
+            "Matches of hybrid endpoints given up because their windows lie too far back.",
+            registry=self.registry,
+        )
         self.in_flight = self._gauge("in_flight", "Own requests under way.", "endpoint")
         self.healthy = self._gauge("endpoint_healthy", "1 when it answers.", "endpoint")
         self.tokenizer_agrees = self._gauge(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make test-engine: one real vLLM server (CPU) whose streams are compared, then two of them, an
-# indexer, two routers, and users that talk.
+# make test-engine: real vLLM servers (CPU). A render server whose tokens are ours, one server whose
+# streams are compared, one with a hybrid model, then two, an indexer, two routers, and users that talk.
 # KVATLAS_VLLM_ENV names an environment that has vLLM already.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -10,8 +10,10 @@ unset KVATLAS_VLLM_ENV
 mkdir -p "$cache"
 tests/engine/install.sh "$folder"
 model=$cache/tiny-model
-rm -rf "$model"
+rm -rf "$model" "$model-hybrid"
 HF_HUB_OFFLINE=1 "$folder/bin/python" tests/engine/make_model.py common/prompt/demo_model "$model"
 .venv/bin/python -m tests.engine.render_service --vllm "$folder/bin/vllm" --model "$model"
 .venv/bin/python -m tests.engine.streams --vllm "$folder/bin/vllm" --model "$model"
+HF_HUB_OFFLINE=1 "$folder/bin/python" tests/engine/make_model.py common/prompt/demo_model "$model-hybrid" hybrid
+.venv/bin/python -m tests.engine.hybrid --vllm "$folder/bin/vllm" --model "$model-hybrid"
 exec .venv/bin/python -m tests.engine.drive --vllm "$folder/bin/vllm" --model "$model" "$@"

@@ -51,6 +51,7 @@ class Upstream:
         metrics_status: how GETs are answered.
         has_tokenize: whether the behaviour answers `/tokenize`; else it is absent, and what the
             router's probes ask is not counted.
+        metrics: with what.
     """
 
     behaviour: Behaviour
@@ -59,6 +60,7 @@ class Upstream:
     closed_early: int = 0
     metrics_status: str = "200 OK"
     has_tokenize: bool = False
+    metrics: bytes = METRICS
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's requests."""
@@ -76,8 +78,8 @@ class Upstream:
     ) -> None:
         if head.startswith(b"GET"):
             status = self.metrics_status.encode()
-            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(METRICS))
-            writer.write(head + METRICS)
+            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(self.metrics))
+            writer.write(head + self.metrics)
             await writer.drain()
             return
         if head.startswith(b"POST /tokenize ") and not self.has_tokenize:
