@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -50,6 +50,10 @@ class ModelSettings(_Section):
         block_size: tokens per block; learned from the engines when left out.
         chat_template: file with a Jinja template instead of the tokenizer's own.
         content_format: how the template wants message contents; "auto" finds out.
+        default_chat_template_kwargs: variables of the template where a client gives none; the
+            same as the engines' option of this name.
+        exclude_tools_when_tool_choice_none: whether engines hide tools from the template where
+            `tool_choice` is "none"; the same as their option of this name.
         index_shards: hash slots that the model's index is spread over.
     """
 
@@ -59,6 +63,8 @@ class ModelSettings(_Section):
     block_size: Annotated[int, Field(ge=1, le=limits.BLOCK_SIZE_MAX)] | None = None
     chat_template: Path | None = None
     content_format: Literal["auto", "string", "openai"] = "auto"
+    default_chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    exclude_tools_when_tool_choice_none: bool = False
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ from kvatlas.common.prompt.fetch import tokenizer_folder
 from kvatlas.common.prompt.fields import Body
 from kvatlas.common.prompt.folder import ModelFolder
 from kvatlas.common.prompt.reasons import unavailable
-from kvatlas.common.prompt.rendered import Prompt, Rendered
+from kvatlas.common.prompt.rendered import Prompt, Rendered, Truncation
 from kvatlas.common.prompt.tokenizer import Tokenizer, TokenizerKind
 from kvatlas.common.settings import ModelSettings
 
@@ -58,8 +59,11 @@ class PromptBuilder:
         chat = ChatRenderer(
             templates=templates,
             special_tokens=files.special_tokens,
+            unknown_tokens=files.unknown_tokens,
             content_format=None if model.content_format == "auto" else model.content_format,
             max_model_len=model.max_model_len,
+            default_variables=model.default_chat_template_kwargs,
+            excludes_tools=model.exclude_tools_when_tool_choice_none,
         )
         return cls(
             _tokenizer=tokenizer,
@@ -111,23 +115,32 @@ class PromptBuilder:
         """
         sequences: Sequence[Sequence[int]] = rendered.token_ids
         if rendered.texts:
+            texts = [self._within_bound(text, rendered.truncation) for text in rendered.texts]
             sequences = self._tokenizer.encode(
-                rendered.texts, add_special_tokens=rendered.add_special_tokens
+                texts, add_special_tokens=rendered.add_special_tokens
             )
-        if rendered.truncate_to is not None:
+        if rendered.truncation is not None:
+            adds = rendered.add_special_tokens and bool(rendered.texts)
             sequences = [
-                self._tokenizer.truncated(
-                    list(ids),
-                    rendered.truncate_to,
-                    rendered.truncation_side,
-                    has_special_tokens=rendered.add_special_tokens and bool(rendered.texts),
-                )
+                self._tokenizer.truncated(list(ids), rendered.truncation, has_special_tokens=adds)
                 for ids in sequences
             ]
-        longest = max(map(len, sequences), default=0)
-        if self._max_model_len is not None and longest > self._max_model_len:
+        lengths = [len(ids) for ids in sequences]
+        # One token of an answer must fit behind the prompt.
+        if min(lengths, default=0) < 1 or max(lengths) >= (self._max_model_len or inf):
             unavailable("refused")
         return Prompt(tuple(sequences), rendered.cache_salt)
+
+    def _within_bound(self, text: str, truncation: Truncation | None) -> str:
+        """Cut a text that is too long by its characters alone, or refuse it, as the engine does."""
+        if self._max_model_len is None:
+            return text
+        chars_max = self._max_model_len * self._tokenizer.chars_per_token_max
+        if len(text) <= chars_max or (truncation is not None and truncation.side is None):
+            return text
+        if truncation is None:
+            unavailable("refused")
+        return text[-chars_max:] if truncation.side == "left" else text[:chars_max]
 
     def warm(self) -> None:
         """Encode something: a tokenizer's first encode takes up to 150 ms."""
