@@ -59,7 +59,6 @@ class PromptBuilder:
         chat = ChatRenderer(
             templates=templates,
             special_tokens=files.special_tokens,
-            unknown_tokens=files.unknown_tokens,
             content_format=None if model.content_format == "auto" else model.content_format,
             max_model_len=model.max_model_len,
             default_variables=model.default_chat_template_kwargs,
@@ -71,7 +70,7 @@ class PromptBuilder:
             _has_own_renderer=files.has_own_renderer and model.chat_template is None,
             _max_model_len=model.max_model_len,
             _id_max=max(tokenizer.vocab_size, files.vocab_size) - 1,
-            _eos=files.special_tokens.get("eos_token"),
+            _eos=files.special_tokens.known.get("eos_token"),
         )
 
     @property

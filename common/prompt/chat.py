@@ -20,6 +20,7 @@ from kvatlas.common.prompt.parts import ContentFormat
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.prompt.rendered import Rendered
 from kvatlas.common.prompt.sampling import answer_tokens, check_chat
+from kvatlas.common.prompt.special_tokens import SpecialTokens
 from kvatlas.common.prompt.template import ChatTemplate
 from kvatlas.common.prompt.tools import tools_of
 from kvatlas.common.prompt.truncation import truncation_of
@@ -27,6 +28,8 @@ from kvatlas.common.prompt.variables import chat_variables
 
 _TAG: Final = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands for the end of the final message while it is rendered, as in Hugging Face's code."""
+
+_NO_TOKENS: Final = SpecialTokens({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,6 @@ class ChatRenderer:
     Attributes:
         templates: by name; "default" always, "tool_use" for requests with tools if it is there.
         special_tokens: bos_token and the like, which templates read as variables.
-        unknown_tokens: names of special tokens that the engine's tokenizer may have by itself.
         content_format: what contents are to be, or None to go by the template.
         max_model_len: tokens that the engine takes at most, or None if unknown.
         default_variables: what templates read where the client says nothing.
@@ -44,8 +46,7 @@ class ChatRenderer:
     """
 
     templates: Mapping[str, ChatTemplate]
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
-    unknown_tokens: frozenset[str] = frozenset()
+    special_tokens: SpecialTokens = _NO_TOKENS
     content_format: ContentFormat | None = None
     max_model_len: int | None = None
     default_variables: Mapping[str, Any] = field(default_factory=dict)
@@ -75,8 +76,8 @@ class ChatRenderer:
             knows_developer=template.knows_developer,
         )
         _check_size(messages)
-        seen = variables.seen_by(template, self.special_tokens)
-        if not self.unknown_tokens.isdisjoint(template.variables - seen.keys()):
+        seen = variables.seen_by(template, self.special_tokens.known)
+        if not self.special_tokens.unknown.isdisjoint(template.variables - seen.keys()):
             unavailable("unsure")
         text = _render(template, messages, seen, continues=variables.continues)
         return Rendered(
@@ -85,7 +86,7 @@ class ChatRenderer:
             truncation=truncation_of(
                 body,
                 max_model_len=self.max_model_len,
-                answer_tokens=answer_tokens(body, is_chat=True),
+                answer_tokens=answer_tokens(body, is_chat=True, max_model_len=self.max_model_len),
             ),
             cache_salt=cache_salt(body),
         )

@@ -42,7 +42,7 @@ def read_completion(body: Body, *, id_max: int, max_model_len: int | None) -> Re
         truncation=truncation_of(
             body,
             max_model_len=max_model_len,
-            answer_tokens=answer_tokens(body, is_chat=False),
+            answer_tokens=answer_tokens(body, is_chat=False, max_model_len=max_model_len),
         ),
         cache_salt=cache_salt(body),
     )

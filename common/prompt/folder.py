@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvatlas.common.errors import ConfigError
+from kvatlas.common.prompt.special_tokens import SpecialTokens
 from kvatlas.common.prompt.template import ChatTemplate
 
-_SPECIAL_TOKENS: Final = frozenset({
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-})  # fmt: skip
 # The engine renders these with code of its own whatever template they carry.
 _OWN_RENDERERS: Final = frozenset({
     "gpt_oss", "deepseek_v32", "deepseek_v4", "deepseek_v41", "kimi_k3", "kimi_audio", "inkling",
@@ -24,8 +22,6 @@ _OWN_RENDERERS_BY_ARCHITECTURE: Final = re.compile(
     r"GptOss|DeepseekV(32|4|41)For|KimiK3|MoonshotKimia|Inkling"
 )
 _MISTRAL_TOKENIZERS: Final = ("tekken.json", "tokenizer.model.v*")
-# Tokenizers of these classes have no special tokens but those that their files name.
-_GENERIC_CLASSES: Final = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +31,14 @@ class ModelFolder:
     Attributes:
         tokenizer_json: content of tokenizer.json.
         templates: Jinja sources by name, "default" being the usual one.
-        special_tokens: bos_token and the like, as far as there are any.
-        unknown_tokens: names of those that no file mentions, but the tokenizer's class may.
+        special_tokens: bos_token and the like.
         vocab_size: of the model, which may be larger than the tokenizer's; 0 if unknown.
         has_own_renderer: whether the engine renders chats of this model without a template.
     """
 
     tokenizer_json: str = field(repr=False)
     templates: Mapping[str, str] = field(repr=False)
-    special_tokens: Mapping[str, str]
-    unknown_tokens: frozenset[str]
+    special_tokens: SpecialTokens
     vocab_size: int
     has_own_renderer: bool
 
@@ -59,18 +53,13 @@ class ModelFolder:
         if source is None:
             raise ConfigError([f"{folder}: holds no tokenizer.json"])
         config = _json(folder / "tokenizer_config.json")
-        specials = dict(config)
-        if "added_tokens_decoder" not in config:
-            # A file of older times, which is read only where the newer entry is missing.
-            specials |= _json(folder / "special_tokens_map.json")
+        older = _json(folder / "special_tokens_map.json")
         model = _json(folder / "config.json")
         vocab_size = model.get("vocab_size")
-        generic = config.get("tokenizer_class") in _GENERIC_CLASSES
         return cls(
             tokenizer_json=source,
             templates=_templates(folder, config),
-            special_tokens=_special_tokens(specials),
-            unknown_tokens=frozenset() if generic else _SPECIAL_TOKENS - specials.keys(),
+            special_tokens=SpecialTokens.read(config, older, model.get("model_type")),
             vocab_size=vocab_size if isinstance(vocab_size, int) else 0,
             has_own_renderer=_has_own_renderer(folder, model),
         )
@@ -124,21 +113,6 @@ def _written_templates(written: Any) -> dict[str, str]:
         for entry in (written if isinstance(written, list) else [])
         if isinstance(entry, dict) and {"name", "template"} <= entry.keys()
     }
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Read the special tokens, each written as a string or as an object with its content.
-
-    Further names count if they end in `_token`, or stand among the extra ones.
-    """
-    named = {name: value for name, value in config.items() if name.endswith("_token")}
-    extra = config.get("extra_special_tokens")
-    tokens: dict[str, str] = {}
-    for name, value in (named | extra if isinstance(extra, dict) else named).items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if isinstance(content, str):
-            tokens[name] = content
-    return tokens
 
 
 def _text(path: Path) -> str | None:

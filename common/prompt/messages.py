@@ -15,7 +15,7 @@ from kvatlas.common import limits
 from kvatlas.common.errors import InvalidRequest
 from kvatlas.common.prompt.fields import Body
 from kvatlas.common.prompt.lax import check_numbers
-from kvatlas.common.prompt.parts import ContentFormat, content_of, is_typed
+from kvatlas.common.prompt.parts import ContentFormat, content_of, is_typed, is_usual
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.prompt.tools import (
     are_function_tools,
@@ -161,6 +161,10 @@ def _optional_text(value: Any) -> bool:
     return value is _ABSENT or isinstance(value, str)
 
 
+def _has_texts(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
+
+
 _ANY_ROLE: Final[Mapping[str, _Check]] = {
     "content": _text_or_list,
     "name": _text,
@@ -179,8 +183,10 @@ _BY_ROLE: Final[Mapping[str, Mapping[str, _Check]]] = {
         "content": lambda content: content in (None, _ABSENT) or _text_or_list(content),
         "name": _optional_text,
         "refusal": lambda refusal: refusal is _ABSENT or _text_or_null(refusal),
-        "audio": lambda audio: audio in (None, _ABSENT) or isinstance(audio, dict),
-        "function_call": lambda call: call in (None, _ABSENT) or isinstance(call, dict),
+        "audio": lambda audio: audio in (None, _ABSENT) or _has_texts(audio, "id"),
+        "function_call": lambda call: (
+            call in (None, _ABSENT) or _has_texts(call, "name", "arguments")
+        ),
     },
     "tool": {"content": _text_or_list, "tool_call_id": _text},
     "function": {"content": _text_or_null, "name": _text},
@@ -218,7 +224,6 @@ def _check_list(message: Body, role: str, content: list[Any], *, fits_any: bool)
     more += _reasoning(message) is not None or "reasoning" in message
     less = sum(key in message for key in _BY_ROLE[role].keys() - _ANY_ROLE.keys())
     typed = sum(map(is_typed, content))
-    if typed == 0 and more <= less:
-        unavailable("refused")
-    if typed + more <= less:
-        unavailable("unsure")
+    if 2 * typed + more > less or all(map(is_usual, content)):
+        return
+    unavailable("unsure" if typed else "refused")

@@ -72,6 +72,11 @@ def is_typed(part: Any) -> bool:
     return kind in ("text", "refusal", "thinking") and isinstance(part.get(kind), str)
 
 
+def is_usual(part: Any) -> bool:
+    """Tell whether a part is a text of the kind that every role may have."""
+    return isinstance(part, dict) and part.get("type") == "text" and is_typed(part)
+
+
 def _parts(content: list[Any]) -> list[Part]:
     parsed = (_part(part) for part in content)
     return [part for part in parsed if part is not None]

@@ -90,7 +90,22 @@ def _response_format(value: Any) -> None:
     if not isinstance(kind, str) or kind not in _FORMATS:
         unavailable("refused")
     if kind == "json_schema":
-        _is(dict, value.get("json_schema"))
+        schema = value.get("json_schema")
+        _is(dict, schema)
+        _is(str, schema.get("name"))
+        _is(dict, schema.get("schema"))
+
+
+def _stream_options(value: Any) -> None:
+    _is(dict, value)
+    for name in ("include_usage", "continuous_usage_stats"):
+        if value.get(name) is not None:
+            as_bool(value[name])
+
+
+def _one_of(words: tuple[str, ...], value: Any) -> None:
+    if value not in words:
+        unavailable("refused")
 
 
 def _structured_outputs(value: Any) -> None:
@@ -138,7 +153,9 @@ _NULLABLE: Final[_Checks] = {
     "ec_transfer_params": partial(_is, dict),
     "mm_processor_kwargs": _no_options,
     "media_io_kwargs": _no_options,
+    "stream_options": _stream_options,
     "stream_interval": partial(_integer, 1),
+    "thinking_token_budget": partial(_integer, -1),
 }
 _NEVER_NULL: Final[_Checks] = {
     "use_beam_search": _no_beam_search,
@@ -152,6 +169,8 @@ _NEVER_NULL: Final[_Checks] = {
     "priority": _ANY_INTEGER,
     "request_id": partial(_is, str),
     "echo": as_bool,
+    "routed_experts_prompt_start": partial(_integer, 0),
+    "mm_payload": partial(_one_of, ("tensors", "none")),
 }
 _CHAT: Final[_Checks] = {
     **_NULLABLE,
@@ -191,12 +210,24 @@ def check_completion(body: Body) -> None:
     _check(body, _COMPLETION, _COMPLETION_NEVER_NULL)
 
 
-def answer_tokens(body: Body, *, is_chat: bool) -> int | None:
+def answer_tokens(body: Body, *, is_chat: bool, max_model_len: int | None) -> int | None:
     """Give the longest answer that a request asks for, None where it leaves that to the engine.
 
     Raises:
         PromptUnavailable: the engine would refuse it.
     """
+    tokens = _answer_tokens(body, is_chat=is_chat)
+    bounds = [bound for bound in (tokens, max_model_len) if bound is not None]
+    if tokens is not None and tokens > min(bounds):
+        unavailable("refused")
+    # A prompt takes at least one of the tokens that the model takes.
+    least = as_int(body.get("min_tokens", 0)) + (tokens is None)
+    if bounds and least > max(min(bounds), 1):
+        unavailable("refused")
+    return tokens
+
+
+def _answer_tokens(body: Body, *, is_chat: bool) -> int | None:
     wanted = body.get("max_completion_tokens") if is_chat else None
     if wanted is None:
         wanted = body.get("max_tokens")
@@ -204,9 +235,8 @@ def answer_tokens(body: Body, *, is_chat: bool) -> int | None:
         return None if is_chat else _COMPLETION_ANSWER_TOKENS
     tokens = as_int(wanted)
     # A completion that only echoes its prompt needs no answer.
-    if tokens < 1 and (is_chat or tokens < 0 or not as_bool(body.get("echo", False))):
-        unavailable("refused")
-    if as_int(body.get("min_tokens", 0)) > max(tokens, 1):
+    only_echoes = tokens == 0 and not is_chat and as_bool(body.get("echo", False))
+    if tokens < 1 and not only_echoes:
         unavailable("refused")
     return tokens
 

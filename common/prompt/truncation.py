@@ -30,8 +30,6 @@ def truncation_of(
     side: _Side | None = body.get("truncation_side")
     if side is not None and side not in get_args(_Side):
         unavailable("refused")
-    if answer_tokens is not None and max_model_len is not None and answer_tokens > max_model_len:
-        unavailable("refused")
     if body.get("truncate_prompt_tokens") is None:
         return None
     keep = as_int(body["truncate_prompt_tokens"])

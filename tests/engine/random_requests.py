@@ -92,7 +92,7 @@ class Requests:
         if self._chance(0.15):
             body |= {"add_generation_prompt": False, "continue_final_message": self._flag()}
         self._some(body, 0.1, "documents", self._documents)
-        self._some(body, 0.02, "chat_template", lambda: self._pick((None, "", "x")))
+        self._some(body, 0.01, "chat_template", lambda: self._pick((None, "", "x")))
         self._shared(body)
         return body
 
@@ -266,10 +266,13 @@ class Requests:
             body,
             0.1,
             "cache_salt",
-            lambda: self._pick(("s", "ü", "s 1", "x" * 128, None, "", "a/b", 7)),
+            lambda: self._pick(("s", "ü", "s 1", "x" * 128, "a", None, "", "a/b")),
         )
         self._some(
-            body, 0.3, "max_tokens", lambda: self._pick((1, 16, 64, 300, None, "5", 0, 9_999))
+            body,
+            0.3,
+            "max_tokens",
+            lambda: self._pick((1, 16, 64, 300, 100, 2, None, None, "5", 0, 9_999)),
         )
         if self._chance(0.15):
             fields: tuple[tuple[str, Sequence[Any]], ...] = (
