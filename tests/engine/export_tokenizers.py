@@ -19,7 +19,6 @@ def main(folders: list[str]) -> None:
     for folder in folders:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.backend_tokenizer.save(str(Path(folder) / "tokenizer.json"))
-        print(folder, type(tokenizer).__name__, tokenizer.special_tokens_map, flush=True)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def _phi() -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([
         normalizers.Prepend("▁"), normalizers.Replace(" ", "▁"),
     ])  # fmt: skip
-    tokenizer.pre_tokenizer = None  # type: ignore[assignment]  # none is what these files have
+    tokenizer.pre_tokenizer = None  # none is what these files have
     names = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>")
     tokenizer.add_special_tokens(
         [AddedToken(name, rstrip=True, normalized=False, special=True) for name in names]
@@ -240,7 +240,7 @@ def _unigram() -> Tokenizer:
     trainer = trainers.UnigramTrainer(
         vocab_size=VOCABULARY,
         special_tokens=["<pad>", "</s>", "<unk>", "<image>"],
-        unk_token="<unk>",
+        unk_token="<unk>",  # noqa: S106 - no password
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(), trainer)
@@ -250,7 +250,7 @@ def _unigram() -> Tokenizer:
 
 
 def _wordpiece() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - no password
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(

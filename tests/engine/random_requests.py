@@ -12,11 +12,12 @@ CHAT: Final = "/v1/chat/completions"
 COMPLETION: Final = "/v1/completions"
 Json = dict[str, Any]
 
-_WORDS: Final = (
+_WORDS: Final = (  # noqa: SIM905 - a list would be thirty lines
     "cache router prefix block engine the of a is don't 12 3.14159 1,000,000 2.0 -7 Zürich naïve "
-    "café Привет мир 你好 世界 東京 キャッシュ مرحبا 한국어 🙂 👩‍💻 ½ № ﬁ e\u0301 x_y camelCase def return "
-    "{'a': [1, 2]} SELECT https://example.org/?a=b user@example.org <b> &amp; \" ' \\ $1 #x"
-).split(" ")
+    "café Привет мир 你好 世界 東京 キャッシュ مرحبا 한국어 🙂 👩‍💻 ½ № ﬁ e\u0301 x_y camelCase "
+    "def return {'a': [1, 2]} SELECT https://example.org/?a=b user@example.org <b> &amp; \" ' \\ $1 "
+    "#x"
+).split()
 _SPACES: Final = (
     " ",
     " ",
@@ -216,10 +217,11 @@ class Requests:
             return self._pick(_ODD)
         values = (True, False, None, "auto", "x", 0, 1.5, [1, "a"], {"b": 1, "a": None}, "ä")
         names = (
-            "custom", "custom", "enable_thinking", "enable_thinking", "thinking", "unknown", "padding",
-            "bos_token", "reasoning_effort", "date_string", "tools_in_user_message", "truncation",
-            "max_length", "add_generation_prompt", "tools", "documents", "tokenize", "chat_template",
-            "return_assistant_tokens_mask", "messages", "conversation", "image_token", "cls_token",
+            "custom", "custom", "enable_thinking", "enable_thinking", "thinking", "unknown",
+            "padding", "bos_token", "reasoning_effort", "date_string", "tools_in_user_message",
+            "truncation", "max_length", "add_generation_prompt", "tools", "documents", "tokenize",
+            "chat_template", "return_assistant_tokens_mask", "messages", "conversation",
+            "image_token", "cls_token",
         )  # fmt: skip
         return {self._pick(names): self._pick(values) for _ in range(self._random.randint(1, 2))}
 
@@ -295,7 +297,7 @@ class Requests:
 
     def _text(self) -> str:
         if self._chance(0.01):
-            return self._pick(_WORDS) * self._random.randint(100, self._max_model_len * 2)
+            return str(self._pick(_WORDS)) * self._random.randint(100, self._max_model_len * 2)
         words = []
         for _ in range(self._random.choice((0, 1, 3, 8, 20, 40))):
             words.append(self._pick(_SPECIALS) if self._chance(0.06) else self._pick(_WORDS))
@@ -325,4 +327,5 @@ class Requests:
     def _pick(self, values: Sequence[Any]) -> Any:
         # By way of JSON, so that no two requests share an object.
         picked = self._random.choice(values)
-        return picked if callable(picked) else json.loads(json.dumps(picked))
+        copy: Any = picked if callable(picked) else json.loads(json.dumps(picked))
+        return copy

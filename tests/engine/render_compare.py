@@ -35,6 +35,7 @@ from tests.engine.fleet import await_ok, child, free_port, vllm_environment
 from tests.engine.models import MAX_MODEL_LEN, MODELS, Model
 from tests.engine.random_requests import Request, Requests
 
+OUT = Console()
 REQUESTS = 500
 SEED = 20_261_125
 START_S = 240.0
@@ -82,7 +83,7 @@ def main() -> int:
         _export(options.vllm, [folder / model.name for model in models])
         for model in models:
             tallies[model.name] = _compare(model, folder / model.name, options)
-    Console().print(_table(tallies))
+    OUT.print(_table(tallies))
     return _verdict(tallies)
 
 
@@ -120,7 +121,7 @@ def _compare(model: Model, folder: Path, options: argparse.Namespace) -> Tally:
             raw = json.dumps(request.body, ensure_ascii=False).encode()
             tally.add(request, _theirs(client, request.path, raw), _ours(builder, request, raw))
     took = time.monotonic() - started
-    print(f"{model.name}: {options.requests} requests, {took:.0f} s", flush=True)
+    OUT.print(f"{model.name}: {options.requests} requests, {took:.0f} s")
     return tally
 
 
@@ -138,7 +139,7 @@ def _render_server(vllm: Path, folder: Path, flags: tuple[str, ...]) -> Iterator
         try:
             await_ok(f"{url}/health", server, START_S)
         except RuntimeError:
-            print(log.read_text(errors="replace")[-4_000:], file=sys.stderr)
+            OUT.print(log.read_text(errors="replace")[-4_000:], markup=False)
             raise
         with httpx2.Client(base_url=url, timeout=30.0) as client:
             yield client
@@ -189,9 +190,9 @@ def _verdict(tallies: dict[str, Tally]) -> int:
     accepted = sum(tally.accepted for tally in tallies.values())
     fallbacks = sum(sum(tally.fallbacks.values()) for tally in tallies.values())
     share = fallbacks / max(accepted, 1)
-    print(f"{accepted} accepted, {share:.1%} of them by load, {len(wrong)} differences")
+    OUT.print(f"{accepted} accepted, {share:.1%} of them by load, {len(wrong)} differences")
     for what in wrong[:DIFFERENCES_SHOWN]:
-        print(what)
+        OUT.print(what, markup=False)
     return int(bool(wrong) or accepted == 0 or share > FALLBACK_SHARE_MAX)
 
 
