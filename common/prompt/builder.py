@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Final
 
-from kvatlas.common.errors import ConfigError
+from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.prompt.chat import ChatRenderer
 from kvatlas.common.prompt.completion import read_completion
 from kvatlas.common.prompt.corpus import CORPUS
@@ -22,6 +23,10 @@ from kvatlas.common.settings import ModelSettings
 
 CHAT_PATH: Final = "/v1/chat/completions"
 COMPLETIONS_PATH: Final = "/v1/completions"
+_WARMING: Final[dict[str, Body]] = {
+    CHAT_PATH: {"messages": [{"role": "user", "content": "\n".join(CORPUS)}]},
+    COMPLETIONS_PATH: {"prompt": "\n".join(CORPUS)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +147,12 @@ class PromptBuilder:
         return text[-chars_max:] if truncation.side == "left" else text[:chars_max]
 
     def warm(self) -> None:
-        """Encode something: a tokenizer's first encode takes up to 150 ms."""
-        self._tokenizer.encode(CORPUS, add_special_tokens=True)
+        """Use everything once: a tokenizer's first encode takes up to 150 ms."""
+        for adds in (False, True):
+            self._tokenizer.encode(CORPUS, add_special_tokens=adds)
+        for path, body in _WARMING.items():
+            with suppress(PromptUnavailable):
+                self.tokenize(self.prepare(path, body))
 
     def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenize a text.

@@ -15,8 +15,8 @@ Json = dict[str, Any]
 _WORDS: Final = (  # noqa: SIM905 - a list would be thirty lines
     "cache router prefix block engine the of a is don't 12 3.14159 1,000,000 2.0 -7 Zürich naïve "
     "café Привет мир 你好 世界 東京 キャッシュ مرحبا 한국어 🙂 👩‍💻 ½ № ﬁ e\u0301 x_y camelCase "
-    "def return {'a': [1, 2]} SELECT https://example.org/?a=b user@example.org <b> &amp; \" ' \\ $1 "
-    "#x"
+    "def return {'a': [1, 2]} SELECT https://example.org/?a=b user@example.org <b> &amp; "
+    "\" ' \\ $1 #x"
 ).split()
 _SPACES: Final = (
     " ",
