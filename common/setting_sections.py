@@ -63,7 +63,7 @@ class ModelSettings(_Section):
     block_size: Annotated[int, Field(ge=1, le=limits.BLOCK_SIZE_MAX)] | None = None
     chat_template: Path | None = None
     content_format: Literal["auto", "string", "openai"] = "auto"
-    default_chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    default_chat_template_kwargs: dict[str, Any] | None = None
     exclude_tools_when_tool_choice_none: bool = False
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1

@@ -66,7 +66,7 @@ class PromptBuilder:
             special_tokens=files.special_tokens,
             content_format=None if model.content_format == "auto" else model.content_format,
             max_model_len=model.max_model_len,
-            default_variables=model.default_chat_template_kwargs,
+            default_variables=model.default_chat_template_kwargs or {},
             excludes_tools=model.exclude_tools_when_tool_choice_none,
         )
         return cls(

@@ -19,13 +19,11 @@ def check_common(body: Body) -> None:
     """Refuse wrong types in the fields that every route reads.
 
     Raises:
-        InvalidRequest: `model` is no string or `stream` neither a boolean nor null.
+        InvalidRequest: `model` is neither a string nor null.
         PromptUnavailable: the body brings embeddings.
     """
-    if not isinstance(body.get("model", ""), str):
+    if not isinstance(body.get("model"), str | None):
         raise InvalidRequest("model must be a string", "model")
-    if not isinstance(body.get("stream"), bool | None):
-        raise InvalidRequest("stream must be a boolean or null", "stream")
     if body.get("prompt_embeds") not in (None, []):
         unavailable("prompt_embeds")
 

@@ -178,14 +178,22 @@ def test_wrong_types_are_the_clients_fault(messages: Any) -> None:
     assert caught.value.param == "messages"
 
 
-@pytest.mark.parametrize(
-    ("change", "param"), [({"model": 7}, "model"), ({"stream": "yes"}, "stream")]
-)
-def test_wrong_types_beside_messages_are_too(change: dict[str, Any], param: str) -> None:
-    """So is what the router reads besides."""
+def test_a_model_that_is_no_name_is_too() -> None:
+    """So is the name of the model, which the router reads; null is none."""
     with pytest.raises(InvalidRequest) as caught:
-        renderer().render({"messages": [USER], **change})
-    assert caught.value.param == param
+        renderer().render({"messages": [USER], "model": 7})
+    assert caught.value.param == "model"
+    assert renderer("x").render({"messages": [USER], "model": None}).texts == ("x",)
+
+
+@pytest.mark.parametrize(("stream", "taken"), [("yes", True), (1, True), (None, True), (2, False)])
+def test_stream_is_read_as_the_engine_reads_it(stream: Any, taken: bool) -> None:  # noqa: FBT001
+    """What the engine takes for a boolean is no fault of the client's; the rest it refuses."""
+    body = {"messages": [USER], "stream": stream}
+    if taken:
+        assert renderer("x").render(body).texts == ("x",)
+    else:
+        assert reason(body, "x") == "refused"
 
 
 @pytest.mark.parametrize(
