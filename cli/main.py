@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kvatlas import __version__
-from kvatlas.cli.console import faults_told, messages, output, read_text
+from kvatlas.cli.console import faults_told, messages, output, read_lines, read_text
 from kvatlas.common.settings import Settings, load
 
 app = typer.Typer(
@@ -204,8 +203,7 @@ def render(
     from kvatlas.cli.render import render_lines  # noqa: PLC0415 - `kvatlas --help` stays quick
 
     with faults_told():
-        lines = sys.stdin if str(requests) == "-" else read_text(requests).splitlines()
-        for line in render_lines(load(config), lines):
+        for line in render_lines(load(config), read_lines(requests)):
             typer.echo(line)
 
 

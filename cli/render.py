@@ -14,7 +14,7 @@ from kvatlas.common.settings import Settings
 _PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
 
 
-def render_lines(settings: Settings, lines: Iterable[str]) -> Iterator[str]:
+def render_lines(settings: Settings, lines: Iterable[bytes]) -> Iterator[str]:
     """Render requests, one JSON object per line.
 
     Args:
@@ -41,10 +41,10 @@ def render_lines(settings: Settings, lines: Iterable[str]) -> Iterator[str]:
             yield orjson.dumps(_answer(builders, line, only)).decode()
 
 
-def _answer(builders: dict[str, PromptBuilder], line: str, only: str | None) -> dict[str, Any]:
+def _answer(builders: dict[str, PromptBuilder], line: bytes, only: str | None) -> dict[str, Any]:
     try:
         path, body = _request(line)
-        name = body.get("model", only)
+        name = only if body.get("model") is None else body["model"]
         builder = builders.get(name) if isinstance(name, str) else None
         if builder is None:
             return _fallback("model_not_found" if isinstance(name, str) else "invalid_request")
@@ -61,7 +61,7 @@ def _answer(builders: dict[str, PromptBuilder], line: str, only: str | None) -> 
     return {"token_ids": ids, "text": texts, "fallback": None}
 
 
-def _request(line: str) -> tuple[str, dict[str, Any]]:
+def _request(line: bytes) -> tuple[str, dict[str, Any]]:
     """Read a line.
 
     Raises:

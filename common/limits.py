@@ -41,6 +41,12 @@ INLINE_CHARS_SLOW_MAX: Final = 2_048
 """The same where only the slower tokenizer can be used: about 1 ms, 4 ms at worst."""
 TOKENIZE_PENDING_MAX: Final = 32
 """Texts waiting for a tokenizer thread; more are routed by load at once."""
+SEGMENT_CACHE_BYTES: Final = 64 * 1024 * 1024
+"""Ids of text between added tokens that a tokenizer keeps: 16 M tokens of chats, per model."""
+SEGMENT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Largest segment that is kept; one of a whole document would push out a thousand turns."""
+ADDED_TOKENS_CHECKED_MAX: Final = 512
+"""Added tokens that two tokenizers must agree on at start-up; some models reserve thousands."""
 
 # --- engines as the router sees them ----------------------------------------------------------
 CONNECT_S: Final = 1.0

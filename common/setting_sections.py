@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -86,6 +86,10 @@ class ModelSettings(_Section):
         block_size: tokens per block; learned from the engines when left out.
         chat_template: file with a Jinja template instead of the tokenizer's own.
         content_format: how the template wants message contents; "auto" finds out.
+        default_chat_template_kwargs: variables of the template where a client gives none; the
+            same as the engines' option of this name.
+        exclude_tools_when_tool_choice_none: whether engines hide tools from the template where
+            `tool_choice` is "none"; the same as their option of this name.
         index_shards: hash slots that the model's index is spread over.
         lora_adapters: names of adapters that are known before an engine has named its own.
         render_url: a service that renders what cannot be rendered here, or None.
@@ -102,6 +106,8 @@ class ModelSettings(_Section):
     block_size: Annotated[int, Field(ge=1, le=limits.BLOCK_SIZE_MAX)] | None = None
     chat_template: Path | None = None
     content_format: Literal["auto", "string", "openai"] = "auto"
+    default_chat_template_kwargs: dict[str, Any] | None = None
+    exclude_tools_when_tool_choice_none: bool = False
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
     lora_adapters: Annotated[list[ModelId], Field(max_length=limits.ADAPTERS_PER_MODEL_MAX)] = []

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# make test-engine: real vLLM servers (CPU). A render server whose tokens are ours, one server whose
-# streams are compared, one with a hybrid model, then two, an indexer, two routers, and users that talk.
+# make test-engine, all against real vLLM (CPU): random requests to render servers, one model at a
+# time; a render service; the streams of one engine; an engine with a hybrid model; then two engines,
+# an indexer, two routers, and users that talk.
 # KVATLAS_VLLM_ENV names an environment that has vLLM already.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,6 +13,8 @@ tests/engine/install.sh "$folder"
 model=$cache/tiny-model
 rm -rf "$model" "$model-hybrid"
 HF_HUB_OFFLINE=1 "$folder/bin/python" tests/engine/make_model.py common/prompt/demo_model "$model"
+# Renders first: no match is right without them.
+.venv/bin/python -m tests.engine.render_compare --vllm "$folder/bin/vllm"
 .venv/bin/python -m tests.engine.render_service --vllm "$folder/bin/vllm" --model "$model"
 .venv/bin/python -m tests.engine.streams --vllm "$folder/bin/vllm" --model "$model"
 HF_HUB_OFFLINE=1 "$folder/bin/python" tests/engine/make_model.py common/prompt/demo_model "$model-hybrid" hybrid
