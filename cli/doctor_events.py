@@ -10,7 +10,7 @@ from kvatlas.cli.doctor_engine import block_size_of
 from kvatlas.cli.doctor_facts import FAULT, OK, WARN, EngineFound, EventsFound, Finding, Found
 from kvatlas.cli.index_reader import EndpointState
 
-DOUBTS: Final = ("gap", "lost", "replay_failed", "malformed", "reconnect")
+DOUBTS: Final = ("gap", "lost", "replay_failed", "malformed", "reconnect", "overpredicted")
 """Reasons of epochs that cost what was known without the engine having forgotten it."""
 _PORT: Final = re.compile(r":(\d+)$")
 
@@ -32,6 +32,7 @@ def judge_events(events: EventsFound, engine: EngineFound, found: Found) -> Iter
         yield _replay(events)
     if found.redis.silence is None:
         yield _position(events)
+        yield from _state(events)
         yield from _block_size(events, engine)
     yield from _counters(events.name, found)
 
@@ -141,6 +142,29 @@ def _position(events: EventsFound) -> Finding:
     if lag is None:
         return Finding(OK, events.name, "index", f"The index has {state}; lag is not known.")
     return Finding(OK, events.name, "index", f"The index has all of it: {state}.")
+
+
+def _state(events: EventsFound) -> Iterator[Finding]:
+    """Judge how the indexer itself says that it follows the endpoint."""
+    after = events.after
+    if after is None:
+        return
+    if after.unmatched:
+        yield Finding(
+            WARN,
+            events.name,
+            "groups",
+            f"Nothing of it is indexed ({after.unmatched}): it is routed to by load alone.",
+            "Its KV-cache groups are not of kinds or sizes that can be matched; see docs/REDIS.md.",
+        )
+    if after.phase == "waiting":
+        yield Finding(
+            WARN,
+            events.name,
+            "doubt",
+            f"It is in doubt ({after.reason}) and will be learned anew.",
+            "Wait a minute; if it stays so, see docs/EVENTS.md and the indexer's log.",
+        )
 
 
 def _restart_missed(events: EventsFound) -> bool:

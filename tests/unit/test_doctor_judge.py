@@ -55,6 +55,8 @@ def state(seq: int = 7, **changes: Any) -> EndpointState:
     fields = {
         "name": NAME, "shard": 0, "epoch": 3, "seq": seq, "blocks": 9, "block_size": 16,
         "reason": "start", "since_s": 1.0, "event_s": 2.0, "pools": {},
+        "groups": "0=full_attention", "unmatched": "", "phase": "live", "followed_s": 3.0,
+        "counts": {},
     }  # fmt: skip
     return EndpointState(**{**fields, **changes})
 
@@ -135,6 +137,8 @@ def test_the_advice_for_chats_is_the_template_and_for_texts_the_tokenizer() -> N
     ("changes", "expected"),
     [
         ({"events": None}, [("warn", "events")]),
+        ({"after": state(unmatched="kind")}, [("warn", "groups")]),
+        ({"after": state(phase="waiting")}, [("warn", "doubt")]),
         ({"accepts": False}, [("fault", "events")]),
         ({"events": "tcp://e:6000"}, [("fault", "events")]),
         ({"replay_address": "tcp://e:6000"}, [("fault", "events")]),
