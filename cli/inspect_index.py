@@ -215,7 +215,7 @@ def prompt_hashes(
 
 def as_json(findings: Findings) -> bytes:
     """Write everything as JSON."""
-    return orjson.dumps(asdict(findings), option=orjson.OPT_INDENT_2)
+    return orjson.dumps(asdict(findings), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
 
 
 def show(console: Console, findings: Findings) -> None:

@@ -141,7 +141,7 @@ SWEEP_BUCKETS_PER_CALL: Final = 64
 DOUBTS_PER_SHARD_MAX: Final = 4_000
 """Notes of doubt that an indexer reads at once: twice as many as there can be endpoints."""
 WINDOW_BLOCKS_FIRST: Final = 256
-"""Blocks of windows that a lookup reads at first: a window of 4,096 tokens in blocks of 16."""
+"""Most that a lookup reads of windows at first: a window of 4,096 tokens in blocks of 16."""
 WINDOW_BLOCKS_MAX: Final = 4_096
 """Blocks of windows that one lookup reads in all; an endpoint undecided by then has no match."""
 HOLDER_VALUES_CACHED_MAX: Final = 65_536

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, Epoch, HolderId
 from kvatlas.common.keyspace import VERSION_FIELD, Holder, parse_holder_ids
 from kvatlas.common.kv_groups import FULL_KINDS, WINDOWED_KINDS, Tier, tier_of
 from kvatlas.router.windows import Need, Span, need_of
+
+WINDOW_BLOCKS_LEAST: Final = 32
+"""A read costs its round trip first, so fewer blocks are no cheaper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,11 @@ class ShardView:
         self._windowed = {i: (h.endpoint, h.pool.group) for i, h in windowed.items()}
         self._groups = {name: len(numbers) for name, numbers in groups.items()}
         self._parsed: dict[bytes, Held] = {}
+
+    def window_blocks(self, name: EndpointName) -> int:
+        """Say how many blocks are worth reading first for a hybrid endpoint."""
+        needs = self.hybrids[name].needs.values()
+        return max([WINDOW_BLOCKS_LEAST, *(n.blocks or limits.WINDOW_BLOCKS_FIRST for n in needs)])
 
     def full(self, value: bytes) -> Held:
         """Read a list of holder ids of the buckets `b:`.

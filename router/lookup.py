@@ -100,7 +100,7 @@ class BlockIndex:
             IndexUnavailable: Redis did not answer within LOOKUP_S, or refused.
 
         Cost: 0.3 to 1.0 ms for 64 to 6,400 blocks and 64 endpoints (bench/index.py); hybrid
-            models take another 0.3 ms for each 256 blocks of windows that are read.
+            models take another call, and 0.3 ms for each 100 blocks of windows that are read.
         """
         if not hashes:
             return {}
@@ -165,7 +165,7 @@ class BlockIndex:
         undecided = dict(most)
         spans = Spans(view)
         low = top = max(most.values(), default=0)
-        step = limits.WINDOW_BLOCKS_FIRST
+        step = min(limits.WINDOW_BLOCKS_FIRST, max(map(view.window_blocks, most), default=0))
         while undecided and low and top - low < limits.WINDOW_BLOCKS_MAX:
             first = max(0, low - step, top - limits.WINDOW_BLOCKS_MAX)
             stretch = packed[first * HASH_BYTES : low * HASH_BYTES]
