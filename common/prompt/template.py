@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from jinja2 import Template as JinjaTemplate
 from jinja2 import TemplateError, meta, nodes
@@ -65,9 +65,25 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)  # noqa: DTZ005 - see above
 
 
+_OF_DICTS: Final = frozenset(dir(dict))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, quicker where templates do most of their work: reading keys of messages."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Give what Jinja gives, without the exception that it takes to get to a key."""
+        if type(obj) is dict and attribute not in _OF_DICTS:
+            try:
+                return obj[attribute]
+            except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
 @cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> _Environment:
+    environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=False,

@@ -162,3 +162,17 @@ def test_what_a_template_reads() -> None:
     assert "a" not in template.variables
     assert not template.knows_developer
     assert ChatTemplate.compile('{{ x == "developer" }}', "test").knows_developer
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("{{ m.role }}{{ m['role'] }}", "rr"),
+        ("{{ m.nope is defined }}{{ m.nope }}", "False"),
+        ("{{ m.items() | list | length }}{{ m.items is callable }}", "1True"),
+        ("{{ m.__class__ is defined }}", "False"),
+    ],
+)
+def test_keys_and_attributes_of_messages(source: str, shown: str) -> None:
+    """A dot reads a key where a dictionary has no such attribute; the sandbox stays closed."""
+    assert rendered(source, m={"role": "r"}) == shown
