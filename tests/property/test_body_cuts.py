@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kvatlas.router.body import add, client_body, cut
@@ -19,6 +20,9 @@ SCALARS = st.sampled_from(
         '[1 , {"kv_transfer_params":2}]',
     ]
 )
+
+unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Bodies are written by hand here, member by member, which takes its time on a busy machine."""
 
 Pairs = list[tuple[str, str, Any]]
 """An object as (key, key as written, value), a value being such a list or JSON."""
@@ -71,6 +75,7 @@ def without(value: Any, path: tuple[str, ...]) -> Any:
     return ("object", kept)
 
 
+@unhurried
 @given(OBJECTS.flatmap(written), BLANKS)
 def test_cutting_takes_the_member_and_nothing_else(
     made: tuple[str, list[str]], around: str
@@ -84,6 +89,7 @@ def test_cutting_takes_the_member_and_nothing_else(
     assert left.decode() == around + "{" + ",".join(kept) + "}" + around
 
 
+@unhurried
 @given(OBJECTS.flatmap(written))
 def test_cutting_inside_of_a_member_leaves_it_there(made: tuple[str, list[str]]) -> None:
     """Only the inner member goes, in each occurrence of the outer one."""
@@ -96,6 +102,7 @@ def test_cutting_inside_of_a_member_leaves_it_there(made: tuple[str, list[str]])
     assert all(byte in rest for byte in left)
 
 
+@unhurried
 @given(OBJECTS.flatmap(written), BLANKS)
 def test_adding_adds_one_member_at_the_end(made: tuple[str, list[str]], around: str) -> None:
     """Everything before it stays as it is."""
@@ -107,6 +114,7 @@ def test_adding_adds_one_member_at_the_end(made: tuple[str, list[str]], around: 
     assert more.endswith(b'"new":{"a":[1]}}' + around.encode())
 
 
+@unhurried
 @given(OBJECTS.flatmap(written))
 def test_a_client_cannot_hide_what_steers(made: tuple[str, list[str]]) -> None:
     """As the engine reads the body that is passed on, nothing is left of it."""

@@ -7,7 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kvatlas.router.usage import Usage
@@ -25,6 +26,9 @@ TEXTS = st.text(max_size=12) | st.sampled_from(
 )
 ENDS = st.sampled_from(["stop", "length", "tool_calls"])
 NEWLINES = st.sampled_from([b"\n", b"\r\n", b"\r"])
+
+
+unhurried = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def pieces_of(data: st.DataObject, raw: bytes) -> list[bytes]:
     return [raw[a:b] for a, b in itertools.pairwise(edges)]
 
 
+@unhurried
 @given(st.data(), ENGINES, st.lists(TEXTS, max_size=5), st.none() | ENDS)
 def test_asking_for_usage_changes_nothing_for_the_client(
     data: st.DataObject, engine: Engine, texts: list[str], end: str | None
@@ -97,6 +102,7 @@ def test_asking_for_usage_changes_nothing_for_the_client(
     assert stream.is_done
 
 
+@unhurried
 @given(
     data=st.data(),
     engine=ENGINES,
@@ -115,6 +121,7 @@ def test_a_watched_stream_passes_piece_by_piece(
     assert (stream.usage is not None) == (asked and end is not None)
 
 
+@unhurried
 @given(st.data(), st.binary(max_size=200))
 def test_any_bytes_pass(data: st.DataObject, raw: bytes) -> None:
     """What is no stream of events at all is passed on whole."""
