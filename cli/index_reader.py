@@ -88,7 +88,7 @@ class IndexReader:
         self, redis_url: str, weights: Mapping[ModelName, Mapping[Tier, float]] | None = None
     ) -> None:
         self._client: Redis = connect(redis_url, timeout_s=limits.REDIS_WRITE_S, connections_max=1)
-        self._index = BlockIndex(self._client, weights)
+        self._index = BlockIndex(self._client, weights, limits.REDIS_WRITE_S)
 
     async def aclose(self) -> None:
         """Close the connection."""

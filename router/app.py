@@ -101,7 +101,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
         weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
-        index = BlockIndex.connect(settings.redis.url, weights)
+        index = BlockIndex.connect(settings.redis.url, weights, settings.router.lookup_s)
         metrics.windows_undecided.set_function(lambda: index.undecided)
         stack.push_async_callback(index.aclose)
         proxy = Proxy(settings.router, metrics)

@@ -213,6 +213,8 @@ class RouterHttp:
                 ("x-kvatlas-match-tokens", str(judged.match_tokens)),
                 ("x-kvatlas-prompt-tokens", str(decision.prompt_tokens or 0)),
             ]
+            if decision.fallback is not None:
+                headers.append(("x-kvatlas-fallback", decision.fallback))
         return headers
 
     def _check(self, body: dict[str, Any]) -> ModelName:

@@ -49,12 +49,17 @@ class BlockIndex:
     Args:
         client: a connection.
         weights: what a block in each tier is worth, per model; the defaults for other models.
+        limit_s: for Redis to answer a lookup; LOOKUP_S where it is not given.
     """
 
     def __init__(
-        self, client: Redis, weights: Mapping[ModelName, Mapping[Tier, float]] | None = None
+        self,
+        client: Redis,
+        weights: Mapping[ModelName, Mapping[Tier, float]] | None = None,
+        limit_s: float | None = None,
     ) -> None:
         self._client = client
+        self._limit_s = limits.LOOKUP_S if limit_s is None else limit_s
         self._weights = weights or {}
         self._script = Script("lookup")
         self._windows = Script("windows")
@@ -64,16 +69,20 @@ class BlockIndex:
 
     @classmethod
     def connect(
-        cls, redis_url: str, weights: Mapping[ModelName, Mapping[Tier, float]] | None = None
+        cls,
+        redis_url: str,
+        weights: Mapping[ModelName, Mapping[Tier, float]] | None = None,
+        limit_s: float | None = None,
     ) -> BlockIndex:
         """Make a reader; nothing is sent before the first lookup."""
+        limit_s = limits.LOOKUP_S if limit_s is None else limit_s
         client = connect(
             redis_url,
             # Only a guard: `match` keeps the deadline, and knows a stall of our own loop.
-            timeout_s=5 * limits.LOOKUP_S,
+            timeout_s=5 * limit_s,
             connections_max=limits.REDIS_LOOKUP_CONNECTIONS_MAX,
         )
-        return cls(client, weights)
+        return cls(client, weights, limit_s)
 
     async def warm(self) -> None:
         """Open a connection ahead of the first request.
@@ -97,7 +106,7 @@ class BlockIndex:
             One match per endpoint; who holds none is absent.
 
         Raises:
-            IndexUnavailable: Redis did not answer within LOOKUP_S, or refused.
+            IndexUnavailable: Redis did not answer in time, or refused.
 
         Cost: 0.3 to 1.0 ms for 64 to 6,400 blocks and 64 endpoints (bench/index.py); hybrid
             models take another call, and 0.3 ms for each 100 blocks of windows that are read.
@@ -106,7 +115,7 @@ class BlockIndex:
             return {}
         packed = b"".join([block.to_bytes(HASH_BYTES, "big") for block in hashes])
         asked = asyncio.gather(*(self._match_shard(shard, packed) for shard in shards))
-        found = await _in_time(asked)
+        found = await _in_time(asked, self._limit_s)
         return {name: match for matches in found for name, match in matches.items()}
 
     async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
@@ -187,13 +196,14 @@ class BlockIndex:
             await self._client.aclose()
 
 
-async def _in_time(asked: asyncio.Future[T]) -> T:
-    """Wait for an answer of Redis within LOOKUP_S.
+async def _in_time(asked: asyncio.Future[T], limit_s: float) -> T:
+    """Wait for an answer of Redis.
 
     When the loop was stalled, the time is over and the answer lies unread: it gets a last look.
     """
     try:
-        for seconds in (limits.LOOKUP_S - limits.LOOKUP_GRACE_S, limits.LOOKUP_GRACE_S):
+        grace_s = min(limits.LOOKUP_GRACE_S, limit_s)
+        for seconds in (limit_s - grace_s, grace_s):
             done, _ = await asyncio.wait({asked}, timeout=seconds)
             if done:
                 return asked.result()

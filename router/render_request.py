@@ -22,10 +22,12 @@ RenderApi = Literal["render", "tokenize"]
 Sequences = tuple["array[int]", ...]
 
 ASKED_FOR: Final = frozenset({
-    "own_renderer", "no_template", "template_error", "unsure", "tokenizer_error",
+    "own_renderer", "harmony", "no_template", "template_error", "unsure", "tokenizer_error",
     "tokenizer_differs",
 })  # fmt: skip
 """Reasons of ours for which the service may know better."""
+_NOT_BY_TOKENIZE: Final = frozenset({"harmony"})
+"""Of these, those for which `/tokenize` gives other ids than the engine's chats have."""
 
 NO_TOKENS: Final = frozenset({
     "model", "stream", "stream_options", "stream_interval", "n", "best_of", "seed", "user",
@@ -52,6 +54,11 @@ _NOT_FOR_TOKENIZE: Final = frozenset({
 _TEXT_PARTS: Final = frozenset({
     "text", "input_text", "output_text", "refusal", "thinking", "tool_reference",
 })  # fmt: skip
+
+
+def may_be_asked(api: RenderApi, reason: str) -> bool:
+    """Tell whether a service may have a prompt that is not to be had here for this reason."""
+    return reason in ASKED_FOR and not (api == "tokenize" and reason in _NOT_BY_TOKENIZE)
 
 
 def render_request(

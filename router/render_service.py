@@ -27,9 +27,9 @@ from kvatlas.common.settings import ModelSettings
 from kvatlas.router.engine_client import Asked, Reply, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.render_request import (
-    ASKED_FOR,
     RenderApi,
     Sequences,
+    may_be_asked,
     read_render,
     render_request,
 )
@@ -169,7 +169,8 @@ class RenderServices:
 
     def may_help(self, model: ModelName, reason: str) -> bool:
         """Tell whether a prompt that is not to be had here for this reason is asked for."""
-        return model in self._services and reason in ASKED_FOR
+        service = self._services.get(model)
+        return service is not None and may_be_asked(service.api, reason)
 
     async def prompt(
         self, model: ModelName, path: str, body: Mapping[str, Any], limit_s: float

@@ -16,13 +16,15 @@ from kvatlas.common.prompt.corpus import CORPUS
 from kvatlas.common.prompt.fetch import tokenizer_folder
 from kvatlas.common.prompt.fields import Body
 from kvatlas.common.prompt.folder import ModelFolder
-from kvatlas.common.prompt.reasons import unavailable
+from kvatlas.common.prompt.reasons import Reason, unavailable
 from kvatlas.common.prompt.rendered import Prompt, Rendered, Truncation
 from kvatlas.common.prompt.tokenizer import Tokenizer, TokenizerKind
 from kvatlas.common.settings import ModelSettings
 
 CHAT_PATH: Final = "/v1/chat/completions"
 COMPLETIONS_PATH: Final = "/v1/completions"
+_OF_THE_TEMPLATE: Final = frozenset({"no_template", "template_error", "unsure"})
+"""Reasons that say nothing of a request where the engine does not use the template."""
 _WARMING: Final[dict[str, Body]] = {
     CHAT_PATH: {"messages": [{"role": "user", "content": "\n".join(CORPUS)}]},
     COMPLETIONS_PATH: {"prompt": "\n".join(CORPUS)},
@@ -39,7 +41,7 @@ class PromptBuilder:
 
     _tokenizer: Tokenizer
     _chat: ChatRenderer
-    _has_own_renderer: bool
+    _own_renderer: Reason | None
     _max_model_len: int | None
     _id_max: int
     _eos: str | None
@@ -72,7 +74,7 @@ class PromptBuilder:
         return cls(
             _tokenizer=tokenizer,
             _chat=chat,
-            _has_own_renderer=files.has_own_renderer and model.chat_template is None,
+            _own_renderer=files.own_renderer if model.chat_template is None else None,
             _max_model_len=model.max_model_len,
             _id_max=max(tokenizer.vocab_size, files.vocab_size) - 1,
             _eos=files.special_tokens.known.get("eos_token"),
@@ -106,10 +108,14 @@ class PromptBuilder:
         """
         if path == COMPLETIONS_PATH:
             return read_completion(body, id_max=self._id_max, max_model_len=self._max_model_len)
-        rendered = self._chat.render(body)
-        if self._has_own_renderer:
-            unavailable("own_renderer")
-        return rendered
+        if self._own_renderer is None:
+            return self._chat.render(body)
+        try:
+            self._chat.render(body)
+        except PromptUnavailable as error:
+            if error.reason not in _OF_THE_TEMPLATE:
+                raise
+        raise PromptUnavailable(self._own_renderer)
 
     def tokenize(self, rendered: Rendered) -> Prompt:
         """Tokenize what `prepare` gave.

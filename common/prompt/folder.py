@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvatlas.common.errors import ConfigError
+from kvatlas.common.prompt.reasons import Reason
 from kvatlas.common.prompt.special_tokens import SpecialTokens
 from kvatlas.common.prompt.template import ChatTemplate
 
 # The engine renders these with code of its own whatever template they carry.
 _OWN_RENDERERS: Final = frozenset({
-    "gpt_oss", "deepseek_v32", "deepseek_v4", "deepseek_v41", "kimi_k3", "kimi_audio", "inkling",
+    "deepseek_v32", "deepseek_v4", "deepseek_v41", "kimi_k3", "kimi_audio", "inkling",
     "cohere", "cohere2", "cohere2_moe",
 })  # fmt: skip
 _OWN_RENDERERS_BY_ARCHITECTURE: Final = re.compile(
-    r"GptOss|DeepseekV(32|4|41)For|KimiK3|MoonshotKimia|Inkling"
+    r"DeepseekV(32|4|41)For|KimiK3|MoonshotKimia|Inkling"
 )
+_HARMONY: Final = "gpt_oss"
+_HARMONY_ARCHITECTURE: Final = re.compile(r"GptOss")
 _MISTRAL_TOKENIZERS: Final = ("tekken.json", "tokenizer.model.v*")
 
 
@@ -33,14 +36,14 @@ class ModelFolder:
         templates: Jinja sources by name, "default" being the usual one.
         special_tokens: bos_token and the like.
         vocab_size: of the model, which may be larger than the tokenizer's; 0 if unknown.
-        has_own_renderer: whether the engine renders chats of this model without a template.
+        own_renderer: the reason if the engine renders chats of this model without a template.
     """
 
     tokenizer_json: str = field(repr=False)
     templates: Mapping[str, str] = field(repr=False)
     special_tokens: SpecialTokens
     vocab_size: int
-    has_own_renderer: bool
+    own_renderer: Reason | None
 
     @classmethod
     def read(cls, folder: Path) -> ModelFolder:
@@ -61,7 +64,7 @@ class ModelFolder:
             templates=_templates(folder, config),
             special_tokens=SpecialTokens.read(config, older, model.get("model_type")),
             vocab_size=vocab_size if isinstance(vocab_size, int) else 0,
-            has_own_renderer=_has_own_renderer(folder, model),
+            own_renderer=_own_renderer(folder, model),
         )
 
     def compiled(self, override: Path | None) -> dict[str, ChatTemplate]:
@@ -81,16 +84,17 @@ class ModelFolder:
         }
 
 
-def _has_own_renderer(folder: Path, model: Mapping[str, Any]) -> bool:
-    architectures = model.get("architectures")
-    return (
+def _own_renderer(folder: Path, model: Mapping[str, Any]) -> Reason | None:
+    listed = model.get("architectures")
+    names = [name for name in (listed if isinstance(listed, list) else []) if isinstance(name, str)]
+    if model.get("model_type") == _HARMONY or any(map(_HARMONY_ARCHITECTURE.match, names)):
+        return "harmony"
+    has_code = (
         model.get("model_type") in _OWN_RENDERERS
-        or any(
-            isinstance(name, str) and _OWN_RENDERERS_BY_ARCHITECTURE.match(name)
-            for name in (architectures if isinstance(architectures, list) else [])
-        )
+        or any(map(_OWN_RENDERERS_BY_ARCHITECTURE.match, names))
         or any(any(folder.glob(pattern)) for pattern in _MISTRAL_TOKENIZERS)
     )
+    return "own_renderer" if has_code else None
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:

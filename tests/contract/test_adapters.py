@@ -146,8 +146,8 @@ async def test_inspect_knows_adapters(redis_url: str, tmp_path: Path) -> None:
         return result, json.loads(result.stdout) if result.exit_code == 0 else None
 
     (name,) = {e.host_port for e in one.settings.endpoints}
-    assert (await inspected("ad1"))[1]["prompt"]["matches"][name] > 2
-    assert (await inspected("ad2", "--model", "demo"))[1]["prompt"]["matches"][name] > 2
+    assert (await inspected("ad1"))[1]["prompt"]["matches"][name]["blocks"] > 2
+    assert (await inspected("ad2", "--model", "demo"))[1]["prompt"]["matches"][name]["blocks"] > 2
     assert (await inspected("ad3", "--model", "demo"))[1]["prompt"]["matches"] == {}
     refused, _ = await inspected("ad2")
     assert refused.exit_code == 78

@@ -29,7 +29,7 @@ def own_renderer(folder: Path) -> Path:
     """Make a copy of the demo model that claims to be rendered by code of the engine."""
     for file in demo_model_path().iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt_oss"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v32"}))
     return folder
 
 

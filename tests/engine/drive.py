@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -157,6 +158,21 @@ class Drive:
         self.report.count("  both routers say the same", tally["agreed"], requests, required=True)
         self.report.count("  longest prefix chosen", tally["longest"], requests, required=False)
         self.report.count("  tokens cached", tally["cached"], tally["tokens"], required=False)
+        self._own_word(tally)
+
+    def _own_word(self, tally: Counter[str]) -> None:
+        """Compare with what the routers count of their own predictions."""
+        page = ""
+        for router in self.fleet.routers:
+            page += self.client.get(f"http://127.0.0.1:{router.admin_port}/metrics").text
+        told: Counter[str] = Counter()
+        pattern = r'^kvatlas_router_predicted_hits_total{.*outcome="(\w+)".*} (\S+)$'
+        for outcome, value in re.findall(pattern, page, re.MULTILINE):
+            told[outcome] += int(float(value))
+        # An engine's first stream goes unasked, the others all count.
+        self.report.say("  routers' own count of exact", f"{told['exact']:,}")
+        if told["over"] or told["under"] or told["exact"] < tally["exact"] - len(self.counters) * 2:
+            self.report.faults.append(f"the routers count {dict(told)}, seen {tally['exact']}")
 
     def _one(self, path: str, body: dict[str, Any], number: int, tally: Counter[str]) -> Seen:
         time.sleep(QUIET_S)
@@ -180,7 +196,7 @@ class Drive:
             self.report.faults.append(
                 f"request {number} {path}: predicted {seen.predicted}, cached {seen.cached}, "
                 f"{seen.counted} of {seen.prompt_tokens} tokens, scan {scan}, routers {matches}, "
-                f"fallbacks {[one['fallback'] for one in explained]}"
+                f"fallbacks {[one['fallback'] for one in explained]} {seen.fallback}"
             )
         return seen
 

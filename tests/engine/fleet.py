@@ -209,7 +209,8 @@ def write_config(folder: Path, redis_url: str, model: Path, engines: tuple[Engin
             {"url": engine.url, "model": "tiny", "events": engine.events, "replay": engine.replay}
             for engine in engines
         ],
-        "router": {"debug_headers": True},
+        # What is found matters here, not how soon it is on two cores beside two engines.
+        "router": {"debug_headers": True, "lookup_s": 1.0},
         "indexer": {"admin_port": free_port()},
     }
     path.write_text(yaml.safe_dump(config))

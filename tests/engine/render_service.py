@@ -74,7 +74,7 @@ def own_renderer(model: Path, folder: Path) -> Path:
         if file.suffix in (".json", ".jinja"):
             shutil.copyfile(file, folder / file.name)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt_oss"}))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "deepseek_v32"}))
     return folder
 
 

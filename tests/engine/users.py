@@ -41,6 +41,7 @@ class Seen:
         predicted: tokens that the router expected to be cached.
         cached: tokens that the engine found.
         counted: prompt tokens by the router's account; 0 where it had none.
+        fallback: why the request went by load; None where it did not.
     """
 
     endpoint: str
@@ -49,6 +50,7 @@ class Seen:
     counted: int
     prompt_tokens: int
     text: str
+    fallback: str | None
 
     @property
     def is_exact(self) -> bool:
@@ -72,6 +74,7 @@ def ask(client: httpx2.Client, router: Router, path: str, body: dict[str, Any]) 
         counted=int(reply.headers["x-kvatlas-prompt-tokens"]),
         prompt_tokens=usage["prompt_tokens"],
         text="".join(map(_text, answers)),
+        fallback=reply.headers.get("x-kvatlas-fallback"),
     )
 
 

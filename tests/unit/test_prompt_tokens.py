@@ -392,13 +392,24 @@ def test_files_of_templates_replace_those_of_the_configuration(tmp_path: Path) -
     assert shown(model, tools=[{"function": {"name": "f"}}]) == "file"
 
 
-def test_models_that_the_engine_renders_by_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "template", "reason"),
+    [
+        ({"model_type": "deepseek_v32"}, "x", "own_renderer"),
+        ({"model_type": "deepseek_v32"}, "{{ raise_exception('no') }}", "own_renderer"),
+        ({"model_type": "gpt_oss"}, "x", "harmony"),
+        ({"architectures": ["GptOssForCausalLM"]}, "x", "harmony"),
+    ],
+)
+def test_models_that_the_engine_renders_by_code(
+    tmp_path: Path, config: dict[str, Any], template: str, reason: str
+) -> None:
     """Their templates are not what the engine uses; completions are no matter of templates."""
-    model = fill(tmp_path, config__json={"model_type": "gpt_oss"}, chat_template__jinja="x")
+    model = fill(tmp_path, config__json=config, chat_template__jinja=template)
     builder = PromptBuilder.load(model)
     with pytest.raises(PromptUnavailable) as caught:
         builder.prepare(CHAT_PATH, {"messages": [USER]})
-    assert caught.value.reason == "own_renderer"
+    assert caught.value.reason == reason
     assert completion(builder, prompt=[3]) == [[3]]
 
 
