@@ -25,15 +25,16 @@ def as_bool(value: Any) -> bool:
     Raises:
         PromptUnavailable: the engine would refuse it; null is no boolean either.
     """
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int | float) and value in (0, 1):
-        return value == 1
+    if not is_bool(value):
+        unavailable("refused")
+    return value.lower() in _TRUE if isinstance(value, str) else bool(value)
+
+
+def is_bool(value: Any) -> bool:
+    """Tell whether the engine takes this for a boolean."""
     if isinstance(value, str):
-        word = value.lower()
-        if word in _TRUE or word in _FALSE:
-            return word in _TRUE
-    return unavailable("refused")
+        return value.lower() in _TRUE | _FALSE
+    return isinstance(value, int | float) and value in (0, 1)
 
 
 def as_int(value: Any) -> int:

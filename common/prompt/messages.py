@@ -98,7 +98,7 @@ def _message(message: Body, content_format: ContentFormat) -> Message:
     if isinstance(content, str) and message.keys() == _PLAIN and role in _SIMPLE_ROLES:
         return {"role": role, "content": content_of(content, role, content_format)}
     message = {**message, "tool_calls": _listed(message.get("tool_calls"))}
-    _check(message, role, content)
+    fits_any = _check(message, role, content)
     written: Message = {
         "role": role,
         "content": content_of(None if content is _ABSENT else content, role, content_format),
@@ -111,7 +111,9 @@ def _message(message: Body, content_format: ContentFormat) -> Message:
         if isinstance(message.get(key), str):
             written[key] = message[key]
     if role == "developer":
-        written["tools"] = ordered_tools(message.get("tools"))
+        # The type for a role does not describe them, so by that they stay as they are.
+        tools = message.get("tools")
+        written["tools"] = ordered_tools(tools) if fits_any else tools
     return written
 
 
@@ -195,8 +197,8 @@ _BY_ROLE: Final[Mapping[str, Mapping[str, _Check]]] = {
 _SIMPLE_ROLES: Final = frozenset({"system", "user", "assistant"})
 
 
-def _check(message: Body, role: str, content: Any) -> None:
-    """Refuse a message that fits neither of the engine's types."""
+def _check(message: Body, role: str, content: Any) -> bool:
+    """Refuse what fits neither of the engine's types, and tell whether it fits that for any role."""
     fits_any = _text_or_null(_reasoning(message)) and all(
         check(message[key]) for key, check in _ANY_ROLE.items() if key in message
     )
@@ -211,6 +213,7 @@ def _check(message: Body, role: str, content: Any) -> None:
             check_numbers(value)
     if isinstance(content, list) and content and by_role is not None and role != "function":
         _check_list(message, role, content, fits_any=fits_any)
+    return fits_any
 
 
 def _check_list(message: Body, role: str, content: list[Any], *, fits_any: bool) -> None:

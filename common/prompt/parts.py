@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+from kvatlas.common.prompt.lax import is_bool
 from kvatlas.common.prompt.reasons import unavailable
 
 ContentFormat = Literal["string", "openai"]
@@ -69,6 +70,8 @@ def is_typed(part: Any) -> bool:
     kind = part.get("type")
     if kind == _TOOL_REFERENCE:
         return True
+    if kind == "thinking" and not is_bool(part.get("closed", False)):
+        return False
     return kind in ("text", "refusal", "thinking") and isinstance(part.get(kind), str)
 
 

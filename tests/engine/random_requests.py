@@ -298,11 +298,18 @@ class Requests:
     def _text(self) -> str:
         if self._chance(0.01):
             return str(self._pick(_WORDS)) * self._random.randint(100, self._max_model_len * 2)
+        if self._chance(0.05):
+            return "".join(self._letter() for _ in range(self._random.randint(1, 40)))
         words = []
         for _ in range(self._random.choice((0, 1, 3, 8, 20, 40))):
             words.append(self._pick(_SPECIALS) if self._chance(0.06) else self._pick(_WORDS))
             words.append(self._pick(_SPACES))
         return "".join(words)
+
+    def _letter(self) -> str:
+        """Draw any character but a surrogate; most scripts lie within the first plane."""
+        code = self._random.randrange(0x11_0000 if self._chance(0.2) else 0x1_0000)
+        return chr(code) if not 0xD800 <= code <= 0xDFFF else "\ufffd"
 
     def _flag(self) -> Any:
         if self._chance(0.1):

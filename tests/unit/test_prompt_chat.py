@@ -18,6 +18,7 @@ MESSAGES = "{{ messages | tojson }}"
 OPENAI = "{% for m in messages %}{% for p in m.content %}{% endfor %}{% endfor %}" + MESSAGES
 USER = {"role": "user", "content": "u"}
 TEXT = {"type": "text", "text": "x"}
+THOUGHT = {"type": "thinking", "thinking": "x"}
 NAMED = {"name": "f"}
 
 
@@ -165,6 +166,9 @@ def test_tools_of_a_developer() -> None:
     [tool] = shown["tools"]
     assert list(tool) == ["function", "type", "more"]
     assert list(tool["function"]) == ["name", "parameters", "strict", "extra"]
+    # Where another key keeps the message from fitting that type, its tools stay, too.
+    [shown] = seen({"role": "developer", "content": "c", "tools": tools, "task": 1}, source=source)
+    assert list(shown["tools"][0]) == ["more", "type", "function"]
     odd = [{"type": "function", "function": {"name": "f", "description": None}}]
     [shown] = seen({"role": "developer", "content": "c", "tools": odd}, source=source)
     assert list(shown["tools"][0]) == ["type", "function"]
@@ -211,6 +215,7 @@ def test_stream_is_read_as_the_engine_reads_it(stream: Any, taken: bool) -> None
         ({"role": "user", "content": [{"type": "text", "text": "x", "uuid": "u"}]}, "refused"),
         ({"role": "user", "content": [TEXT, {"type": "text", "text": 1}]}, "unsure"),
         ({"role": "user", "content": [TEXT], "reasoning": 1}, "unsure"),
+        ({"role": "user", "content": [{**THOUGHT, "closed": "x"}]}, "refused"),
         ({"role": "user", "content": [TEXT, {"type": "image_url", "image_url": {}}]}, "multimodal"),
         ({"role": "user", "content": [TEXT, {"image_url": None, "uuid": "u"}]}, "multimodal"),
         ({"role": "user", "content": "x", "name": 1}, "refused"),
