@@ -26,7 +26,8 @@ OVER_SHARE_FAULT: Final = 0.25
 FALLBACK_SHARE_WARN: Final = 0.05
 LISTPACK: Final = {"entries": 512, "value": 1_024}
 """What docs/REDIS.md asks for."""
-PREDICTED: Final = "kvatlas_router_predicted_hits_total"
+PREDICTED: Final = "kvatlas_router_predictions_total"
+OUTCOMES: Final = ("exact", "over", "under")
 
 
 def judge(found: Found) -> list[Finding]:
@@ -212,6 +213,19 @@ def judge_predictions(name: str, found: Found) -> Iterator[Finding]:
     if not total:
         yield Finding(OK, name, "predictions", "Predicted against actual is not reported yet.")
         return
+    others = told.pop("other_prompt", 0.0)
+    if others:
+        yield Finding(
+            FAULT,
+            name,
+            "tokens",
+            f"Of {total:.0f} prompts {others:.0f} had another number of tokens than we counted.",
+            "The engine renders otherwise: compare its options with the model's settings "
+            "(chat_template, content_format, default_chat_template_kwargs).",
+        )
+    total -= others
+    if not total:
+        return
     over = told.get("over", 0.0) / total
     shares = ", ".join(f"{told.get(kind, 0.0) / total:.1%} {kind}" for kind in OUTCOMES)
     text = f"Of {total:.0f} predictions {shares}."
@@ -225,6 +239,3 @@ def judge_predictions(name: str, found: Found) -> Iterator[Finding]:
         text,
         "The engine has less than the index says: look at its events, lag and tokenizer above.",
     )
-
-
-OUTCOMES: Final = ("exact", "over", "under")

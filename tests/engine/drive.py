@@ -166,7 +166,7 @@ class Drive:
         for router in self.fleet.routers:
             page += self.client.get(f"http://127.0.0.1:{router.admin_port}/metrics").text
         told: Counter[str] = Counter()
-        pattern = r'^kvatlas_router_predicted_hits_total{.*outcome="(\w+)".*} (\S+)$'
+        pattern = r'^kvatlas_router_predictions_total{.*outcome="(\w+)".*} (\S+)$'
         for outcome, value in re.findall(pattern, page, re.MULTILINE):
             told[outcome] += int(float(value))
         # An engine's first stream goes unasked, the others all count.

@@ -272,12 +272,24 @@ def test_predictions_over_all_routers(
     exact: int, over: int, expected: list[tuple[str, str]]
 ) -> None:
     """Few of them say nothing; what runs over is the engine having less than is believed."""
-    name = "kvatlas_router_predicted_hits_total"
+    name = "kvatlas_router_predictions_total"
     pages = [
         replace(PAGE, samples=samples((name, {"endpoint": NAME, "outcome": outcome}, count)))
         for outcome, count in (("exact", exact), ("over", over))
     ]
     assert told(judge(replace(FOUND, routers=pages))) == expected
+
+
+@pytest.mark.parametrize("exact", [0, 100])
+def test_prompts_of_another_length_are_a_fault(exact: int) -> None:
+    """The engine counted other tokens than the router: whatever matched, it renders otherwise."""
+    name = "kvatlas_router_predictions_total"
+    page = samples(
+        (name, {"endpoint": NAME, "outcome": "exact"}, exact),
+        (name, {"endpoint": NAME, "outcome": "other_prompt"}, 3.0),
+    )
+    found = replace(FOUND, routers=[replace(PAGE, samples=page)])
+    assert told(judge(found)) == [("fault", "tokens")]
 
 
 def test_samples_are_summed_by_labels() -> None:
