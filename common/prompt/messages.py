@@ -198,7 +198,7 @@ _SIMPLE_ROLES: Final = frozenset({"system", "user", "assistant"})
 
 
 def _check(message: Body, role: str, content: Any) -> bool:
-    """Refuse what fits neither of the engine's types, and tell whether it fits that for any role."""
+    """Refuse what fits neither of the engine's types; tell whether it fits that for any role."""
     fits_any = _text_or_null(_reasoning(message)) and all(
         check(message[key]) for key, check in _ANY_ROLE.items() if key in message
     )

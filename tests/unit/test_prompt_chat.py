@@ -608,4 +608,27 @@ def test_the_last_part_is_continued() -> None:
 
 def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
     """Nothing shows where to cut."""
-    assert reason({"messages": [USER], **CONTINUE}, "fixed") == "refused"
+    assert reason({"messages": [USER], **CONTINUE}, "fixed{# content #}") == "refused"
+
+
+def test_a_template_without_contents_cannot_continue_one() -> None:
+    """Hugging Face's code asks for the word in the template's source."""
+    assert reason({"messages": [USER], **CONTINUE}, "{{ messages[0].role }}") == "refused"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_beam_search": True},
+        {"structured_outputs": {"structural_tag": "{}"}},
+        {"response_format": {"type": "structural_tag", "format": {}}},
+    ],
+)
+def test_sampling_that_is_left_to_the_engine(change: dict[str, Any]) -> None:
+    """Beams are requests of their own, and what a structural tag must be is the engine's to say."""
+    assert reason({"messages": [USER], **change}) == "unsure"
+
+
+def test_sampling_switched_off_is_none() -> None:
+    """A switch that is off decides nothing."""
+    assert text({"messages": [USER], "use_beam_search": False}, "x") == "x"
