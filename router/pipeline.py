@@ -78,7 +78,6 @@ class Decision:
         fallback: why the request goes by load alone, or None.
         timings_ms: per stage that ran.
         adapter: the LoRA adapter of the model that is asked for, or None.
-        is_own_prompt: whether the token ids are from our own renderer.
     """
 
     model: ModelName
