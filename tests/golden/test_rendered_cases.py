@@ -26,7 +26,7 @@ from kvatlas.common.settings import ModelSettings
 HERE = Path(__file__).resolve().parent
 MAX_MODEL_LEN = 32_768
 TEMPLATES = ("string", "parts", "developer")
-FALLBACKS_MAX = 49
+FALLBACKS_MAX = 32
 """Requests that vLLM accepts and that we leave to it: texts that are numbers, `tokenize`, ..."""
 
 Case = dict[str, Any]
