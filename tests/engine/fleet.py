@@ -166,21 +166,21 @@ def vllm_command(vllm: str, model: Path, engine: Engine, blocks: int) -> list[st
         "num-gpu-blocks-override": str(blocks),
         "dtype": "bfloat16",
         "kv-events-config": json.dumps(events),
-        "lora-modules": f"{ADAPTER}={model / 'lora'}",
-        "max-lora-rank": "8",
         "tool-call-parser": "hermes",
     }
     switches = (
         "enforce-eager",
         "enable-prefix-caching",
         "enable-prompt-tokens-details",
-        "enable-lora",
         "enable-auto-tool-choice",
     )
+    adapter = model / "lora"
+    lora = ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"{ADAPTER}={adapter}"]
     return [
         *(vllm, "serve", str(model)),
         *(part for name, value in flags.items() for part in (f"--{name}", value)),
         *(f"--{name}" for name in switches),
+        *(lora if adapter.exists() else []),
     ]
 
 

@@ -28,7 +28,7 @@ from kvatlas.cli.redis_server import running_redis
 from kvatlas.common.log import configure_logs
 from kvatlas.common.settings import Settings
 from kvatlas.router.app import Running, router
-from kvatlas.router.endpoints import EngineFacts
+from kvatlas.router.endpoint import EngineFacts
 from tests.engine.fleet import (
     ENGINE_START_S,
     Engine,
@@ -247,8 +247,7 @@ def engine_command(vllm: str, model: Path, engine: Engine, *, forced: bool) -> l
     """Write the command line; contexts are longer than in the fleet."""
     command = vllm_command(vllm, model, engine, CACHE_BLOCKS)
     command[command.index("--max-model-len") + 1] = str(MODEL_LEN)
-    tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    return [*command, *tools, *(["--enable-force-include-usage"] if forced else [])]
+    return [*command, *(["--enable-force-include-usage"] if forced else [])]
 
 
 async def compare_all(engine: Engine, model: Path, redis_url: str, *, forced: bool) -> Findings:
