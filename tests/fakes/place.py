@@ -14,11 +14,12 @@ import aiohttp
 import pytest
 from prometheus_client import Counter, Gauge
 
+from kvatlas.common import limits
 from kvatlas.common.prompt import CHAT_PATH, PromptBuilder, demo_model_path
 from kvatlas.common.settings import ModelSettings, Settings
 from kvatlas.indexer.app import Indexer
 from kvatlas.router.app import Running, router
-from kvatlas.router.endpoints import Endpoint, EngineFacts
+from kvatlas.router.endpoint import Endpoint, EngineFacts
 from kvatlas.simulator.app import engine
 from tests.fakes.services import indexing
 from tests.fakes.upstream import Behaviour, Upstream, upstream
@@ -114,14 +115,27 @@ class Place:
         return float(metric.labels(*labels)._value.get())
 
     async def settled(self) -> None:
-        """Wait until Redis knows all that the engine has announced, and nothing is under way."""
-        for _ in range(200):
-            await asyncio.sleep(0.02)
-            feeds = self.indexer.feeds if self.indexer else []
-            if all(feed.mirror.is_current for feed in feeds) and not self.endpoint.requests:
-                await asyncio.sleep(0.05)
+        """Wait until Redis knows all that the engine has announced, and nothing is under way.
+
+        Call it after something was announced: an indexer that has heard nothing yet, or has lost
+        the first message while it subscribed, has nothing left to write either.
+        """
+        before = None
+        for _ in range(50):
+            heard = self._heard()
+            if heard is not None and heard == before and not self.endpoint.requests:
                 return
+            before = heard
+            # A message that was lost in the beginning is asked for after SETTLE_S.
+            await asyncio.sleep(limits.SETTLE_S + 0.05)
         raise AssertionError("not settled")
+
+    def _heard(self) -> list[int] | None:
+        """Give the newest sequence of each feed, if all have heard some and written it."""
+        feeds = self.indexer.feeds if self.indexer else []
+        seqs = [feed.sequencer.last_seq for feed in feeds if feed.mirror.is_current]
+        heard = [seq for seq in seqs if seq is not None]
+        return heard if len(heard) == len(feeds) else None
 
 
 @asynccontextmanager
