@@ -21,7 +21,7 @@ from kvatlas.common.ids import Epoch
 from kvatlas.common.prompt import CHAT_PATH
 from kvatlas.router.accuracy import Prediction, Window, is_comparable
 from kvatlas.router.body import add, client_body
-from kvatlas.router.endpoints import EngineFacts
+from kvatlas.router.endpoint import EngineFacts
 from kvatlas.router.handover import Candidate, params, refusal
 from kvatlas.router.usage import WholeAnswer
 from kvatlas.router.usage_stream import UsageStream

@@ -12,7 +12,7 @@ from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.log import logger
 from kvatlas.common.redis_client import connect, guard
 from kvatlas.router.accuracy import Doubt
-from kvatlas.router.endpoints import Endpoint
+from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.metrics import RouterMetrics
 
 _LOG = logger("doubts")

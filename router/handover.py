@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from kvatlas.common.prompt import CHAT_PATH
-from kvatlas.router.endpoints import EngineFacts
+from kvatlas.router.endpoint import EngineFacts
 
 MEMBER: Final = "kv_transfer_params"
 VERSION_MIN: Final = (0, 32)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import aiohttp
-import orjson
 
 from kvatlas.common import limits
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
-from kvatlas.router.endpoints import Endpoint
+from kvatlas.router.endpoint import Endpoint
+from kvatlas.router.engine_answers import read_token_ids
+from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.handover import question
 from kvatlas.router.metrics import RouterMetrics
 
@@ -104,24 +105,18 @@ class HandoverChecks:
                 self._stop(check)
 
     async def _verdict(self, check: _Check) -> Verdict:
-        key = check.endpoint.api_key
-        headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        endpoint = check.endpoint
+        # More bytes are so many more tokens, or something else altogether.
         most = limits.TOKENIZE_ANSWER_BYTES_PER_TOKEN * (len(check.token_ids) + 1_000)
+        asked = Asked(endpoint.url, endpoint.api_key, limits.HANDOVER_CHECK_S, most)
         try:
-            async with (
-                asyncio.timeout(limits.HANDOVER_CHECK_S),
-                self._session.post(
-                    f"{check.endpoint.url}/tokenize",
-                    data=check.asked,
-                    headers=headers,
-                    allow_redirects=False,
-                ) as reply,
-            ):
-                raw = await _read(reply.content, most)
-                return _judged(raw, check.token_ids) if reply.status == 200 else "unanswered"
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            reply = await ask(self._session, asked, "/tokenize", check.asked)
+        except Silence:
             return "unanswered"
+        tokens = read_token_ids(reply.content) if reply.status == 200 else None
+        if tokens is None:
+            return "unanswered"
+        return "agrees" if tokens == list(check.token_ids) else "differs"
 
     def _stop(self, check: _Check) -> None:
         self._on.discard(check.model)
@@ -131,30 +126,3 @@ class HandoverChecks:
 
     def _count(self, model: ModelName, outcome: str) -> None:
         self._metrics.handover_checks.labels(model, outcome).inc()
-
-
-async def _read(content: aiohttp.StreamReader, most: int) -> bytes:
-    """Read an answer that may have so many bytes at most.
-
-    Raises:
-        ValueError: it has more: so many more tokens, or something else altogether.
-    """
-    pieces: list[bytes] = []
-    size = 0
-    while piece := await content.readany():
-        size += len(piece)
-        if size > most:
-            raise ValueError("the answer is too long")
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-def _judged(raw: bytes, token_ids: Sequence[int]) -> Verdict:
-    try:
-        content: Any = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return "unanswered"
-    tokens = content.get("tokens") if isinstance(content, dict) else None
-    if not isinstance(tokens, list):
-        return "unanswered"
-    return "agrees" if tokens == list(token_ids) else "differs"

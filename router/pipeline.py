@@ -22,7 +22,8 @@ from kvatlas.common.prompt import COMPLETIONS_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.router.accuracy import reads_cache
-from kvatlas.router.endpoints import Endpoint, Endpoints
+from kvatlas.router.endpoint import Endpoint
+from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.lookup import BlockIndex, Match
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.prompts import Prompts
@@ -112,7 +113,6 @@ class _Matches:
     is_own_prompt: bool = True
     blocks: dict[int, int] = field(default_factory=dict)
     by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
-    stage: str = "prompt"
     fallback: str | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
 

@@ -23,7 +23,8 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
 from kvatlas.common.prompt.probe_set import Kind, Probe
-from kvatlas.router.endpoints import Endpoints, Engine, TokenizerVerdict
+from kvatlas.router.endpoint import Engine, TokenizerVerdict
+from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.engine_answers import (
     ServedModels,
     read_models,

@@ -12,7 +12,7 @@ from kvatlas.router import handover
 from kvatlas.router.accuracy import Prediction, Window, compare, is_comparable
 from kvatlas.router.body import ClientBody, add, cut
 from kvatlas.router.doubts import Doubts
-from kvatlas.router.endpoints import Endpoint
+from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged

@@ -23,7 +23,7 @@ from kvatlas.common.errors import (
     UpstreamTimeout,
 )
 from kvatlas.common.settings import RouterSettings
-from kvatlas.router.endpoints import Endpoint, Flight
+from kvatlas.router.endpoint import Endpoint, Flight
 from kvatlas.router.headers import Header, to_client, to_engine
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.usage import AnswerReader

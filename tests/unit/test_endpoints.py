@@ -13,7 +13,8 @@ from kvatlas.common.errors import ConfigError
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.settings import Settings
-from kvatlas.router.endpoints import FAILURES_UNHEALTHY, Endpoint, Endpoints
+from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Endpoint
+from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.metrics_page import EngineGauges, read_gauges
 

@@ -8,7 +8,8 @@ import pytest
 
 from kvatlas.common.ids import ModelName
 from kvatlas.common.settings import Settings
-from kvatlas.router.endpoints import FAILURES_UNHEALTHY, Endpoints, Engine, EngineFacts
+from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Engine, EngineFacts
+from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.served_names import Served
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
-from kvatlas.router.endpoints import EngineFacts
+from kvatlas.router.endpoint import EngineFacts
 from kvatlas.router.handover import Candidate, params, question, refusal
 
 BODY: dict[str, Any] = {
