@@ -22,6 +22,7 @@ from kvatlas.common.keyspace import (
     shards_of,
 )
 from kvatlas.common.redis_client import connect, guard
+from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.router.lookup import BlockIndex
 
 POOL_PREFIX = "holder:"
@@ -73,8 +74,10 @@ class IndexReader:
     Every method raises IndexUnavailable when Redis does not answer.
     """
 
-    def __init__(self, redis_url: str) -> None:
-        self._client: Redis = connect(redis_url, timeout_s=limits.REDIS_WRITE_S, connections_max=1)
+    def __init__(self, redis: str | RedisSettings) -> None:
+        self._client: Redis = connect(
+            redis, timeout_s=limits.REDIS_WRITE_S, connections_max=1, reads_only=True
+        )
         self._index = BlockIndex(self._client)
 
     async def aclose(self) -> None:

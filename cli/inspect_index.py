@@ -85,7 +85,7 @@ def find(settings: Settings, question: Question) -> Findings:
     body = _body(question.prompt) if question.prompt is not None else None
 
     async def read() -> Findings:
-        reader = IndexReader(settings.redis.url)
+        reader = IndexReader(settings.redis)
         try:
             models = await reader.models(question.model)
             return Findings(

@@ -88,7 +88,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         endpoints = Endpoints(settings, metrics)
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
-        index = BlockIndex.connect(settings.redis.url)
+        index = BlockIndex.connect(settings.redis)
         stack.push_async_callback(index.aclose)
         proxy = Proxy(settings.router, metrics)
         stack.push_async_callback(proxy.aclose)

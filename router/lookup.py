@@ -19,6 +19,7 @@ from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId
 from kvatlas.common.keyspace import HASH_BYTES, VERSION_FIELD, Holder, Shard, parse_holder_ids
 from kvatlas.common.redis_client import Script, connect, guard
+from kvatlas.common.setting_sections import RedisSettings
 
 T = TypeVar("T")
 
@@ -86,18 +87,19 @@ class BlockIndex:
 
     def __init__(self, client: Redis) -> None:
         self._client = client
-        self._script = Script("lookup")
+        self._script = Script("lookup", reads_only=True)
         self._views: dict[Shard, _ShardView] = {}
 
     @classmethod
-    def connect(cls, redis_url: str) -> BlockIndex:
+    def connect(cls, redis: str | RedisSettings) -> BlockIndex:
         """Make a reader; nothing is sent before the first lookup."""
         return cls(
             connect(
-                redis_url,
+                redis,
                 # Only a guard: `match` keeps the deadline, and knows a stall of our own loop.
                 timeout_s=5 * limits.LOOKUP_S,
                 connections_max=limits.REDIS_LOOKUP_CONNECTIONS_MAX,
+                reads_only=True,
             )
         )
 
