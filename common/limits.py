@@ -69,6 +69,8 @@ REDIS_SEEDS_MAX: Final = 64
 """Nodes or sentinels that a configuration names."""
 REDIS_NODES_MAX: Final = 1_000
 """Nodes of a cluster; Redis itself advises no more."""
+REDIS_PARTING_S: Final = 10.0
+"""After which connections to a server that left are closed; no call takes so long."""
 REDIS_REDIRECTS_MAX: Final = 3
 """MOVED and ASK that one command follows; more are a cluster that has not settled."""
 TOPOLOGY_ASK_S: Final = 0.1

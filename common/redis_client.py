@@ -100,8 +100,13 @@ async def lives(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str
     with guard():
         servers = {key: await client.node_for(key) for key in keys}
         asked = list(set(servers.values()))
-        names = dict(zip(asked, await asyncio.gather(*map(_life, asked)), strict=True))
-    return {key: names[server] for key, server in servers.items()}
+        # All end before the first failure is told, so that none is under way behind its back.
+        answers = await asyncio.gather(*map(_life, asked), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+    names = dict(zip(asked, answers, strict=True))
+    return {key: str(names[server]) for key, server in servers.items()}
 
 
 async def _life(server: Redis) -> str:

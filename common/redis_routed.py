@@ -17,6 +17,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 
 from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
 from kvatlas.common.redis_options import Node
 from kvatlas.common.redis_topology import Key, Topology
 
@@ -74,6 +75,8 @@ class RoutedRedis(Redis):
         self._topology = topology
         self._make = make
         self._clients: dict[Node, Redis] = {}
+        self._parting: list[tuple[float, Redis]] = []
+        self._is_closed = False
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run a command where its key is."""
@@ -102,9 +105,10 @@ class RoutedRedis(Redis):
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's
         """Close all connections."""
         del close_connection_pool
+        self._is_closed = True
         await self._topology.aclose()
-        clients, self._clients = self._clients, {}
-        await asyncio.gather(*(client.aclose() for client in clients.values()))
+        clients = [*self._clients.values(), *(client for _, client in self._parting)]
+        await asyncio.gather(*(client.aclose() for client in clients))
 
     async def run_parts(
         self, stack: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -167,13 +171,22 @@ class RoutedRedis(Redis):
             raise
 
     async def _client(self, node: Node) -> Redis:
+        if self._is_closed:
+            raise redis_errors.ConnectionError("the client is closed")
         client = self._clients.get(node)
         if client is None:
             client = self._clients[node] = self._make(node)
-            known = {node, *self._topology.nodes()}
-            gone = [self._clients.pop(other) for other in self._clients.keys() - known]
-            await asyncio.gather(*(other.aclose() for other in gone), return_exceptions=True)
+            await self._part({node, *self._topology.nodes()})
         return client
+
+    async def _part(self, known: set[Node]) -> None:
+        """Part with servers that are no longer there, after the last call to them has ended."""
+        now = monotonic()
+        gone = self._clients.keys() - known
+        self._parting += [(now, self._clients.pop(node)) for node in gone]
+        over = [client for since, client in self._parting if now - since > limits.REDIS_PARTING_S]
+        self._parting = [one for one in self._parting if one[1] not in over]
+        await asyncio.gather(*(client.aclose() for client in over), return_exceptions=True)
 
 
 class _RoutedPipeline(Pipeline):

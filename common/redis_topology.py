@@ -42,6 +42,7 @@ class Topology(ABC):
         self._salt = secrets.randbits(64)
         self._suspects: dict[Node, float] = {}
         self._asking: asyncio.Task[None] | None = None
+        self._is_closed = False
         self._asked_at = float("-inf")
         self._known_at = float("-inf")
 
@@ -60,20 +61,22 @@ class Topology(ABC):
         if now - self._known_at > limits.TOPOLOGY_AGE_MAX_S:
             self.ask()
         if not self.nodes():
-            await self.settled()
+            await self.known()
         master = self._master(key)
         return self._replica_of(master, now) if self._replicas else master
 
-    async def settled(self) -> None:
-        """Wait for a fresh answer; whoever stops waiting ends nothing."""
-        await asyncio.shield(self.ask())
-
-    def ask(self) -> asyncio.Task[None]:
-        """Find out anew, in the background."""
+    async def known(self) -> None:
+        """Wait for an answer; whoever stops waiting ends nothing."""
+        self.ask()
         if self._asking is None:
+            raise redis_errors.ConnectionError("closed")
+        await asyncio.shield(self._asking)
+
+    def ask(self) -> None:
+        """Find out anew, in the background."""
+        if self._asking is None and not self._is_closed:
             self._asking = asyncio.create_task(self._ask(), name="redis topology")
             self._asking.add_done_callback(self._note)
-        return self._asking
 
     def suspect(self, node: Node) -> None:
         """Note that a server failed, or is not what it was taken for."""
@@ -87,6 +90,7 @@ class Topology(ABC):
 
     async def aclose(self) -> None:
         """Stop asking."""
+        self._is_closed = True
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)

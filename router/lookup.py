@@ -132,8 +132,12 @@ class BlockIndex:
         if not hashes:
             return {}
         packed = b"".join([block.to_bytes(HASH_BYTES, "big") for block in hashes])
-        asked = asyncio.gather(*(self._match_shard(shard, packed) for shard in shards))
-        found = await _in_time(asked)
+        asked = [asyncio.ensure_future(self._match_shard(shard, packed)) for shard in shards]
+        try:
+            found = await _in_time(asyncio.gather(*asked))
+        finally:
+            for one in asked:
+                one.cancel()
         return {name: match for matches in found for name, match in matches.items()}
 
     async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
@@ -173,7 +177,14 @@ async def _in_time(asked: asyncio.Future[T]) -> T:
                 return asked.result()
     finally:
         asked.cancel()
+        asked.add_done_callback(_look_away)
     raise IndexUnavailable("timeout")
+
+
+def _look_away(asked: asyncio.Future[T]) -> None:
+    """Take note of how an answer ended that nobody waits for, so that asyncio does not log it."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def intersect(runs: Runs) -> dict[EndpointName, int]:

@@ -16,13 +16,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from kvatlas.cli.bound import bound_command
 from kvatlas.cli.redis_server import find_redis_server
@@ -93,7 +96,8 @@ class Server:
 
     def client(self, **options: Any) -> Redis:
         """Connect to it."""
-        return Redis(host="127.0.0.1", port=self.port, socket_timeout=2, **self.login | options)
+        said = {"socket_timeout": 2, "retry": Retry(NoBackoff(), 0), **self.login, **options}
+        return Redis(host="127.0.0.1", port=self.port, **said)
 
     def start(self) -> None:
         """Run it, again after `kill` on the same port and with nothing remembered."""
@@ -190,9 +194,7 @@ class Cluster:
                 known = client.execute_command("CLUSTER", "SLOTS")
                 replication = client.info("replication")
             roles.append(replication["role"])
-            in_step = replication["role"] == "master" or (
-                replication["master_link_status"] == "up"
-            )
+            in_step = replication["role"] == "master" or (replication["master_link_status"] == "up")
             listed = {int(node[1]) for _, _, *nodes in known for node in nodes}
             if b"cluster_state:ok" not in text or not in_step or len(listed) != len(self.servers):
                 return False
@@ -260,13 +262,12 @@ def _form(servers: list[Server]) -> None:
         for server in servers[1:]:
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", server.port)
     for server, name in zip(replicas, names, strict=True):
-        with server.client() as client:
-            wait_until(
-                lambda client=client, name=name: client.execute_command(
-                    "CLUSTER", "REPLICATE", name
-                ),
-                "a master known to its replica",
-            )
+        wait_until(partial(_replicate, server, name), "a master known to its replica")
+
+
+def _replicate(server: Server, name: str) -> bool:
+    with server.client() as client:
+        return bool(client.execute_command("CLUSTER", "REPLICATE", name))
 
 
 @dataclass
