@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from redis import exceptions as redis_errors
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Connection
 from redis.asyncio.sentinel import Sentinel
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
@@ -180,9 +180,14 @@ class ClusterTopology(Topology):
     async def _cluster_slots(self, node: Node) -> list[tuple[Any, ...]]:
         """Ask one node; it names itself without a host when it does not know its own."""
         host, port = node
-        pool = ConnectionPool(max_connections=1, **self._options, host=host, port=port)
-        async with Redis.from_pool(pool) as client:
-            found = await client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
+        options = {"connection_class": Connection, **self._options, "host": host, "port": port}
+        connection = options.pop("connection_class")(**options)
+        try:
+            await connection.connect()
+            await connection.send_command("CLUSTER", "SLOTS")
+            found = await connection.read_response()
+        finally:
+            await connection.disconnect(nowait=True)
         ranges = [
             (first, last, *((_host(name) or host, number) for name, number, *_ in servers))
             for first, last, *servers in found

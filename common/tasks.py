@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import uvloop
 
@@ -18,6 +18,9 @@ EX_CONFIG = 78
 """Exit status for a configuration that cannot be used (sysexits.h)."""
 
 
+CANCEL_AGAIN_S: Final = 1.0
+
+
 class Supervisor:
     """Own the tasks of a process; the first one that fails ends them all.
 
@@ -27,15 +30,28 @@ class Supervisor:
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._again: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._cancel_all()
+        try:
+            await self._group.__aexit__(*exc)  # type: ignore[arg-type]  # passes what it was given
+        finally:
+            if self._again is not None:
+                self._again.cancel()
+
+    def _cancel_all(self) -> None:
+        """Cancel what runs, again and again.
+
+        Up to Python 3.11 asyncio.wait_for, through which redis-py sends, may swallow a cancellation.
+        """
         for task in self._tasks:
             task.cancel()
-        await self._group.__aexit__(*exc)  # type: ignore[arg-type]  # passes what it was given
+        self._again = asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, self._cancel_all)
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run a coroutine until it ends or the supervisor does.
@@ -72,10 +88,20 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
 
     try:
         uvloop.run(runner())
-    except ConfigError as error:
-        _LOG.error("config.refused", faults=error.faults)
-        return EX_CONFIG
-    except Exception:  # noqa: BLE001 - the last frame: logged, and an exit status
+    except Exception as error:  # noqa: BLE001 - the last frame: logged, and an exit status
+        faults = _config_faults(error)
+        if faults:
+            _LOG.error("config.refused", faults=faults)  # noqa: TRY400 - the faults say it all
+            return EX_CONFIG
         _LOG.exception("service.died")
         return 1
     return 0
+
+
+def _config_faults(error: BaseException) -> list[str]:
+    """Find what a service says of its configuration; a task's error arrives in a group."""
+    if isinstance(error, ConfigError):
+        return error.faults
+    if isinstance(error, BaseExceptionGroup):
+        return [fault for one in error.exceptions for fault in _config_faults(one)]
+    return []

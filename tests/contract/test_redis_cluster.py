@@ -6,25 +6,17 @@ import asyncio
 import os
 import signal
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.crc import key_slot
 
 from kvatlas.common import limits
-from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.ids import EndpointName
-from kvatlas.indexer.app import Indexer
-from kvatlas.router.lookup import BlockIndex
-from tests.fakes.block_fleet import BlockEngine, BlockFleet, block_fleet
+from tests.fakes.indexed_fleet import IndexedFleet, indexed_fleet
 from tests.fakes.redis_servers import Cluster, Server, running_cluster
-from tests.fakes.services import indexing
 
 # Six servers start, one dies and is replaced within seconds that are the cluster's, not ours.
 pytestmark = pytest.mark.timeout(60)
@@ -51,108 +43,15 @@ def lookup_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LOOKUP_S", LOOKUP_S)
 
 
-@dataclass
-class Looking:
-    """Lookups that go on and on, each for the longest chain of the next engine."""
-
-    index: BlockIndex
-    fleet: BlockFleet
-    found: int = 0
-    failed: int = 0
-    slowest_s: float = 0.0
-    task: asyncio.Task[None] | None = None
-
-    async def run(self) -> None:
-        """Look up for ever."""
-        while True:
-            for engine in self.fleet.engines:
-                await self.once(engine)
-                await asyncio.sleep(0.005)
-
-    async def once(self, engine: BlockEngine) -> None:
-        """Look one chain up: it is found or known to be unknown, in time."""
-        began = time.monotonic()
-        try:
-            await self.index.match(self.fleet.all_shards(), engine.longest())
-            self.found += 1
-        except IndexUnavailable:
-            self.failed += 1
-        self.slowest_s = max(self.slowest_s, time.monotonic() - began)
-
-
-@dataclass
-class Running:
-    """A cluster with a fleet, an indexer and a reader."""
-
-    cluster: Cluster
-    fleet: BlockFleet
-    indexer: Indexer
-    index: BlockIndex
-    clients: list[Redis] = field(default_factory=list)
-
-    async def settled(self, masters: Sequence[Server] | None = None) -> None:
-        """Wait until all masters together hold exactly what the engines hold."""
-        asked = await asyncio.to_thread(self.cluster.masters) if masters is None else masters
-        clients = [server.client() for server in asked]
-        try:
-            await self.fleet.settled(clients)
-        finally:
-            for client in clients:
-                client.close()
-
-    async def finds_all(self, seconds: float = 10.0) -> None:
-        """Wait until each engine's longest chain is found with it, whole."""
-        for engine in self.fleet.engines:
-            chain = engine.longest()
-            deadline = time.monotonic() + seconds
-            while await self._length(engine.name, chain) != len(chain):
-                assert time.monotonic() < deadline, engine.name
-                await asyncio.sleep(0.05)
-
-    async def _length(self, name: EndpointName, chain: list[Any]) -> int:
-        try:
-            found = await self.index.match(self.fleet.all_shards(), chain)
-        except IndexUnavailable:
-            return -1
-        return found[name].blocks if name in found else 0
-
-    def rewrites(self) -> float:
-        """Count the endpoints that were written again from memory because the index was behind."""
-        value = self.indexer.metrics.registry.get_sample_value(
-            "kvatlas_indexer_rewrites_total", {"reason": "index_changed"}
-        )
-        return value or 0.0
-
-    @asynccontextmanager
-    async def looking(self) -> AsyncIterator[Looking]:
-        """Look up all the time until the context ends."""
-        looking = Looking(self.index, self.fleet)
-        task = asyncio.create_task(looking.run())
-        try:
-            yield looking
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
 @asynccontextmanager
-async def started(cluster: Cluster, seed: int, **more: Any) -> AsyncIterator[Running]:
+async def started(cluster: Cluster, seed: int, **more: Any) -> AsyncIterator[IndexedFleet]:
     """Run a fleet over an empty cluster, with everything in the index that the engines hold."""
     for master in cluster.masters():
         with master.client() as client:
             client.flushall()
     places = [server.address for server in cluster.servers[1:]]
     redis = {"mode": "cluster", "url": cluster.servers[0].url, "nodes": places, **more}
-    async with AsyncExitStack() as stack:
-        fleet = await stack.enter_async_context(block_fleet(2 * SHARDS, SHARDS, seed))
-        settings = fleet.settings(redis)
-        index = BlockIndex.connect(settings.redis)
-        stack.push_async_callback(index.aclose)
-        indexer = await stack.enter_async_context(indexing(settings))
-        running = Running(cluster, fleet, indexer, index)
-        await fleet.steps(20)
-        await running.settled()
-        await running.finds_all()
+    async with indexed_fleet(redis, cluster.masters, SHARDS, seed) as running:
         yield running
 
 

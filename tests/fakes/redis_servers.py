@@ -299,7 +299,7 @@ class Watched:
 
 
 @contextlib.contextmanager
-def running_sentinels(folder: Path, down_after_ms: int = 500) -> Iterator[Watched]:
+def running_sentinels(folder: Path, down_after_ms: int = 1_000) -> Iterator[Watched]:
     """Run a master, a replica and three sentinels until the context ends."""
     master = Server(folder / "master", plain_options())
     replica = Server(

@@ -19,9 +19,4 @@ async def indexing(settings: Settings) -> AsyncIterator[Indexer]:
         yield indexer
     finally:
         stop.set()
-        try:
-            await asyncio.wait_for(asyncio.shield(task), 5)
-        except TimeoutError:
-            for t in asyncio.all_tasks():
-                t.print_stack()
-            raise
+        await asyncio.wait_for(task, 5)
