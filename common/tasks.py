@@ -47,7 +47,7 @@ class Supervisor:
     def _cancel_all(self) -> None:
         """Cancel what runs, again and again.
 
-        Up to Python 3.11 asyncio.wait_for, through which redis-py sends, may swallow a cancellation.
+        Up to Python 3.11 asyncio.wait_for, through which redis-py sends, may swallow one.
         """
         for task in self._tasks:
             task.cancel()
@@ -91,7 +91,7 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     except Exception as error:  # noqa: BLE001 - the last frame: logged, and an exit status
         faults = _config_faults(error)
         if faults:
-            _LOG.error("config.refused", faults=faults)  # noqa: TRY400 - the faults say it all
+            _LOG.error("config.refused", faults=faults)
             return EX_CONFIG
         _LOG.exception("service.died")
         return 1
