@@ -50,6 +50,10 @@ class Login(CredentialProvider):
                 password = file.read(limits.REDIS_PASSWORD_BYTES_MAX).strip()
         return (self.user, password) if self.user else (password,)
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """Give the same; the file is a short one."""
+        return self.get_credentials()
+
 
 def connection_options(settings: RedisSettings, *, timeout_s: float) -> Options:
     """Give the options of a connection to a Redis server, but for its address.

@@ -17,7 +17,6 @@ from tests.fakes.block_fleet import BlockEngine, BlockFleet, block_fleet
 from tests.fakes.redis_servers import Server
 from tests.fakes.services import indexing
 
-
 TICK_S = 0.01
 
 
@@ -128,12 +127,13 @@ async def indexed_fleet(
     masters: Callable[[], Sequence[Server]],
     shards: int,
     seed: int,
+    reader: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[IndexedFleet]:
     """Run two engines per shard over an empty Redis, until their first blocks are found."""
     async with AsyncExitStack() as stack:
         fleet = await stack.enter_async_context(block_fleet(2 * shards, shards, seed))
         settings = fleet.settings(redis)
-        index = BlockIndex.connect(settings.redis)
+        index = BlockIndex.connect(fleet.settings(reader or redis).redis)
         stack.push_async_callback(index.aclose)
         indexer = await stack.enter_async_context(indexing(settings))
         running = IndexedFleet(fleet, indexer, index, masters)
