@@ -18,7 +18,14 @@ import pytest
 
 from kvatlas.common import limits
 from tests.fakes.indexed_fleet import IndexedFleet, indexed_fleet
-from tests.fakes.redis_servers import Server, Watched, running_sentinels, wait_until
+from tests.fakes.redis_servers import (
+    Server,
+    Watched,
+    plain_options,
+    running_sentinels,
+    wait_until,
+)
+from tests.fakes.redis_servers import running as run_servers
 
 # Sentinels need seconds to agree that a master is gone, and more to make another one.
 pytestmark = pytest.mark.timeout(60)
@@ -79,7 +86,7 @@ async def test_r9_a_killed_master_that_took_writes_along_is_healed(watched: Watc
 
 
 async def test_r9_a_master_that_becomes_a_replica_is_left(watched: Watched) -> None:
-    """A failover that an operator orders costs no epoch: nothing was lost, nothing is rewritten."""
+    """What was written to the old master after the switch is written to the new one, too."""
     async with started(watched, seed=2) as running:
         old = watched.master()
         new = next(server for server in watched.servers if server is not old)
@@ -91,6 +98,26 @@ async def test_r9_a_master_that_becomes_a_replica_is_left(watched: Watched) -> N
         await running.fleet.steps(5)
         await running.settled([new])
         await running.finds_all()
+
+
+async def test_r9_a_server_that_was_a_replica_for_a_while_is_filled_again() -> None:
+    """It has the same process and another's data: its history tells, and memory fills it."""
+    with tempfile.TemporaryDirectory(prefix="kva-") as folder:
+        one = Server(Path(folder) / "one", plain_options())
+        empty = Server(Path(folder) / "empty", plain_options())
+        with run_servers([one, empty]):
+            async with indexed_fleet({"url": one.url}, lambda: [one], 1, seed=4) as running:
+                with one.client() as client:
+                    client.replicaof("127.0.0.1", empty.port)
+                    await asyncio.to_thread(wait_until, lambda: client.dbsize() == 0, "empty")
+                    await running.fleet.steps(3)
+                    client.replicaof("NO", "ONE")
+                await running.settled()
+                await running.finds_all()
+                errors = running.indexer.metrics.registry.get_sample_value(
+                    "kvatlas_indexer_store_errors_total", {"reason": "readonly"}
+                )
+                assert errors, "nothing was refused: the test tests nothing"
 
 
 async def test_r9_replicas_answer_lookups(watched: Watched) -> None:
