@@ -76,7 +76,7 @@ async def test_r9_a_killed_master_that_took_writes_along_is_healed(watched: Watc
             await asyncio.to_thread(victim.kill)
         finally:
             os.kill(replica.pid, signal.SIGCONT)
-        await running.fleet.steps(5)
+        # No engine says anything: only the change of servers can tell that something is missing.
         await asyncio.to_thread(wait_until, lambda: watched.master() is replica, "failover", 20.0)
         await running.settled()
         await running.finds_all()
@@ -110,14 +110,11 @@ async def test_r9_a_server_that_was_a_replica_for_a_while_is_filled_again() -> N
                 with one.client() as client:
                     client.replicaof("127.0.0.1", empty.port)
                     await asyncio.to_thread(wait_until, lambda: client.dbsize() == 0, "empty")
-                    await running.fleet.steps(3)
+                    while not running.errors("readonly"):
+                        await running.fleet.steps(3)
                     client.replicaof("NO", "ONE")
                 await running.settled()
                 await running.finds_all()
-                errors = running.indexer.metrics.registry.get_sample_value(
-                    "kvatlas_indexer_store_errors_total", {"reason": "readonly"}
-                )
-                assert errors, "nothing was refused: the test tests nothing"
 
 
 async def test_r9_replicas_answer_lookups(watched: Watched) -> None:

@@ -108,6 +108,13 @@ class IndexedFleet:
         )
         return value or 0.0
 
+    def errors(self, reason: str) -> float:
+        """Count what the indexer was refused, or did not get, for a reason."""
+        value = self.indexer.metrics.registry.get_sample_value(
+            "kvatlas_indexer_store_errors_total", {"reason": reason}
+        )
+        return value or 0.0
+
     @asynccontextmanager
     async def looking(self) -> AsyncIterator[Looking]:
         """Look up all the time until the context ends."""
