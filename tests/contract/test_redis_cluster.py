@@ -100,6 +100,8 @@ async def test_a_slot_moves_under_load(cluster: Cluster) -> None:
         assert cluster.owner(shard.holders) is new
         await running.finds_all()
         assert looking.found > 0
+        # They may fall short or, on a busy machine, be late; they are never refused.
+        assert looking.failures.keys() <= {"timeout"}
         assert looking.slowest_s < LOOKUP_S + SLACK_S
 
 
@@ -123,7 +125,7 @@ async def test_a_failover_that_loses_writes_is_healed(cluster: Cluster) -> None:
         await running.settled()
         await running.finds_all()
         assert running.rewrites() > 0, "nothing was lost: the test tests nothing"
-        assert looking.failed > 0
+        assert looking.failures
         assert looking.slowest_s < LOOKUP_S + SLACK_S
         # Not in a thread: a process that is bound to us ends with the thread that began it.
         victim.start()

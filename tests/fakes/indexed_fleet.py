@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvatlas.common.errors import IndexUnavailable
@@ -25,13 +26,14 @@ class Looking:
     """Lookups that go on and on, each for the longest chain of the next engine.
 
     Attributes:
+        failures: those that failed, by reason.
         slowest_s: longest lookup, without the time for which our own loop stood still meanwhile.
     """
 
     index: BlockIndex
     fleet: BlockFleet
     found: int = 0
-    failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
     stalled_s: float = 0.0
 
@@ -55,8 +57,8 @@ class Looking:
         try:
             await self.index.match(self.fleet.all_shards(), engine.longest())
             self.found += 1
-        except IndexUnavailable:
-            self.failed += 1
+        except IndexUnavailable as error:
+            self.failures[error.reason] += 1
         took_s = time.monotonic() - began
         await asyncio.sleep(TICK_S)
         self.slowest_s = max(self.slowest_s, took_s - (self.stalled_s - stalled_s))
