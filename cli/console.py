@@ -74,3 +74,19 @@ def read_text(path: Path) -> str:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: is not UTF-8"]) from None
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Read a file line by line, or standard input for `-`; only line feeds end a line.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        if str(path) == "-":
+            yield from sys.stdin.buffer
+        else:
+            with path.open("rb") as file:
+                yield from file
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from None

@@ -77,10 +77,13 @@ def show(console: Console, answer: Mapping[str, Any]) -> None:
 
 
 def _summary(answer: Mapping[str, Any]) -> str:
+    adapter = f" with {answer['adapter']}" if answer.get("adapter") else ""
+    name = f"{answer['model']}{adapter}"
     if answer["fallback"]:
-        return f"{answer['model']}: by load, no match was looked up ({answer['fallback']})"
+        return f"{name}: by load, no match was looked up ({answer['fallback']})"
+    by = "" if answer.get("is_own_prompt", True) else ", rendered by the service"
     return (
-        f"{answer['model']}: {answer['prompt_tokens']} prompt tokens, {answer['blocks']} full "
+        f"{name}: {answer['prompt_tokens']} prompt tokens{by}, {answer['blocks']} full "
         f"blocks of {answer['block_size']}"
     )
 

@@ -21,11 +21,13 @@ from kvatlas.common.keyspace import (
     parse_holder_ids,
     shards_of,
 )
+from kvatlas.common.kv_groups import Tier
 from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.setting_sections import RedisSettings
-from kvatlas.router.lookup import BlockIndex
+from kvatlas.router.lookup import BlockIndex, Match
 
 POOL_PREFIX = "holder:"
+COUNTS = ("gaps", "replays", "orphans", "unknown_removals")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class EndpointState:
         since_s: when, Unix seconds; 0 when not known.
         event_s: the engine's time stamp of the newest batch, Unix seconds; 0 before the first.
         pools: holder id per pool, such as "gpu/0".
+        groups: KV-cache groups, such as "0=sliding_window/64 1=full_attention".
+        unmatched: why nothing of the endpoint is indexed; empty when it is.
+        phase: how the indexer follows it: "connecting", "replaying", "live", "waiting".
+        followed_s: when the indexer said so, Unix seconds; 0 when it never did.
+        counts: of "gaps", "replays", "orphans", "unknown_removals", since the indexer's start.
     """
 
     name: EndpointName
@@ -51,6 +58,11 @@ class EndpointState:
     since_s: float
     event_s: float
     pools: Mapping[str, int]
+    groups: str
+    unmatched: str
+    phase: str
+    followed_s: float
+    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +74,9 @@ class ModelIndex:
     endpoints: Sequence[EndpointState]
 
     @property
-    def block_size(self) -> int | None:
-        """Give the block size that engines have shown, if there was one."""
-        sizes = {one.block_size for one in self.endpoints if one.block_size}
-        return sizes.pop() if len(sizes) == 1 else None
+    def block_sizes(self) -> list[int]:
+        """Give the block sizes that engines have shown."""
+        return sorted({one.block_size for one in self.endpoints if one.block_size})
 
 
 class IndexReader:
@@ -74,11 +85,15 @@ class IndexReader:
     Every method raises IndexUnavailable when Redis does not answer.
     """
 
-    def __init__(self, redis: str | RedisSettings) -> None:
+    def __init__(
+        self,
+        redis: str | RedisSettings,
+        weights: Mapping[ModelName, Mapping[Tier, float]] | None = None,
+    ) -> None:
         self._client: Redis = connect(
             redis, timeout_s=limits.REDIS_WRITE_S, connections_max=1, reads_only=True
         )
-        self._index = BlockIndex(self._client)
+        self._index = BlockIndex(self._client, weights, limits.REDIS_WRITE_S)
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -105,17 +120,18 @@ class IndexReader:
 
     async def match(
         self, model: ModelIndex, hashes: Sequence[BlockHash]
-    ) -> dict[EndpointName, int]:
+    ) -> dict[EndpointName, Match]:
         """Find how many leading blocks each endpoint holds, with the router's own lookup."""
-        found = await self._index.match(shards_of(model.model, model.shards), hashes)
-        return {name: match.blocks for name, match in found.items()}
+        return await self._index.match(shards_of(model.model, model.shards), hashes)
 
     async def holders(self, model: ModelIndex, block: BlockHash) -> list[Holder]:
         """List who holds one block, live holders only."""
         found = []
         for shard in shards_of(model.model, model.shards):
-            key, field = shard.entry(block)
-            ids = parse_holder_ids(await _read(self._client.hget(key, field)) or b"")
+            ids: set[HolderId] = set()
+            for windowed in (False, True):
+                key, field = shard.entry(block, windowed=windowed)
+                ids |= set(parse_holder_ids(await _read(self._client.hget(key, field)) or b""))
             live = await _read(self._client.hgetall(shard.holders))
             found += [holder for i, holder in _holders(live) if i in ids]
         return found
@@ -144,6 +160,11 @@ def _state(name: EndpointName, shard: int, raw: Mapping[bytes, bytes]) -> Endpoi
             for key, value in sorted(fields.items())
             if key.startswith(POOL_PREFIX)
         },
+        groups=fields.get("groups", ""),
+        unmatched=fields.get("unmatched", ""),
+        phase=fields.get("phase", ""),
+        followed_s=float(fields.get("followed") or 0),
+        counts={name: _whole(fields.get(name)) for name in COUNTS},
     )
 
 

@@ -18,8 +18,9 @@ from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.errors import ConfigError, HttpError, KvatlasError, PromptUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.common.keyspace import Holder
-from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, PromptBuilder
+from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, Prompt, PromptBuilder
 from kvatlas.common.settings import ModelSettings, Settings
+from kvatlas.router.served_names import ServedNames
 
 
 class InspectError(KvatlasError):
@@ -42,18 +43,36 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointMatch:
+    """How much of a prompt one endpoint holds.
+
+    Attributes:
+        blocks: leading blocks, of the endpoint's own size.
+        tokens: the same in tokens.
+        weighted_tokens: the same, weighed by the tiers that they are in.
+    """
+
+    blocks: int
+    tokens: int
+    weighted_tokens: float
+
+
+NO_MATCH = EndpointMatch(0, 0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class PromptMatch:
     """Who holds how much of a prompt.
 
     Attributes:
-        matches: leading blocks per endpoint; who holds none is absent.
+        blocks: full blocks of the prompt, by block size.
+        matches: per endpoint; who holds none is absent.
     """
 
     model: str
     prompt_tokens: int
-    block_size: int
-    blocks: int
-    matches: Mapping[EndpointName, int]
+    blocks: Mapping[int, int]
+    matches: Mapping[EndpointName, EndpointMatch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +104,15 @@ def find(settings: Settings, question: Question) -> Findings:
     body = _body(question.prompt) if question.prompt is not None else None
 
     async def read() -> Findings:
-        reader = IndexReader(settings.redis)
+        weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
+        reader = IndexReader(settings.redis, weights)
         try:
             models = await reader.models(question.model)
             return Findings(
                 models,
-                await _match(reader, settings, models, body) if body is not None else None,
+                await _match(reader, settings, models, body, question.model)
+                if body is not None
+                else None,
                 None
                 if block is None
                 else [one for m in models for one in await reader.holders(m, block)],
@@ -118,36 +140,55 @@ def _body(text: str) -> dict[str, Any]:
 
 
 async def _match(
-    reader: IndexReader, settings: Settings, models: Sequence[ModelIndex], body: dict[str, Any]
+    reader: IndexReader,
+    settings: Settings,
+    models: Sequence[ModelIndex],
+    body: dict[str, Any],
+    only: str | None,
 ) -> PromptMatch:
-    model = _model_of(settings, body)
+    model, adapter = _model_of(settings, body, only)
     index = next((one for one in models if one.model == model.name), None)
     if index is None:
         raise InspectError(f"the index knows no model {model.name!r}")
-    block_size = model.block_size or index.block_size
-    if block_size is None:
+    sizes = index.block_sizes or ([model.block_size] if model.block_size else [])
+    if not sizes:
         raise InspectError(f"no block size is known for {model.name!r} yet")
-    tokens, hashes = prompt_hashes(model, block_size, body)
-    matches = await reader.match(index, hashes)
-    return PromptMatch(model.name, tokens, block_size, len(hashes), matches)
+    prompt = prompt_of(model, body)
+    tokens = len(prompt.sequences[0])
+    blocks, matches = {}, {}
+    for size in sizes:
+        hashes = prompt_hashes(model, size, prompt, adapter)
+        blocks[size] = len(hashes)
+        for name, match in (await reader.match(index, hashes)).items():
+            weighted = round(match.weighted_blocks * size, 1)
+            matches[name] = EndpointMatch(match.blocks, match.blocks * size, weighted)
+    return PromptMatch(model.name, tokens, blocks, matches)
 
 
-def _model_of(settings: Settings, body: Mapping[str, Any]) -> ModelSettings:
-    """Find the model that a body names, or the only one there is."""
+def _model_of(
+    settings: Settings, body: Mapping[str, Any], only: str | None
+) -> tuple[ModelSettings, str | None]:
+    """Find the model that a body names, or the only one there is; and the adapter, if it is one.
+
+    Which adapters engines have loaded is not known here: a name that the configuration does not
+    know is taken for one of the model that `--model` names.
+    """
     names = [model.name for model in settings.models]
     name = body.get("model", names[0] if len(names) == 1 else None)
-    if not isinstance(name, str) or name not in names:
-        raise ConfigError([f"--prompt: model is not one of the configured: {', '.join(names)}"])
-    return settings.model_named(name)
+    if isinstance(name, str):
+        served = ServedNames(settings.models).find(name)
+        if served is not None:
+            return settings.model_named(served.model), served.adapter
+        if only in names:
+            return settings.model_named(str(only)), name
+    configured = ", ".join(names)
+    raise ConfigError(
+        [f"--prompt: model is not one of the configured: {configured}; of an adapter, give --model"]
+    )
 
 
-def prompt_hashes(
-    model: ModelSettings, block_size: int, body: Mapping[str, Any]
-) -> tuple[int, list[BlockHash]]:
-    """Hash the prompt of a request body as the router does.
-
-    Returns:
-        The number of its tokens, and its full blocks.
+def prompt_of(model: ModelSettings, body: Mapping[str, Any]) -> Prompt:
+    """Make the token ids of a request body as the router does.
 
     Raises:
         ConfigError: the tokenizer cannot be loaded.
@@ -156,19 +197,25 @@ def prompt_hashes(
     builder = PromptBuilder.load(model)
     path = CHAT_PATH if "messages" in body else COMPLETIONS_PATH
     try:
-        prompt = builder.tokenize(builder.prepare(path, body))
+        return builder.tokenize(builder.prepare(path, body))
     except PromptUnavailable as error:
         raise InspectError(f"no token ids for this body: {error.reason}") from None
     except HttpError as error:
         raise InspectError(f"the body is refused: {error.message}") from None
-    tokens = prompt.sequences[0]
+
+
+def prompt_hashes(
+    model: ModelSettings, block_size: int, prompt: Prompt, adapter: str | None = None
+) -> list[BlockHash]:
+    """Hash the full blocks of a prompt as the router does."""
     extras = [(prompt.cache_salt,)] if prompt.cache_salt else []
-    return len(tokens), chain(root_hash(model.model, block_size), tokens, block_size, extras)
+    root = root_hash(model.model, block_size, adapter)
+    return chain(root, prompt.sequences[0], block_size, extras)
 
 
 def as_json(findings: Findings) -> bytes:
     """Write everything as JSON."""
-    return orjson.dumps(asdict(findings), option=orjson.OPT_INDENT_2)
+    return orjson.dumps(asdict(findings), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
 
 
 def show(console: Console, findings: Findings) -> None:
@@ -194,7 +241,7 @@ def models_table(models: Sequence[ModelIndex]) -> Table:
         table.add_column(head, justify="right")
     for model in models:
         blocks = sum(one.blocks for one in model.endpoints)
-        size = str(model.block_size or "?")
+        size = ", ".join(map(str, model.block_sizes)) or "?"
         row = (str(model.shards), str(len(model.endpoints)), size, f"{blocks:,}")
         table.add_row(model.model, *row)
     return table
@@ -208,6 +255,7 @@ def endpoints_table(model: ModelIndex, now_s: float) -> Table:
         table.add_column(head, justify="right")
     table.add_column("epoch began")
     table.add_column("newest event", justify="right")
+    table.add_column("followed")
     table.add_column("pools")
     for one in model.endpoints:
         table.add_row(
@@ -218,6 +266,7 @@ def endpoints_table(model: ModelIndex, now_s: float) -> Table:
             f"{one.blocks:,}",
             f"{one.reason}, {age(one.since_s, now_s)}",
             age(one.event_s, now_s),
+            f"not indexed: {one.unmatched}" if one.unmatched else one.phase or "?",
             " ".join(one.pools),
         )
     return table
@@ -225,17 +274,15 @@ def endpoints_table(model: ModelIndex, now_s: float) -> Table:
 
 def prompt_table(match: PromptMatch, models: Sequence[ModelIndex]) -> Table:
     """List who holds how much of a prompt, the longest first."""
-    table = Table(
-        title=f"prompt for {match.model}: {match.prompt_tokens} tokens, "
-        f"{match.blocks} full blocks of {match.block_size}"
-    )
+    sizes = ", ".join(f"{count} full blocks of {size}" for size, count in match.blocks.items())
+    table = Table(title=f"prompt for {match.model}: {match.prompt_tokens} tokens, {sizes}")
     table.add_column("endpoint", no_wrap=True)
-    table.add_column("match blocks", justify="right")
-    table.add_column("match tokens", justify="right")
+    for head in ("match blocks", "match tokens", "weighed by tier"):
+        table.add_column(head, justify="right")
     names = [one.name for m in models if m.model == match.model for one in m.endpoints]
-    held = {name: match.matches.get(name, 0) for name in names}
-    for name, blocks in sorted(held.items(), key=lambda item: -item[1]):
-        table.add_row(name, str(blocks), str(blocks * match.block_size))
+    held = {name: match.matches.get(name, NO_MATCH) for name in names}
+    for name, one in sorted(held.items(), key=lambda item: -item[1].tokens):
+        table.add_row(name, str(one.blocks), str(one.tokens), f"{one.weighted_tokens:g}")
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kvatlas import __version__
-from kvatlas.cli.console import faults_told, messages, output, read_text
+from kvatlas.cli.console import faults_told, messages, output, read_lines, read_text
 from kvatlas.common.settings import Settings, load
 
 app = typer.Typer(
@@ -167,6 +166,33 @@ def explain(
 
 
 @app.command()
+def doctor(
+    *,
+    config: Config = None,
+    router: Annotated[
+        list[str] | None, typer.Option(help="A router's admin port; once for each router.")
+    ] = None,
+    indexer: Annotated[list[str] | None, typer.Option(help="An indexer's admin port.")] = None,
+    send: Annotated[
+        bool, typer.Option(help="Send each engine a request of one token, to see what it reports.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Check engines, events, index and services, and say what to do; exits 1 for a fault."""
+    from kvatlas.cli import doctor as examination  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.cli.doctor_ask import Request  # noqa: PLC0415 - alike
+
+    with faults_told():
+        request = Request(tuple(router or ()), tuple(indexer or ()), may_send=send)
+        report = examination.examine(load(config), request)
+        if as_json:
+            typer.echo(examination.as_json(report))
+        else:
+            examination.show(output(), report)
+        raise typer.Exit(1 if report.faults else 0)
+
+
+@app.command()
 def render(
     config: Config = None,
     requests: Annotated[
@@ -177,8 +203,7 @@ def render(
     from kvatlas.cli.render import render_lines  # noqa: PLC0415 - `kvatlas --help` stays quick
 
     with faults_told():
-        lines = sys.stdin if str(requests) == "-" else read_text(requests).splitlines()
-        for line in render_lines(load(config), lines):
+        for line in render_lines(load(config), read_lines(requests)):
             typer.echo(line)
 
 

@@ -14,7 +14,7 @@ from kvatlas.common.settings import Settings
 _PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
 
 
-def render_lines(settings: Settings, lines: Iterable[str]) -> Iterator[str]:
+def render_lines(settings: Settings, lines: Iterable[bytes]) -> Iterator[str]:
     """Render requests, one JSON object per line.
 
     Args:
@@ -32,16 +32,19 @@ def render_lines(settings: Settings, lines: Iterable[str]) -> Iterator[str]:
     if not settings.models:
         raise ConfigError(["models: there is none to render for"])
     builders = {model.name: PromptBuilder.load(model) for model in settings.models}
+    only = next(iter(builders)) if len(builders) == 1 else None
+    # An adapter is rendered as its base model is.
+    adapters = {name: builders[m.name] for m in settings.models for name in m.lora_adapters}
+    builders = adapters | builders
     for line in lines:
         if line.strip():
-            yield orjson.dumps(_answer(builders, line)).decode()
+            yield orjson.dumps(_answer(builders, line, only)).decode()
 
 
-def _answer(builders: dict[str, PromptBuilder], line: str) -> dict[str, Any]:
+def _answer(builders: dict[str, PromptBuilder], line: bytes, only: str | None) -> dict[str, Any]:
     try:
         path, body = _request(line)
-        only = next(iter(builders)) if len(builders) == 1 else None
-        name = body.get("model", only)
+        name = only if body.get("model") is None else body["model"]
         builder = builders.get(name) if isinstance(name, str) else None
         if builder is None:
             return _fallback("model_not_found" if isinstance(name, str) else "invalid_request")
@@ -58,7 +61,7 @@ def _answer(builders: dict[str, PromptBuilder], line: str) -> dict[str, Any]:
     return {"token_ids": ids, "text": texts, "fallback": None}
 
 
-def _request(line: str) -> tuple[str, dict[str, Any]]:
+def _request(line: bytes) -> tuple[str, dict[str, Any]]:
     """Read a line.
 
     Raises:

@@ -18,6 +18,7 @@
     |-- PromptUnavailable          no token ids for this request here: route by load
     |-- IndexUnavailable           the shared index did not answer: route by load
     |   `-- WrongEpoch             a write was refused: the endpoint has another epoch or sequence
+    |-- Silence                    an engine did not answer a question (router/engine_client.py)
     `-- MalformedBatch             an engine sent events that cannot be read
 
 Messages never hold prompt text, token ids, header values or keys.

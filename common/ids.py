@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NewType
+from urllib.parse import quote
 
 ModelName = NewType("ModelName", str)
 """The name under which engines serve a model and clients ask for it."""
@@ -35,13 +36,15 @@ class Pool:
     Attributes:
         medium: where the blocks live, lower case as vLLM names it ("gpu", "cpu", ...).
         group: index of the KV-cache group; 0 where the engine names none.
+        is_remote: the engine calls the place REMOTE; it may have a local one of the same medium.
     """
 
     medium: str
     group: int
+    is_remote: bool = False
 
     def __str__(self) -> str:
-        return f"{self.medium}/{self.group}"
+        return f"{quote(self.medium)}{'@remote' if self.is_remote else ''}/{self.group}"
 
 
 @dataclass(frozen=True, slots=True)

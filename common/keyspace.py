@@ -12,10 +12,12 @@ from urllib.parse import quote, unquote
 from xxhash import xxh3_64_intdigest
 
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId, ModelName, Pool
+from kvatlas.common.kv_groups import WINDOWED_KINDS
 
 PREFIX: Final = "kvatlas:"
 SCHEMA_KEY: Final = PREFIX + "schema"
-SCHEMA_VERSION: Final = "1"
+SCHEMA_VERSION: Final = "2"
+"""Raised with the buckets `w:`: a sweep that does not know them would free ids too early."""
 MODELS_KEY: Final = PREFIX + "models"
 BUCKET_DIGITS: Final = 4
 """Hex digits of a block hash that name its bucket; the other 12 are the field in it."""
@@ -56,18 +58,30 @@ class Shard:
         """Give what the key of every bucket begins with; 4 hex digits follow."""
         return self.base + "b:"
 
+    @property
+    def window_prefix(self) -> str:
+        """Give the same for the buckets of groups that keep a window or a state."""
+        return self.base + "w:"
+
+    @property
+    def doubts(self) -> str:
+        """Name the HASH of notes that routers leave: endpoint -> `epoch words`."""
+        return self.base + "doubts"
+
     def endpoint(self, name: EndpointName) -> str:
         """Name the HASH with the state of an endpoint: epoch, sequence, blocks, ..."""
         return f"{self.base}endpoint:{name}"
 
-    def bucket(self, number: int) -> str:
-        """Name a bucket by its number in [0, BUCKETS)."""
-        return f"{self.bucket_prefix}{number:0{BUCKET_DIGITS}x}"
+    def bucket(self, number: int, *, windowed: bool = False) -> str:
+        """Name a bucket by its number in [0, BUCKETS), in `b:` or in `w:`."""
+        prefix = self.window_prefix if windowed else self.bucket_prefix
+        return f"{prefix}{number:0{BUCKET_DIGITS}x}"
 
-    def entry(self, block: BlockHash) -> tuple[str, str]:
-        """Name the bucket and the field that hold a block."""
+    def entry(self, block: BlockHash, *, windowed: bool = False) -> tuple[str, str]:
+        """Name the bucket and the field that hold a block, in `b:` or in `w:`."""
         text = f"{block:016x}"
-        return self.bucket_prefix + text[:BUCKET_DIGITS], text[BUCKET_DIGITS:]
+        prefix = self.window_prefix if windowed else self.bucket_prefix
+        return prefix + text[:BUCKET_DIGITS], text[BUCKET_DIGITS:]
 
 
 def shard_of(model: ModelName, endpoint: EndpointName, shards: int) -> Shard:
@@ -88,21 +102,34 @@ class Holder:
 
     Attributes:
         kind: vLLM's `kv_cache_spec_kind` of the group, "full_attention" where none is named.
+        window: tokens of the group's window, None where there is none or it is not told.
+        block_size: tokens per block, written for groups with a window or a state; else 0.
     """
 
     endpoint: EndpointName
     epoch: Epoch
     pool: Pool
     kind: str
+    window: int | None = None
+    block_size: int = 0
+
+    @property
+    def is_windowed(self) -> bool:
+        """Tell whether the blocks stand in the buckets `w:`."""
+        return self.kind in WINDOWED_KINDS
 
     def to_text(self) -> str:
         """Write the value of the holders HASH.
 
-        For example `endpoint=10.0.0.1:8000 epoch=3 medium=gpu group=0 kind=full_attention`.
+        For example `endpoint=10.0.0.1:8000 epoch=3 medium=gpu group=0 kind=full_attention`, and
+        where it applies `locality=remote`, `window=64`, `block_size=32` behind it.
         """
         return (
             f"endpoint={self.endpoint} epoch={self.epoch} medium={quote(self.pool.medium)} "
             f"group={self.pool.group} kind={quote(self.kind)}"
+            + (" locality=remote" if self.pool.is_remote else "")
+            + (f" window={self.window}" if self.window is not None else "")
+            + (f" block_size={self.block_size}" if self.block_size else "")
         )
 
     @classmethod
@@ -117,8 +144,14 @@ class Holder:
             return cls(
                 EndpointName(fields["endpoint"]),
                 Epoch(int(fields["epoch"])),
-                Pool(unquote(fields["medium"]), int(fields["group"])),
+                Pool(
+                    unquote(fields["medium"]),
+                    int(fields["group"]),
+                    is_remote=fields.get("locality") == "remote",
+                ),
                 unquote(fields["kind"]),
+                int(fields["window"]) if "window" in fields else None,
+                int(fields.get("block_size", 0)),
             )
         except KeyError as error:
             raise ValueError(f"no {error} in a holder") from error

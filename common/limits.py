@@ -41,6 +41,12 @@ INLINE_CHARS_SLOW_MAX: Final = 2_048
 """The same where only the slower tokenizer can be used: about 1 ms, 4 ms at worst."""
 TOKENIZE_PENDING_MAX: Final = 32
 """Texts waiting for a tokenizer thread; more are routed by load at once."""
+SEGMENT_CACHE_BYTES: Final = 64 * 1024 * 1024
+"""Ids of text between added tokens that a tokenizer keeps: 16 M tokens of chats, per model."""
+SEGMENT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Largest segment that is kept; one of a whole document would push out a thousand turns."""
+ADDED_TOKENS_CHECKED_MAX: Final = 512
+"""Added tokens that two tokenizers must agree on at start-up; some models reserve thousands."""
 
 # --- engines as the router sees them ----------------------------------------------------------
 CONNECT_S: Final = 1.0
@@ -55,12 +61,73 @@ DRAIN_S: Final = 60.0
 """For streams in flight at shutdown."""
 RETRIES_MAX: Final = 1
 """Before the first byte only, on another endpoint."""
+ANSWER_TAIL_BYTES_MAX: Final = 16 * 1024
+"""End of an answer that is kept to read its usage; a usage is under 1 KB."""
+STREAM_EVENT_BYTES_MAX: Final = 64 * 1024
+"""Largest event of a stream that is held until it is whole; a larger one passes unread."""
 METRICS_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest page of engine metrics that is read."""
 METRICS_TIMEOUT_S: Final = 2.0
+PROBES_AT_ONCE_MAX: Final = 16
+"""Engines that are asked for their models and token ids at the same time."""
+PROBE_TIMEOUT_S: Final = 2.0
+"""For one answer to such a question."""
+PROBE_ANSWER_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Largest such answer that is read; a list of a thousand adapters is about 700 KB."""
+PROBE_REST_S: Final = 5.0
+"""Least time between two rounds of probes with one address, however often its engine changes."""
+PROBE_ATTEMPTS: Final = 3
+"""Rounds in quick succession before an engine that does not answer is asked slowly."""
+PROBE_RETRY_S: Final = 3.0
+PROBE_SLOWLY_S: Final = 60.0
+"""Between two rounds with an engine that cannot be asked for token ids."""
+PROBE_DIFFERS_S: Final = 120.0
+"""Between two rounds with one whose token ids differ, so that a mended engine is noticed."""
+MODELS_REFRESH_S: Final = 10.0
+"""Between two looks at an engine's list of models, in which adapters come and go."""
+ADAPTERS_PER_ENDPOINT_MAX: Final = 1_000
+"""Adapters of one engine that are known; those listed beyond it are not."""
+ADAPTERS_PER_MODEL_MAX: Final = 1_000
+"""Adapters of one model in the configuration."""
+RENDERS_AT_ONCE_MAX: Final = 64
+"""Requests under way with one model's render service; more go by load at once."""
+RENDER_ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Largest answer of a render service: a million token ids are about 7 MB."""
+RENDER_CACHE_ENTRIES_MAX: Final = 4_096
+"""Rendered prompts kept per process."""
+RENDER_CACHE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Token ids in them, four bytes each."""
+RENDER_CACHE_S: Final = 300.0
+"""For which they are kept: some models' prompts hold the date."""
+RENDER_FAILURES_MAX: Final = 5
+"""Failures in a row after which a render service is left alone for a while."""
+RENDER_PAUSE_S: Final = 5.0
+"""That while; then one request tries again."""
 ENDPOINTS_MAX: Final = 2_000
 MODELS_MAX: Final = 1_000
 DATA_PARALLEL_MAX: Final = 256
+
+# --- proof ------------------------------------------------------------------------------------
+ACCURACY_ANSWERS_MAX: Final = 40
+"""Latest answers of an endpoint whose predictions are judged."""
+ACCURACY_WINDOW_S: Final = 300.0
+"""How long an answer counts among them."""
+DOUBT_ANSWERS_MIN: Final = 20
+"""Answers that must be compared before an endpoint is doubted."""
+DOUBT_SPAN_S: Final = 5.0
+"""How long the latest answers must run over, so that one burst against a full cache is none."""
+DOUBT_COOLDOWN_S: Final = 60.0
+"""After a doubt of an endpoint until the next; doubles, since a doubt costs a whole replay."""
+DOUBT_COOLDOWN_MAX_S: Final = 3_600.0
+DOUBTS_QUEUED_MAX: Final = 64
+HANDOVER_CHECK_SHARE: Final = 0.01
+HANDOVER_CHECK_S: Final = 5.0
+"""For an engine to tokenize a prompt that is checked."""
+HANDOVER_CHECKS_QUEUED_MAX: Final = 16
+HANDOVER_CHECKS_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bodies that wait for their check; two of the largest."""
+TOKENIZE_ANSWER_BYTES_PER_TOKEN: Final = 16
+"""Most that an answer of /tokenize may take per token; an id and its comma are under 10."""
 
 # --- Redis ------------------------------------------------------------------------------------
 REDIS_CONNECT_S: Final = 1.0
@@ -88,6 +155,12 @@ OPS_PER_SCRIPT_MAX: Final = 1_000
 """Entries that one call of the writer script changes: under 5 ms of Redis."""
 SWEEP_BUCKETS_PER_CALL: Final = 64
 """Buckets that one call of the sweep script looks through: under 5 ms when full."""
+DOUBTS_PER_SHARD_MAX: Final = 4_000
+"""Notes of doubt that an indexer reads at once: twice as many as there can be endpoints."""
+WINDOW_BLOCKS_FIRST: Final = 256
+"""Most that a lookup reads of windows at first: a window of 4,096 tokens in blocks of 16."""
+WINDOW_BLOCKS_MAX: Final = 4_096
+"""Blocks of windows that one lookup reads in all; an endpoint undecided by then has no match."""
 HOLDER_VALUES_CACHED_MAX: Final = 65_536
 """Distinct holder lists that a router keeps parsed."""
 

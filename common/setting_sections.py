@@ -7,19 +7,36 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
+from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, TIERS, Tier
 
 REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+ModelId = Annotated[str, Field(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 HostPort = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):\d{1,5}$")]
+
+
+def _http_address(url: str) -> str:
+    """Check an address of the form http://host:port; a slash at its end is taken off."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None:
+        raise ValueError("is written http://host:port")
+    if parts.path not in ("", "/") or parts.query or parts.username:
+        raise ValueError("is written http://host:port, with nothing behind or before it")
+    if re.search(r"\s", url):
+        raise ValueError("holds white space")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+HttpAddress = Annotated[str, AfterValidator(_http_address)]
 
 
 class _Section(BaseModel):
@@ -91,6 +108,25 @@ class RedisSettings(_Section):
         return self.model_copy(update=login)
 
 
+Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class TierWeights(_Section):
+    """What a cached block is worth in each tier, beside one that must be computed."""
+
+    gpu: Weight = DEFAULT_TIER_WEIGHTS["gpu"]
+    cpu: Weight = DEFAULT_TIER_WEIGHTS["cpu"]
+    disk: Weight = DEFAULT_TIER_WEIGHTS["disk"]
+    remote: Weight = DEFAULT_TIER_WEIGHTS["remote"]
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(f'{tier}: {weight:g}' for tier, weight in self)}}}"
+
+    def by_tier(self) -> dict[Tier, float]:
+        """Give the weights by tier."""
+        return {tier: getattr(self, tier) for tier in TIERS}
+
+
 class ModelSettings(_Section):
     """A model as engines serve it.
 
@@ -100,17 +136,37 @@ class ModelSettings(_Section):
         block_size: tokens per block; learned from the engines when left out.
         chat_template: file with a Jinja template instead of the tokenizer's own.
         content_format: how the template wants message contents; "auto" finds out.
+        default_chat_template_kwargs: variables of the template where a client gives none; the
+            same as the engines' option of this name.
+        exclude_tools_when_tool_choice_none: whether engines hide tools from the template where
+            `tool_choice` is "none"; the same as their option of this name.
         index_shards: hash slots that the model's index is spread over.
+        lora_adapters: names of adapters that are known before an engine has named its own.
+        render_url: a service that renders what cannot be rendered here, or None.
+        render_api: what it is asked with: vLLM's render endpoints, or /tokenize.
+        render_timeout_s: for one answer of it; then the request goes by load.
+        render_api_key_file: file with the key that it asks for.
+        token_handover: give engines our token ids instead of letting them render and tokenize.
+        tier_weights: what a cached block is worth to scheduling where it lives.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX)]
+    name: ModelId
     tokenizer: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     block_size: Annotated[int, Field(ge=1, le=limits.BLOCK_SIZE_MAX)] | None = None
     chat_template: Path | None = None
     content_format: Literal["auto", "string", "openai"] = "auto"
+    default_chat_template_kwargs: dict[str, Any] | None = None
+    exclude_tools_when_tool_choice_none: bool = False
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
+    lora_adapters: Annotated[list[ModelId], Field(max_length=limits.ADAPTERS_PER_MODEL_MAX)] = []
+    render_url: HttpAddress | None = None
+    render_api: Literal["render", "tokenize"] = "render"
+    render_timeout_s: Annotated[float, Field(gt=0, le=limits.MATCH_S_MAX)] = 0.25
+    render_api_key_file: Path | None = None
+    token_handover: bool = False
+    tier_weights: TierWeights = TierWeights()
 
     @property
     def model(self) -> ModelName:
@@ -128,24 +184,12 @@ class EndpointSettings(_Section):
         api_key_file: file with the key that the engine asks for.
     """
 
-    url: str
+    url: HttpAddress
     model: str
     events: str | None = None
     replay: str | None = None
     data_parallel_size: Annotated[int, Field(ge=1, le=limits.DATA_PARALLEL_MAX)] = 1
     api_key_file: Path | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _http_with_port(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port is None:
-            raise ValueError("is written http://host:port")
-        if parts.path not in ("", "/") or parts.query or parts.username:
-            raise ValueError("is written http://host:port, with nothing behind or before it")
-        if re.search(r"\s", url):
-            raise ValueError("holds white space")
-        return f"{parts.scheme}://{parts.netloc}"
 
     @field_validator("events", "replay")
     @classmethod
@@ -180,7 +224,12 @@ class RouterSettings(_Section):
             there to compare with.
         prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
         work_price: how much a millisecond of prefill costs the fleet beyond the request itself.
+        lookup_s: for Redis to answer, per request; then it goes by load.
         metrics_interval_s: time between two looks at an engine's metrics.
+        probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
+            models and token ids.
+        ask_usage: ask for the usage of streams whose clients did not, and take it out again.
+        handover_check_share: share of the handed-over prompts that are checked, 0 to 1.
     """
 
     host: str = "127.0.0.1"
@@ -191,7 +240,11 @@ class RouterSettings(_Section):
     policy: Literal["prefix", "least-load", "round-robin"] = "prefix"
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
     work_price: Annotated[float, Field(ge=0, le=100)] = 4.0
+    lookup_s: Annotated[float, Field(gt=0, le=10)] = Field(default_factory=lambda: limits.LOOKUP_S)
     metrics_interval_s: Seconds = 0.5
+    probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0
+    ask_usage: bool = True
+    handover_check_share: Annotated[float, Field(ge=0, le=1)] = limits.HANDOVER_CHECK_SHARE
     body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
     body_read_s: Seconds = limits.BODY_READ_S
     connect_s: Seconds = limits.CONNECT_S
@@ -225,7 +278,11 @@ class EngineSettings(_Section):
         max_num_batched_tokens: tokens computed in one step at most.
         time_scale: model seconds per real second; above 1 everything is faster.
         replay_batches: batches kept for replays.
+        prompt_tokens_details: report cached tokens, as vLLM's --enable-prompt-tokens-details.
+        force_include_usage: report usage in every stream, as vLLM's --enable-force-include-usage.
         dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
+        render: serve the render endpoints, as vLLM does with --enable-scale-out; else 403.
+        lora_adapters: names of adapters that it serves beside its model.
     """
 
     host: str = "127.0.0.1"
@@ -245,7 +302,11 @@ class EngineSettings(_Section):
     decode_step_ms_per_seq: Annotated[float, Field(ge=0)] = 0.25
     time_scale: Annotated[float, Field(gt=0)] = 1.0
     replay_batches: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    prompt_tokens_details: bool = True
+    force_include_usage: bool = False
     dev_mode: bool = True
+    render: bool = False
+    lora_adapters: list[ModelId] = []
 
 
 class LogSettings(_Section):

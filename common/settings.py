@@ -116,9 +116,12 @@ def _cross_faults(data: dict[str, Any]) -> list[str]:
     """Find what no single setting shows: names that are there twice or not at all."""
     models, endpoints = _mappings(data.get("models")), _mappings(data.get("endpoints"))
     names = [str(model.get("name")) for _, model in models if "name" in model]
+    lists = [model.get("lora_adapters") for _, model in models]
+    adapters = [str(name) for each in lists if isinstance(each, list) for name in each]
     urls = [str(endpoint.get("url")).rstrip("/") for _, endpoint in endpoints if "url" in endpoint]
     return [
         *(f"models: {name!r} is there twice" for name in _repeated(names)),
+        *(f"models: adapter {name!r} is there twice" for name in _repeated(adapters)),
         *(
             f"endpoints.{i}.model: {endpoint['model']!r} is not one of models"
             for i, endpoint in endpoints

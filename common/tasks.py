@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import uvloop
 
@@ -14,11 +14,9 @@ from kvatlas.common.log import logger
 
 _LOG = logger("tasks")
 
+CANCEL_AGAIN_S = 0.05
 EX_CONFIG = 78
 """Exit status for a configuration that cannot be used (sysexits.h)."""
-
-
-CANCEL_AGAIN_S: Final = 1.0
 
 
 class Supervisor:
@@ -30,28 +28,17 @@ class Supervisor:
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._again: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._cancel_all()
+        cancelling = asyncio.create_task(self._cancel_for_good())
         try:
             await self._group.__aexit__(*exc)  # type: ignore[arg-type]  # passes what it was given
         finally:
-            if self._again is not None:
-                self._again.cancel()
-
-    def _cancel_all(self) -> None:
-        """Cancel what runs, again and again.
-
-        Up to Python 3.11 asyncio.wait_for, through which redis-py sends, may swallow one.
-        """
-        for task in self._tasks:
-            task.cancel()
-        self._again = asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, self._cancel_all)
+            cancelling.cancel()
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run a coroutine until it ends or the supervisor does.
@@ -62,6 +49,17 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    async def _cancel_for_good(self) -> None:
+        """Cancel until all have ended.
+
+        Once is not enough: `asyncio.wait_for` (up to Python 3.11, and redis-py connects with it)
+        swallows a cancellation that comes at the moment when what it waits for is done.
+        """
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.sleep(CANCEL_AGAIN_S)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

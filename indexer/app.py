@@ -11,10 +11,11 @@ import zmq.asyncio
 
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
+from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.log import configure_logs, logger
-from kvatlas.common.redis_client import LOGIN_REASONS
+from kvatlas.common.redis_client import LOGIN_REASONS, RedisArg
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.indexer.apply import EndpointCache
@@ -87,6 +88,7 @@ class Indexer:
     def _start(self, tasks: Supervisor) -> None:
         tasks.start(self._watch_redis(), "watch")
         tasks.start(self._tick(), "tick")
+        tasks.start(self._talk(), "talk")
         for feed, subscriber in zip(self.feeds, self._subscribers, strict=True):
             tasks.start(feed.mirror.run(), f"mirror {feed.name}")
             tasks.start(subscriber.run(), f"subscriber {feed.name}")
@@ -137,6 +139,40 @@ class Indexer:
         """Say whether Redis refuses what endpoints need, though it answers."""
         reasons = {feed.mirror.failing for feed in self.feeds}
         return REFUSED if reasons & LOGIN_REASONS else None
+
+    async def _talk(self) -> None:
+        """Take the routers' notes of doubt, and tell how the indexer stands with endpoints."""
+        told: dict[Target, dict[str, RedisArg]] = {}
+        told_at = float("-inf")
+        while True:
+            now = monotonic()
+            try:
+                due = now - told_at >= limits.AUDIT_S
+                await self._tell(told, due=due)
+                told_at = now if due else told_at
+                await self._take_doubts()
+            except IndexUnavailable as error:
+                self.metrics.store_errors.labels(error.reason).inc()
+            await asyncio.sleep(WATCH_S)
+
+    async def _take_doubts(self) -> None:
+        feeds = {(feed.mirror.target.shard, feed.name): feed for feed in self.feeds}
+        for shard in {shard for shard, _ in feeds}:
+            for name, epoch in (await self._store.take_doubts(shard)).items():
+                feed = feeds.get((shard, name))
+                if feed is not None:
+                    feed.doubt(epoch)
+
+    async def _tell(self, told: dict[Target, dict[str, RedisArg]], *, due: bool) -> None:
+        """Write the stand of endpoints where it has changed, and of all when it is due."""
+        stands = []
+        for feed in self.feeds:
+            target, stand = feed.mirror.target, feed.stand()
+            if feed.mirror.epoch is not None and (due or told.get(target) != stand):
+                stands.append((target, {**stand, "followed": f"{time.time():.3f}"}))
+                told[target] = stand
+        if stands:
+            await self._store.tell(stands)
 
     async def _retire_unknown(self) -> None:
         """Forget the endpoints that the configuration no longer names."""

@@ -3,7 +3,7 @@
 An engine announces every physical copy of a block and every removal of a copy, so a block is
 present while stored minus removed is above zero. Events name blocks by the engine's hashes; which
 of our block hashes that is, is learned from events that carry token ids, and is kept over doubts
-and clears, because later children name their parent by the engine's hash alone.
+and clears, because later children and offload tiers name blocks by the engine's hash alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.ids import BlockHash, EngineHash, ModelName, Pool
 from kvatlas.indexer.events import Batch, BlockRemoved, BlockStored, Event
+from kvatlas.indexer.groups import Groups
 
 Entry = tuple[Pool, BlockHash]
 
@@ -26,6 +27,8 @@ class Delta:
 
     Attributes:
         cleared: everything that was present before the batch is gone; `present` comes after.
+        regrouped: groups turned out to be others than was believed; what `entries` gives is to be
+            written anew.
         present: entries that changed, and whether they are present at the end of the batch.
         orphans: stored blocks that could not be placed, their parent being unknown.
         unknown_removed: removals of blocks that were not present.
@@ -33,6 +36,7 @@ class Delta:
     """
 
     cleared: bool = False
+    regrouped: bool = False
     present: dict[Entry, bool] = field(default_factory=dict)
     orphans: int = 0
     unknown_removed: int = 0
@@ -53,8 +57,8 @@ class EndpointCache:
         self._absent: OrderedDict[EngineHash, None] = OrderedDict()
         self._copies: dict[EngineHash, int] = {}
         """Pools that hold an engine hash, by hash; those with none are in `_absent`."""
-        self.kinds: dict[Pool, str] = {}
-        """Kind of the KV-cache group of each pool of this epoch."""
+        self.groups = Groups()
+        """KV-cache groups, as far as events have told; kept over doubts and clears."""
         self.block_size = 0
         """Tokens per block, as of the newest event that tells; 0 before."""
 
@@ -66,23 +70,33 @@ class EndpointCache:
         """
         delta = Delta()
         for event in batch.events:
+            if isinstance(event, BlockStored) and self.groups.learn(event):
+                delta.regrouped = True
+        for event in batch.events:
             if isinstance(event, BlockStored):
                 self._learn(event, delta)
         for event in batch.events:
             self._count(event, delta)
+        if not self.groups.are_matchable:
+            delta.present.clear()
         return delta
 
-    def forget(self) -> None:
-        """Begin a new epoch: nothing is present, what is known of hashes stays."""
-        for engine_hash in self._copies:
-            self._absent[engine_hash] = None
-        self._copies.clear()
-        self._counts.clear()
-        self.kinds.clear()
-        self._trim()
+    def forget(self, *, engine_gone: bool = False) -> None:
+        """Begin a new epoch: nothing is present, what is known of hashes stays.
+
+        Args:
+            engine_gone: another process answers, whose groups may be others.
+        """
+        self._clear()
+        if engine_gone:
+            self.groups = Groups()
+        else:
+            self.groups.loosen()
 
     def entries(self) -> Iterator[Entry]:
-        """Go through all that is present and placed."""
+        """Go through all that is present, placed, and of use for a match."""
+        if not self.groups.are_matchable:
+            return
         for pool, counts in self._counts.items():
             for engine_hash in counts:
                 block = self._known.get(engine_hash)
@@ -93,10 +107,23 @@ class EndpointCache:
         """Give the copies present, per pool and engine hash; all are above zero."""
         return self._counts
 
+    def _clear(self) -> None:
+        for engine_hash in self._copies:
+            self._absent[engine_hash] = None
+        self._copies.clear()
+        self._counts.clear()
+        self._trim()
+
     def _learn(self, event: BlockStored, delta: Delta) -> None:
-        """Learn which block hashes an event's engine hashes are."""
-        if event.block_size:
+        """Learn which block hashes an event's engine hashes are.
+
+        A group with blocks of another size than the endpoint's teaches nothing: engines call its
+        blocks by the same hashes.
+        """
+        if event.block_size and self.groups.has_common_size(event):
             self.block_size = event.block_size
+        elif event.block_size:
+            return
         if event.is_dense:
             parent = self._parent(event)
             if parent is not None:
@@ -111,13 +138,17 @@ class EndpointCache:
         return self._known.get(event.parent)
 
     def _remember(self, engine_hash: EngineHash, block: BlockHash, delta: Delta) -> None:
+        former = self._known.get(engine_hash)
         self._known[engine_hash] = block
         if engine_hash not in self._copies:
             self._absent[engine_hash] = None
             return
-        # Stored when its parent was not known; only this event tells which block it is.
+        # Stored when its parent was not known, or taken for another block; this event tells
+        # which block it is.
         for pool, counts in self._counts.items():
             if engine_hash in counts:
+                if former is not None:
+                    delta.present[pool, former] = False
                 delta.present[pool, block] = True
 
     def _count(self, event: Event, delta: Delta) -> None:
@@ -126,7 +157,7 @@ class EndpointCache:
         elif isinstance(event, BlockRemoved):
             self._remove(event, delta)
         else:
-            self.forget()
+            self._clear()
             delta.cleared = True
             delta.present.clear()
         self._trim()
@@ -138,7 +169,6 @@ class EndpointCache:
                 delta.over_limit += len(event.hashes)
                 return
             counts = self._counts[event.pool] = {}
-            self.kinds[event.pool] = event.kind
         for engine_hash in event.hashes:
             count = counts.get(engine_hash, 0)
             if count == 0:

@@ -18,7 +18,6 @@ from kvatlas.common.block_hash import ExtraKey
 from kvatlas.common.errors import MalformedBatch
 from kvatlas.common.ids import EngineHash, Pool
 from kvatlas.indexer.events import (
-    FULL_ATTENTION,
     AllBlocksCleared,
     Batch,
     BlockRemoved,
@@ -35,6 +34,9 @@ REMOVED_FIELDS: Final = ("type", "block_hashes", "medium", "group_idx")
 STORED_FIELDS_MIN: Final = 5
 REMOVED_FIELDS_MIN: Final = 2
 DEFAULT_MEDIUM: Final = "gpu"
+REMOTE: Final = "remote"
+UNNAMED_LORA: Final = "\0lora_id="
+"""Begins the name of an adapter that the engine (up to 0.13) knows by number alone."""
 WORD_CHARS_MAX: Final = 256
 UINT64: Final = 2**64
 UINT32: Final = 2**32
@@ -128,7 +130,7 @@ def _stored(fields: dict[str, Any]) -> BlockStored:
         raise MalformedBatch("schema")
     if token_ids and len(token_ids) % block_size:
         raise MalformedBatch("schema")
-    lora = _word(fields.get("lora_name"))
+    lora = _lora(fields)
     return BlockStored(
         pool=_pool(fields),
         hashes=hashes,
@@ -137,7 +139,8 @@ def _stored(fields: dict[str, Any]) -> BlockStored:
         block_size=block_size,
         lora=lora,
         extras=_extras(fields.get("extra_keys"), lora, len(hashes)),
-        kind=_word(fields.get("kv_cache_spec_kind")) or FULL_ATTENTION,
+        kind=_word(fields.get("kv_cache_spec_kind")),
+        window=_window(fields.get("kv_cache_spec_sliding_window")),
     )
 
 
@@ -148,7 +151,23 @@ def _removed(fields: dict[str, Any]) -> BlockRemoved:
 def _pool(fields: dict[str, Any]) -> Pool:
     medium = _word(fields.get("medium")) or DEFAULT_MEDIUM
     group = fields.get("group_idx")
-    return Pool(medium.lower(), 0 if group is None else _bounded_int(group, 2**16))
+    return Pool(
+        medium.lower(),
+        0 if group is None else _bounded_int(group, 2**16),
+        is_remote=(_word(fields.get("locality")) or "").lower() == REMOTE,
+    )
+
+
+def _lora(fields: dict[str, Any]) -> str | None:
+    """Name the adapter: an engine that tells only its number must not look like the base model."""
+    name, number = _word(fields.get("lora_name")), fields.get("lora_id")
+    if name is not None or number is None or number == 0:
+        return name
+    return f"{UNNAMED_LORA}{_bounded_int(number, UINT32)}"
+
+
+def _window(value: Any) -> int | None:
+    return None if value is None else _bounded_int(value, UINT32)
 
 
 def _hashes(value: Any) -> list[EngineHash]:

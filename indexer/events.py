@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from kvatlas.common.block_hash import ExtraKey
 from kvatlas.common.ids import EngineHash, Pool
 
-FULL_ATTENTION = "full_attention"
-"""Kind of a KV-cache group where the engine names none."""
-
 
 @dataclass(frozen=True, slots=True)
 class BlockStored:
@@ -23,7 +20,8 @@ class BlockStored:
         block_size: tokens per block; 0 where the engine tells none.
         lora: name of the LoRA adapter.
         extras: extra keys per block without the LoRA name; empty when no block has any.
-        kind: vLLM's name for the kind of the KV-cache group.
+        kind: vLLM's name for the kind of the KV-cache group, None where the engine names none.
+        window: tokens of the group's sliding window, None where the engine tells none.
     """
 
     pool: Pool
@@ -33,7 +31,8 @@ class BlockStored:
     block_size: int
     lora: str | None
     extras: Sequence[Sequence[ExtraKey]]
-    kind: str
+    kind: str | None
+    window: int | None = None
 
     @property
     def is_dense(self) -> bool:

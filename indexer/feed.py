@@ -7,8 +7,12 @@ from typing import Any
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import MalformedBatch
+from kvatlas.common.ids import Epoch
 from kvatlas.common.log import logger
+from kvatlas.common.redis_client import RedisArg
+from kvatlas.indexer.apply import Delta
 from kvatlas.indexer.decode import decode
+from kvatlas.indexer.events import Batch
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.mirror import Mirror
 from kvatlas.indexer.sequence import NewEpoch, Ready, Sequencer
@@ -29,6 +33,8 @@ class Feed:
         self.cache = mirror.cache
         self.mirror = mirror
         self._metrics = metrics
+        self.orphans = 0
+        self.unknown_removed = 0
         self._counted: Counter[str] = Counter()
         self._batches: Any = metrics.batches.labels(name)
         self._events: Any = metrics.events.labels(name)
@@ -38,11 +44,34 @@ class Feed:
         while (step := self.sequencer.next_step()) is not None:
             if isinstance(step, NewEpoch):
                 _LOG.info("epoch.ended", endpoint=self.name, reason=step.reason)
-                self.cache.forget()
+                self.cache.forget(engine_gone=step.reason == "restart")
                 self.mirror.forget(step.reason)
             else:
                 self._apply(step)
         self._count_sequence()
+
+    def doubt(self, epoch: Epoch) -> None:
+        """Take a router's word that the predictions of an epoch run over.
+
+        Of another epoch than the one that stands it says nothing.
+        """
+        if epoch != self.mirror.epoch:
+            return
+        self._metrics.doubts.labels(self.name).inc()
+        _LOG.warning("endpoint.doubted", endpoint=self.name, epoch=epoch)
+        self.sequencer.overpredicted(monotonic())
+        self.pump()
+
+    def stand(self) -> dict[str, RedisArg]:
+        """Say how the indexer stands with the endpoint, for `kvatlas doctor` and people."""
+        counts = self.sequencer.counts
+        return {
+            "phase": self.sequencer.phase,
+            "gaps": counts["gap"],
+            "replays": counts["replay"],
+            "orphans": self.orphans,
+            "unknown_removals": self.unknown_removed,
+        }
 
     def reject(self, reason: str) -> None:
         """Note a message that does not even have a sequence."""
@@ -66,13 +95,22 @@ class Feed:
             return
         delta = self.cache.apply(batch)
         self.mirror.update(step.seq, batch.time_s, delta)
+        self._count_batch(batch, delta)
+
+    def _count_batch(self, batch: Batch, delta: Delta) -> None:
         self._batches.inc()
         self._events.inc(len(batch.events))
         if batch.unknown:
             self._metrics.unknown_events.inc(batch.unknown)
+        if delta.regrouped:
+            fault = self.cache.groups.fault
+            self._metrics.unmatched.labels(self.name).set(fault is not None)
+            _LOG.info("groups.changed", endpoint=self.name, fault=fault)
         if delta.orphans:
+            self.orphans += delta.orphans
             self._metrics.orphans.labels(self.name).inc(delta.orphans)
         if delta.unknown_removed:
+            self.unknown_removed += delta.unknown_removed
             self._metrics.unknown_removed.labels(self.name).inc(delta.unknown_removed)
         if delta.over_limit:
             self._metrics.over_limit.labels(self.name).inc(delta.over_limit)

@@ -32,6 +32,15 @@ class IndexerMetrics:
             "what",
         )
         self.epochs = self._counter("epochs", "Epochs opened.", "endpoint", "reason")
+        self.doubts = self._counter(
+            "doubts", "Times routers found an endpoint's predictions too long.", "endpoint"
+        )
+        self.unmatched = Gauge(
+            "kvatlas_indexer_unmatched",
+            "1 for an endpoint whose KV-cache groups cannot be followed: it is not indexed.",
+            ("endpoint",),
+            registry=self.registry,
+        )
         self.rewrites = self._counter(
             "rewrites", "Times an endpoint was written from memory.", "reason"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 from kvatlas.common import limits
@@ -18,7 +19,9 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, WrongEpoch
 from kvatlas.common.ids import Epoch, HolderId, Pool
 from kvatlas.common.keyspace import Holder
+from kvatlas.common.kv_groups import WINDOWED_KINDS
 from kvatlas.common.log import logger
+from kvatlas.common.redis_client import RedisArg
 from kvatlas.indexer.apply import Delta, EndpointCache, Entry
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.store import BEFORE_FIRST, Change, IndexStore, Position, Progress, Target
@@ -27,6 +30,14 @@ _LOG = logger("mirror")
 
 RETRY_S = 0.1
 RETRY_MAX_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Where the blocks of one pool go: under which holder, and into which buckets."""
+
+    holder: HolderId
+    windowed: bool
 
 
 class Mirror:
@@ -53,7 +64,7 @@ class Mirror:
         self._attempted = BEFORE_FIRST
         self._at: Position | None = None
         self._believed: Epoch | None = None
-        self._holders: dict[Pool, HolderId] = {}
+        self._slots: dict[Pool, _Slot] = {}
         self._wake = asyncio.Event()
         self._doubtful = False
         self._refused = False
@@ -61,6 +72,11 @@ class Mirror:
         self._conflict_at = 0.0
         self.failing: str | None = None
         """Why the last write failed, if it did."""
+
+    @property
+    def epoch(self) -> Epoch | None:
+        """Give the epoch that readers see; None while another one is about to be opened."""
+        return None if self._at is None or self._is_reopening() else self._at.epoch
 
     @property
     def is_current(self) -> bool:
@@ -81,7 +97,9 @@ class Mirror:
         if delta.cleared:
             self.forget("cleared")
         self._newest = Progress(seq, time_s)
-        if not self._from_memory:
+        if delta.regrouped:
+            self.rewrite("regrouped")
+        elif not self._from_memory:
             self._pending.update(delta.present)
         if len(self._pending) > limits.PENDING_OPS_MAX:
             self.rewrite("overflow")
@@ -140,6 +158,10 @@ class Mirror:
 
     async def _write(self, pending: dict[Entry, bool], at: Position, newest: Progress) -> None:
         """Write entries in parts; only the last one moves the sequence."""
+        if pending:
+            # A group without a holder would be one that readers do not ask for.
+            for pool in self.cache.groups.device_pools:
+                await self._slot(pool)
         left = len(pending)
         for part in _parts(pending):
             changes = [await self._change(entry, present) for entry, present in part]
@@ -160,10 +182,12 @@ class Mirror:
     async def _open(self, reason: str) -> None:
         """Open the epoch that was asked for; another one may be asked for meanwhile."""
         target = self.target
-        epoch = await self._store.open_epoch(target, self._believed, reason, time.time())
+        epoch = await self._store.open_epoch(
+            target, self._believed, reason, time.time(), self._fields()
+        )
         self._believed = epoch
         self._at = Position(epoch, BEFORE_FIRST)
-        self._holders.clear()
+        self._slots.clear()
         self._metrics.epochs.labels(target.name, reason).inc()
         _LOG.info("epoch.opened", endpoint=target.name, epoch=epoch, reason=reason)
         if self._reopen != reason:
@@ -179,18 +203,33 @@ class Mirror:
 
     async def _change(self, entry: Entry, present: bool) -> Change:  # noqa: FBT001 - from a dict
         pool, block = entry
-        holder = self._holders.get(pool)
-        if holder is None:
-            holder = self._holders[pool] = await self._open_pool(pool)
-        return block, holder, present
+        slot = self._slots.get(pool) or await self._slot(pool)
+        return Change(block, slot.holder, present, slot.windowed)
 
-    async def _open_pool(self, pool: Pool) -> HolderId:
+    async def _slot(self, pool: Pool) -> _Slot:
+        slot = self._slots.get(pool)
+        if slot is None:
+            slot = self._slots[pool] = await self._open_pool(pool)
+        return slot
+
+    async def _open_pool(self, pool: Pool) -> _Slot:
         if self._at is None:
             raise WrongEpoch
-        kind = self.cache.kinds.get(pool, "unknown")
-        holder = Holder(self.target.name, self._at.epoch, pool, kind)
-        fields = {"block_size": self.cache.block_size}
-        return await self._store.open_pool(self.target.shard, holder, fields)
+        group = self.cache.groups.of(pool)
+        windowed = group.kind in WINDOWED_KINDS
+        size = self.cache.block_size if windowed else 0
+        holder = Holder(self.target.name, self._at.epoch, pool, group.kind, group.window, size)
+        number = await self._store.open_pool(self.target.shard, holder, self._fields())
+        return _Slot(number, windowed)
+
+    def _fields(self) -> dict[str, RedisArg]:
+        """Say of the endpoint's state what its events have told."""
+        groups = self.cache.groups
+        return {
+            "block_size": self.cache.block_size,
+            "groups": groups.to_text(),
+            "unmatched": groups.fault or "",
+        }
 
     async def _settle(self) -> None:
         """Find out where the index stands, after a write of unknown outcome or on suspicion."""

@@ -39,7 +39,7 @@ class NewEpoch:
 
     Attributes:
         reason: one of a closed set of words: "start", "restart", "reconnect", "gap", "lost",
-            "replay_failed", "malformed".
+            "replay_failed", "malformed", "overpredicted".
     """
 
     reason: str
@@ -175,6 +175,11 @@ class Sequencer:
         """Note that a message came that does not even have a sequence."""
         if self.phase != "waiting":
             self._doubt("malformed", now)
+
+    def overpredicted(self, now: float) -> None:
+        """Note that the engine was found to hold less than its batches say."""
+        if self.phase != "waiting":
+            self._doubt("overpredicted", now)
 
     def tick(self, now: float) -> None:
         """Let time pass; call it a few times a second."""

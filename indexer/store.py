@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, WrongEpoch
@@ -27,6 +28,7 @@ from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
 
 REFUSED = -1
+EPOCH_DIGITS_MAX = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,17 @@ class Target:
         return self.shard.endpoint(self.name)
 
 
-Change = tuple[BlockHash, HolderId, bool]
-"""A block, one of its possible holders, and whether that one holds it."""
+class Change(NamedTuple):
+    """A block, one of its possible holders, and whether that one holds it.
+
+    Attributes:
+        windowed: the holder's group keeps a window or a state, its blocks stand in `w:`.
+    """
+
+    block: BlockHash
+    holder: HolderId
+    present: bool
+    windowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,22 @@ class Progress:
     time_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Holders of past epochs whose ids may still stand in entries.
+
+    Attributes:
+        texts: what each id stood for, and when it died.
+    """
+
+    texts: Mapping[str, bytes]
+
+    @property
+    def has_windowed(self) -> bool:
+        """Tell whether some of them may stand in the buckets `w:`."""
+        return any(map(_may_be_windowed, self.texts.values()))
+
+
 BEFORE_FIRST = -1
 """The sequence of an epoch in which nothing has been applied."""
 
@@ -83,6 +110,8 @@ class IndexStore:
         self._open_pool = Script("open_pool")
         self._apply = Script("apply")
         self._sweep = Script("sweep")
+        self._release = Script("release")
+        self._take_doubts = Script("take_doubts")
 
     @classmethod
     def connect(cls, redis: str | RedisSettings) -> IndexStore:
@@ -107,8 +136,10 @@ class IndexStore:
         with guard():
             await self._client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
             found = await self._client.get(SCHEMA_KEY)
-            if found != SCHEMA_VERSION.encode():
-                raise ConfigError([f"redis: schema {found!r} is there, this is {SCHEMA_VERSION!r}"])
+            # A Redis that was emptied between the two holds none.
+            if found is not None and found != SCHEMA_VERSION.encode():
+                text = f"redis: schema {found!r} is there, this is {SCHEMA_VERSION!r}"
+                raise ConfigError([f"{text} (docs/REDIS.md, Schema)"])
             if models:
                 mapping: dict[Any, Any] = {str(name): shards for name, shards in models.items()}
                 await self._client.hset(MODELS_KEY, mapping=mapping)
@@ -127,7 +158,12 @@ class IndexStore:
         return Position(Epoch(int(epoch)), int(seq))
 
     async def open_epoch(
-        self, target: Target, believed: Epoch | None, reason: str, now_s: float
+        self,
+        target: Target,
+        believed: Epoch | None,
+        reason: str,
+        now_s: float,
+        fields: Mapping[str, RedisArg] = MappingProxyType({}),
     ) -> Epoch:
         """Forget, in one write, what the endpoint's former epoch held.
 
@@ -136,13 +172,16 @@ class IndexStore:
             believed: epoch that Redis should hold, or None to follow whatever it holds.
             reason: one word, for people.
             now_s: Unix seconds, for people.
+            fields: what else the endpoint's state should say.
 
         Raises:
             WrongEpoch: Redis holds another epoch than the believed one.
         """
         shard, name = target.shard, target.name
         keys = (target.key, shard.holders, shard.dead, shard.endpoints)
-        args = ("" if believed is None else believed, BEFORE_FIRST, reason, f"{now_s:.3f}", name)
+        pairs = [part for pair in fields.items() for part in pair]
+        known = "" if believed is None else believed
+        args = (known, BEFORE_FIRST, reason, f"{now_s:.3f}", name, *pairs)
         epoch = await self._open_epoch.run(self._client, keys, args)
         return Epoch(_accepted(epoch))
 
@@ -187,8 +226,8 @@ class IndexStore:
         """
         keys = [target.key]
         args: list[RedisArg] = [at.epoch, at.seq, to.seq, to.time_s]
-        for block, holder, present in changes:
-            key, field = target.shard.entry(block)
+        for block, holder, present, windowed in changes:
+            key, field = target.shard.entry(block, windowed=windowed)
             keys.append(key)
             args += (field, f"{'+' if present else '-'}{holder}")
         return _accepted(await self._apply.run(self._client, keys, args))
@@ -208,36 +247,70 @@ class IndexStore:
             await self._client.srem(target.shard.endpoints, target.name)
             await self._client.delete(target.key)
 
-    async def dead_holders(self, shard: Shard) -> list[str]:
+    async def dead_holders(self, shard: Shard) -> Dead:
         """List the holders of past epochs whose entries are still there."""
         with guard():
-            return [str(int(key)) for key in await self._client.hkeys(shard.dead)]
+            found: Mapping[Any, Any] = await self._client.hgetall(shard.dead)
+        return Dead({str(int(key)): text for key, text in found.items()})
 
-    async def sweep(self, shard: Shard, dead: Sequence[str], first: int) -> int:
+    async def sweep(self, shard: Shard, dead: Dead, first: int, *, windowed: bool = False) -> int:
         """Take dead holders out of SWEEP_BUCKETS_PER_CALL buckets.
 
         Args:
             shard: the shard.
-            dead: ids, as `dead_holders` gave them when the pass began.
+            dead: as `dead_holders` gave them when the pass began.
             first: number of the first bucket.
+            windowed: the buckets are those of `w:`.
 
         Returns:
             Entries that changed.
         """
         last = min(first + limits.SWEEP_BUCKETS_PER_CALL, BUCKETS)
-        keys = [shard.dead, *(shard.bucket(number) for number in range(first, last))]
-        changed: int = await self._sweep.run(self._client, keys, dead)
+        numbers = range(first, last)
+        keys = [shard.dead, *(shard.bucket(number, windowed=windowed) for number in numbers)]
+        changed: int = await self._sweep.run(self._client, keys, list(dead.texts))
         return changed
 
-    async def release(self, shard: Shard, dead: Sequence[str]) -> None:
+    async def release(self, shard: Shard, dead: Dead) -> None:
         """Give the ids of dead holders free, after a whole pass without a miss."""
+        args = [part for pair in dead.texts.items() for part in pair]
+        await self._release.run(self._client, (shard.dead,), args)
+
+    async def take_doubts(self, shard: Shard) -> dict[EndpointName, Epoch]:
+        """Take the notes that routers have left: endpoint, and the epoch that ran over.
+
+        What cannot be read is dropped.
+        """
+        args = (limits.DOUBTS_PER_SHARD_MAX,)
+        flat = await self._take_doubts.run(self._client, (shard.doubts,), args)
+        doubts = {}
+        for name, note in zip(flat[::2], flat[1::2], strict=True):
+            epoch = note.split(b" ", 1)[0]
+            if len(epoch) <= EPOCH_DIGITS_MAX and epoch.isdigit():
+                doubts[EndpointName(name.decode(errors="replace"))] = Epoch(int(epoch))
+        return doubts
+
+    async def tell(self, stands: Sequence[tuple[Target, Mapping[str, RedisArg]]]) -> None:
+        """Write how the indexer stands with endpoints into their states, in one round trip."""
         with guard():
-            await self._client.hdel(shard.dead, *dead)
+            pipe = self._client.pipeline(transaction=False)
+            for target, fields in stands:
+                mapping: dict[Any, Any] = dict(fields)
+                pipe.hset(target.key, mapping=mapping)
+            await pipe.execute()
 
     async def aclose(self) -> None:
         """Close the connections."""
         with guard():
             await self._client.aclose()
+
+
+def _may_be_windowed(text: bytes) -> bool:
+    """Tell whether a dead holder's entries may stand in `w:`; so may those of a foreign text."""
+    try:
+        return Holder.from_text(text.decode()).is_windowed
+    except ValueError:
+        return True
 
 
 def _accepted(answer: int) -> int:

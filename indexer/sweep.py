@@ -14,7 +14,7 @@ from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.keyspace import BUCKETS, Shard
 from kvatlas.common.log import logger
 from kvatlas.indexer.metrics import IndexerMetrics
-from kvatlas.indexer.store import IndexStore
+from kvatlas.indexer.store import Dead, IndexStore
 
 _LOG = logger("sweep")
 
@@ -29,24 +29,23 @@ async def sweep_for_ever(store: IndexStore, shard: Shard, metrics: IndexerMetric
         await asyncio.sleep(LOOK_S)
         try:
             dead = await store.dead_holders(shard)
-            if dead:
+            if dead.texts:
                 await sweep_once(store, shard, dead, metrics)
         except IndexUnavailable as error:
             metrics.store_errors.labels(error.reason).inc()
 
 
-async def sweep_once(
-    store: IndexStore, shard: Shard, dead: list[str], metrics: IndexerMetrics
-) -> None:
+async def sweep_once(store: IndexStore, shard: Shard, dead: Dead, metrics: IndexerMetrics) -> None:
     """Take dead holders out of every bucket, then free their ids.
 
     Raises:
         IndexUnavailable: Redis failed on the way; the next pass begins anew.
     """
     changed = 0
-    for first in range(0, BUCKETS, limits.SWEEP_BUCKETS_PER_CALL):
-        changed += await store.sweep(shard, dead, first)
-        await asyncio.sleep(STEP_S)
+    for windowed in (False, True) if dead.has_windowed else (False,):
+        for first in range(0, BUCKETS, limits.SWEEP_BUCKETS_PER_CALL):
+            changed += await store.sweep(shard, dead, first, windowed=windowed)
+            await asyncio.sleep(STEP_S)
     await store.release(shard, dead)
     metrics.entries_swept.inc(changed)
-    _LOG.info("holders.swept", shard=shard.base, holders=len(dead), entries=changed)
+    _LOG.info("holders.swept", shard=shard.base, holders=len(dead.texts), entries=changed)

@@ -41,6 +41,7 @@ def explanation(decision: Decision) -> dict[str, Any]:
     """Write a decision as /explain answers it."""
     return {
         "model": decision.model,
+        "adapter": decision.adapter,
         "endpoint": decision.chosen.endpoint.name,
         "prompt_tokens": decision.prompt_tokens,
         "block_size": decision.block_size,
@@ -56,6 +57,7 @@ def explanation(decision: Decision) -> dict[str, Any]:
             for judged in decision.candidates
         ],
         "fallback": decision.fallback,
+        "is_own_prompt": decision.is_own_prompt,
         "timings_ms": {stage: round(decision.timings_ms.get(stage, 0.0), 4) for stage in STAGES},
     }
 

@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from kvatlas.common.admin import admin_app, readyz_handler, serving
+from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.log import configure_logs, logger
-from kvatlas.common.settings import Settings
+from kvatlas.common.prompt.probe_set import probe_set
+from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.router.answers import errors_middleware
+from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import PROMPT_PATHS, RouterHttp
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.pipeline import Pipeline
+from kvatlas.router.pipeline import Pipeline, Stages
+from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
+from kvatlas.router.proof import Proof
 from kvatlas.router.proxy import Proxy
+from kvatlas.router.render_service import RenderServices
 
 _LOG = logger("router")
 
@@ -46,8 +53,10 @@ class Running:
 
     http: RouterHttp
     endpoints: Endpoints
+    prober: Prober
     metrics: RouterMetrics
-    drain_s: float
+    settings: RouterSettings
+    started: float = field(default_factory=monotonic)
     port: int = 0
     admin_port: int = 0
     is_draining: bool = False
@@ -65,6 +74,9 @@ class Running:
             return "no endpoint is configured"
         if not all(endpoint.asked for endpoint in endpoints):
             return "not every endpoint has been looked at"
+        is_young = monotonic() - self.started < self.settings.probe_wait_s
+        if is_young and not self.prober.is_settled():
+            return "not every engine has been asked for its models and token ids"
         return None
 
     async def drain(self) -> None:
@@ -72,7 +84,7 @@ class Running:
         self.is_draining = True
         _LOG.info("router.draining", requests=self.http.open_requests)
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.drain_s):
+            async with asyncio.timeout(self.settings.drain_s):
                 await self.http.idle.wait()
 
 
@@ -88,17 +100,34 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         endpoints = Endpoints(settings, metrics)
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
-        index = BlockIndex.connect(settings.redis)
+        weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
+        index = BlockIndex.connect(settings.redis, weights, settings.router.lookup_s)
+        metrics.windows_undecided.set_function(lambda: index.undecided)
         stack.push_async_callback(index.aclose)
         proxy = Proxy(settings.router, metrics)
         stack.push_async_callback(proxy.aclose)
-        pipeline = Pipeline(settings, prompts, index, endpoints, metrics)
-        http = RouterHttp(settings, pipeline, proxy, metrics)
-        running = Running(http, endpoints, metrics, settings.router.drain_s)
+        renders = RenderServices(settings.models, proxy.session, metrics)
+        pipeline = Pipeline(settings, Stages(prompts, renders, index), endpoints, metrics)
+        doubts = Doubts.connect(settings.redis.for_router_writes(), metrics)
+        stack.push_async_callback(doubts.aclose)
+        checks = HandoverChecks(
+            proxy.session,
+            settings.router.handover_check_share,
+            [m.model for m in settings.models if m.token_handover],
+            metrics,
+        )
+        proof = Proof(settings, doubts, checks, metrics)
+        http = RouterHttp(settings, pipeline, proxy, proof, metrics)
+        probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
+        prober = Prober(proxy.session, endpoints, probes, metrics)
+        running = Running(http, endpoints, prober, metrics, settings.router)
         with suppress(IndexUnavailable):
             await index.warm()
         tasks = await stack.enter_async_context(Supervisor())
         tasks.start(endpoints.watch(proxy.session), "endpoints")
+        tasks.start(prober.run(), "probes")
+        tasks.start(doubts.run(), "doubts")
+        tasks.start(checks.run(), "handover_checks")
         options = settings.router
         running.admin_port = await stack.enter_async_context(
             serving(_admin(running), options.admin_host, options.admin_port)

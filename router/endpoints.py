@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import aiohttp
 
 from kvatlas.common import limits
-from kvatlas.common.errors import ConfigError
 from kvatlas.common.ids import EndpointName, ModelName
+from kvatlas.common.key_file import read_key
 from kvatlas.common.keyspace import Shard, shard_of
 from kvatlas.common.log import logger
 from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.metrics_page import EngineGauges, read_gauges, read_process_start
+from kvatlas.router.served_names import Served, ServedNames
+from kvatlas.router.usage_habit import UsageHabit
 
 _LOG = logger("endpoints")
 
 FAILURES_UNHEALTHY: Final = 3
 """Failures in a row after which an endpoint is asked last."""
-GAUGES: Final = {
-    b"vllm:num_requests_running": "running",
-    b"vllm:num_requests_waiting": "waiting",
-    b"vllm:kv_cache_usage_perc": "kv_usage",
-}
-CACHE_INFO: Final = b"vllm:cache_config_info"
-_ENGINE: Final = re.compile(rb'[{,]engine="(\d{1,9})"')
-_BLOCK_SIZE: Final = re.compile(rb'[{,]block_size="(\d{1,9})"')
-_HASH_BLOCK_SIZE: Final = re.compile(rb'[{,]hash_block_size="(\d{1,9})"')
-
 
 TokenizerVerdict = Literal["unknown", "unasked", "agrees", "differs"]
 """Whether the engine's tokens are ours: not asked yet, it cannot be asked, yes, no."""
@@ -48,22 +40,16 @@ class EngineFacts:
         tokenizer: whether its `/tokenize` gives our token ids.
         adapters: names of the LoRA adapters that it has loaded.
         max_model_len: tokens that it takes at most; None where it does not tell.
+        serves: whether it lists the model that it is configured for; None where it does not tell.
+        asked: whether it has been asked for its models in this life, with or without an answer.
     """
 
     version: tuple[int, ...] | None = None
     tokenizer: TokenizerVerdict = "unknown"
     adapters: frozenset[str] = frozenset()
     max_model_len: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineGauges:
-    """What an engine's metrics page says of one rank."""
-
-    running: float = 0.0
-    waiting: float = 0.0
-    kv_usage: float = 0.0
-    block_size: int | None = None
+    serves: bool | None = None
+    asked: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +80,7 @@ class Endpoint:
         asked: whether it has been asked for its metrics, with or without an answer.
         is_odd: whether its block size was found to be another than configured.
         facts: what it has told about itself.
+        usage: how it reports usage, learned from its answers.
     """
 
     name: EndpointName
@@ -113,6 +100,7 @@ class Endpoint:
     asked: bool = False
     is_odd: bool = False
     facts: EngineFacts = EngineFacts()
+    usage: UsageHabit = field(default_factory=UsageHabit)
     _waiting_before: int = 0
 
     @property
@@ -149,6 +137,64 @@ class Endpoint:
         self.failures += 1
         self.asked = True
         self.others_running = self.others_waiting = self._waiting_before = 0
+        # Who comes back may be another build with other options.
+        self.usage = UsageHabit()
+
+    def distrust(self) -> None:
+        """Note that its token ids were found not to be ours."""
+        self.facts = replace(self.facts, tokenizer="differs")
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    """What all ranks behind one address have in common.
+
+    Attributes:
+        endpoints: one per rank.
+        lives: how often it was seen to be there anew: at first, after a restart, or after it had
+            been away and does not tell when its process began.
+        joined: set whenever `lives` grows.
+    """
+
+    url: str
+    model: ModelName
+    api_key: str | None = field(repr=False)
+    endpoints: list[Endpoint] = field(default_factory=list)
+    lives: int = 0
+    joined: asyncio.Event = field(default_factory=asyncio.Event)
+    _process_start: bytes | None = None
+    _was_away: bool = True
+
+    @property
+    def is_away(self) -> bool:
+        """Tell whether its last page of metrics could not be had."""
+        return self._was_away
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Give what it has told; the same for all its ranks."""
+        return self.endpoints[0].facts
+
+    def seen(self, page: bytes | None) -> None:
+        """Note a look at its metrics page, None where there was no answer."""
+        if page is None:
+            self._was_away = True
+            return
+        start = read_process_start(page)
+        is_new = start != self._process_start if start is not None else self._was_away
+        self._was_away, self._process_start = False, start
+        if is_new or self.lives == 0:
+            self.lives += 1
+            # What was wrong is so until it is asked again, and clients still know its adapters.
+            known = self.facts
+            verdict: TokenizerVerdict = "differs" if known.tokenizer == "differs" else "unknown"
+            self.learn(EngineFacts(tokenizer=verdict, adapters=known.adapters))
+            self.joined.set()
+
+    def learn(self, facts: EngineFacts) -> None:
+        """Take over what it told."""
+        for endpoint in self.endpoints:
+            endpoint.facts = facts
 
 
 class Endpoints:
@@ -167,7 +213,8 @@ class Endpoints:
         self._interval_s = settings.router.metrics_interval_s
         self._configured = {m.model: m.block_size for m in settings.models}
         self._by_model: dict[ModelName, list[Endpoint]] = {m.model: [] for m in settings.models}
-        self._by_url: dict[str, list[Endpoint]] = {}
+        self.names = ServedNames(settings.models)
+        self._engines: dict[str, Engine] = {}
         for endpoint in settings.endpoints:
             self._add(settings, endpoint)
 
@@ -175,9 +222,43 @@ class Endpoints:
         """List a model's endpoints."""
         return self._by_model[model]
 
+    def candidates(self, served: Served) -> list[Endpoint]:
+        """List the endpoints that a request may go to.
+
+        One that serves another model is not among them, and one that has not been asked what it
+        serves only where no other is. Where no engine has loaded a configured adapter, it may
+        be one that they load when it is asked for, so all of them can take it.
+        """
+        fit = [each for each in self._by_model[served.model] if each.facts.serves is not False]
+        fit = [each for each in fit if each.facts.asked] or fit
+        if served.adapter is None:
+            return fit
+        having = [each for each in fit if served.adapter in each.facts.adapters]
+        if having or not self.names.is_configured(served):
+            return having
+        return [each for each in fit if each.facts.serves is None] or fit
+
     def distrusts(self, model: ModelName) -> bool:
-        """Tell whether an engine of the model has other token ids than we have."""
-        return any(each.facts.tokenizer == "differs" for each in self._by_model[model])
+        """Tell whether an engine that takes its requests has other token ids than we have."""
+        return any(
+            each.facts.tokenizer == "differs" and each.facts.serves is not False and each.healthy
+            for each in self._by_model[model]
+        )
+
+    def engines(self) -> Iterable[Engine]:
+        """Go through all engines."""
+        return self._engines.values()
+
+    def learn(self, engine: Engine, facts: EngineFacts) -> None:
+        """Take over what an engine told of itself."""
+        told_adapters = facts.adapters != engine.facts.adapters
+        engine.learn(facts)
+        if told_adapters:
+            self._learn_adapters()
+
+    def note_tokenizer(self, engine: Engine, verdict: TokenizerVerdict) -> None:
+        """Take over whether an engine's token ids are ours."""
+        engine.learn(replace(engine.facts, tokenizer=verdict))
 
     def all(self) -> Iterable[Endpoint]:
         """Go through all endpoints."""
@@ -187,12 +268,12 @@ class Endpoints:
     async def watch(self, session: aiohttp.ClientSession) -> None:
         """Scrape every engine for ever, each at its own pace."""
         async with asyncio.TaskGroup() as group:
-            for url, endpoints in self._by_url.items():
-                group.create_task(self._watch_engine(session, url, endpoints))
+            for engine in self._engines.values():
+                group.create_task(self._watch_engine(session, engine))
 
     def _add(self, settings: Settings, endpoint: EndpointSettings) -> None:
         model = settings.model_named(endpoint.model)
-        key = _read_key(endpoint)
+        key = read_key(endpoint.api_key_file, "endpoints")
         for rank, name in enumerate(endpoint.names()):
             shard = shard_of(model.model, name, model.index_shards)
             added = Endpoint(
@@ -206,17 +287,17 @@ class Endpoints:
                 ranks=endpoint.data_parallel_size,
             )
             self._by_model[model.model].append(added)
-            self._by_url.setdefault(endpoint.url, []).append(added)
+            engine = self._engines.setdefault(endpoint.url, Engine(endpoint.url, model.model, key))
+            engine.endpoints.append(added)
 
-    async def _watch_engine(
-        self, session: aiohttp.ClientSession, url: str, endpoints: list[Endpoint]
-    ) -> None:
+    async def _watch_engine(self, session: aiohttp.ClientSession, engine: Engine) -> None:
         while True:
-            page = await self._page(session, url, endpoints[0].api_key)
+            page = await self._page(session, engine.url, engine.api_key)
             if page is None:
-                self._note_failure(endpoints)
+                self._note_failure(engine.endpoints)
             else:
-                self._note_page(page, endpoints)
+                self._note_page(page, engine.endpoints)
+            engine.seen(page)
             # Spread, so that many routers do not ask in step.
             await asyncio.sleep(self._interval_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
 
@@ -237,6 +318,14 @@ class Endpoints:
                 return page if reply.status == 200 else b""
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
+
+    def _learn_adapters(self) -> None:
+        self.names.learn(
+            {
+                model: frozenset().union(*(each.facts.adapters for each in endpoints))
+                for model, endpoints in self._by_model.items()
+            }
+        )
 
     def _note_failure(self, endpoints: list[Endpoint]) -> None:
         for endpoint in endpoints:
@@ -269,61 +358,3 @@ class Endpoints:
         if endpoint.healthy != was_healthy:
             event = "endpoint.recovered" if endpoint.healthy else "endpoint.lost"
             _LOG.warning(event, endpoint=endpoint.name)
-
-
-def read_gauges(page: bytes) -> Mapping[int, EngineGauges]:
-    """Read a page in Prometheus' text format, by rank. Lines that are broken are left out.
-
-    Cost: 75 us for vLLM's 56 KB.
-    """
-    values: dict[int, dict[str, float]] = {}
-    for name, field_name in GAUGES.items():
-        for line in _samples(page, name):
-            values.setdefault(_rank(line), {})[field_name] = _value(line)
-    for line in _samples(page, CACHE_INFO):
-        size = _HASH_BLOCK_SIZE.search(line) or _BLOCK_SIZE.search(line)
-        if size and 0 < int(size[1]) <= limits.BLOCK_SIZE_MAX:
-            values.setdefault(_rank(line), {})["block_size"] = int(size[1])
-    return {
-        rank: EngineGauges(
-            found.get("running", 0.0),
-            found.get("waiting", 0.0),
-            found.get("kv_usage", 0.0),
-            int(found["block_size"]) if "block_size" in found else None,
-        )
-        for rank, found in values.items()
-    }
-
-
-def _samples(page: bytes, name: bytes) -> Iterator[bytes]:
-    """Find the sample lines of a metric without reading the others."""
-    start = page.find(name)
-    while start >= 0:
-        end = page.find(b"\n", start)
-        line = page[start : end if end >= 0 else len(page)]
-        begins_line = start == 0 or page[start - 1 : start] == b"\n"
-        if begins_line and line[len(name) : len(name) + 1] in (b"{", b" "):
-            yield line
-        start = page.find(name, start + len(name))
-
-
-def _rank(line: bytes) -> int:
-    found = _ENGINE.search(line)
-    return int(found[1]) if found else 0
-
-
-def _value(line: bytes) -> float:
-    try:
-        value = float(line.rsplit(b" ", 1)[1])
-    except (IndexError, ValueError):
-        return 0.0
-    return value if 0.0 <= value < 1e9 else 0.0
-
-
-def _read_key(endpoint: EndpointSettings) -> str | None:
-    if endpoint.api_key_file is None:
-        return None
-    try:
-        return endpoint.api_key_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError([f"endpoints: {endpoint.api_key_file}: cannot be read"]) from None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
+import aiohttp
 import orjson
 from aiohttp import web
 
 from kvatlas.common import limits
-from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -23,50 +23,54 @@ from kvatlas.common.errors import (
     UnsupportedEncoding,
     UpstreamConnect,
 )
-from kvatlas.common.log import logger
+from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
 from kvatlas.router.answers import error_response, explanation, parse_object
-from kvatlas.router.headers import Header, request_id
+from kvatlas.router.body import ClientBody, client_body
+from kvatlas.router.headers import Header
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
-from kvatlas.router.proxy import Outgoing, Proxy, Torn
-
-_LOG = logger("router")
+from kvatlas.router.proof import Case, Proof, Sent
+from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
+from kvatlas.router.trip import Trip, chosen_id
+from kvatlas.router.usage import Unread
 
 PROMPT_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
 STARTED: Final = 1_795_000_000
 """`created` of every model: a constant, so that replicas answer the same."""
 
 
-@dataclass(slots=True)
-class Trip:
-    """One request, for its log line and metrics."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that has been decided on."""
 
-    request_id: str
-    path: str
-    begun: float
-    model: str = "unknown"
-    status: int = 0
-    endpoint: str | None = None
-    prompt_tokens: int | None = None
-    match_tokens: int = 0
-    fallback: str | None = None
-    retries: int = 0
-    first_byte_ms: float | None = None
-    outcome: str = "answered"
+    request: web.Request
+    trip: Trip
+    body: ClientBody
+    decision: Decision
+
+    def case(self, judged: Judged) -> Case:
+        """Put it together with an endpoint."""
+        return Case(self.request.path, self.body, self.decision, judged)
 
 
 class RouterHttp:
     """Handlers of the public port, and of /explain."""
 
     def __init__(
-        self, settings: Settings, pipeline: Pipeline, proxy: Proxy, metrics: RouterMetrics
+        self,
+        settings: Settings,
+        pipeline: Pipeline,
+        proxy: Proxy,
+        proof: Proof,
+        metrics: RouterMetrics,
     ) -> None:
         self._settings = settings
         self._router = settings.router
         self._pipeline = pipeline
         self._proxy = proxy
+        self._proof = proof
         self._metrics = metrics
         self.open_requests = 0
         self.idle = asyncio.Event()
@@ -76,11 +80,7 @@ class RouterHttp:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Route a chat or a completion."""
-        trip = Trip(
-            request_id(request.headers.get("x-request-id")) or uuid.uuid4().hex,
-            request.path,
-            monotonic(),
-        )
+        trip = Trip(chosen_id(request.headers.get("x-request-id")), request.path)
         self.open_requests += 1
         self.idle.clear()
         try:
@@ -102,13 +102,23 @@ class RouterHttp:
             self._finish(trip)
 
     async def models(self, _request: web.Request) -> web.Response:
-        """List the models."""
+        """List the models, and the adapters that are known."""
         entries = [
             {"id": model.name, "object": "model", "created": STARTED, "owned_by": "kvatlas"}
             | ({"max_model_len": model.max_model_len} if model.max_model_len else {})
             for model in self._settings.models
         ]
-        return web.json_response({"object": "list", "data": entries})
+        adapters = [
+            {
+                "id": served.adapter,
+                "object": "model",
+                "created": STARTED,
+                "owned_by": "kvatlas",
+                "parent": served.model,
+            }
+            for served in self._pipeline.adapters()
+        ]
+        return web.json_response({"object": "list", "data": entries + adapters})
 
     async def explain(self, request: web.Request) -> web.Response:
         """Say what would be decided for a body, and why; nothing is sent to an engine."""
@@ -119,71 +129,81 @@ class RouterHttp:
         if not isinstance(body, dict):
             raise InvalidRequest("body is not an object", "body")
         self._check(body)
-        decision = await self._pipeline.decide(path, body, len(orjson.dumps(body)))
+        raw = orjson.dumps(body)
+        decision = await self._pipeline.decide(path, client_body(raw, body).fields, len(raw))
         return web.json_response(explanation(decision))
 
     # --- a request's way ----------------------------------------------------------------------
 
     async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
         raw = await self._body(request)
-        body = parse_object(raw)
-        self._check(body)
-        trip.model = body["model"]
-        decision = await self._pipeline.decide(request.path, body, len(raw))
+        fields = parse_object(raw)
+        trip.model = self._check(fields)
+        body = client_body(raw, fields)
+        for member in body.cut:
+            self._metrics.members_cut.labels(member).inc()
+        decision = await self._pipeline.decide(request.path, body.fields, len(raw))
         self._pipeline.note(decision)
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
-        outgoing = Outgoing(
-            request.path_qs,
-            list(request.headers.items()),
-            [("X-Request-Id", trip.request_id)],
-            raw,
-        )
-        return await self._forward(request, trip, decision, outgoing)
+        return await self._forward(Job(request, trip, body, decision))
 
-    async def _forward(
-        self, request: web.Request, trip: Trip, decision: Decision, outgoing: Outgoing
-    ) -> web.StreamResponse:
+    async def _forward(self, job: Job) -> web.StreamResponse:
         """Send to the best endpoint, and to one other if that one cannot be reached."""
+        decision = job.decision
         # One that is alone is tried again itself: it may just have closed an idle connection.
         *firsts, last = [*decision.order, *decision.order][: 1 + limits.RETRIES_MAX]
         for judged in firsts:
             try:
-                return await self._attempt(request, trip, decision, judged, outgoing)
+                return await self._attempt(job, judged)
             except UpstreamConnect:
                 _demand_one_alive(decision)
-            trip.retries += 1
+            job.trip.retries += 1
             self._metrics.retries.labels(decision.model).inc()
         try:
-            return await self._attempt(request, trip, decision, last, outgoing)
+            return await self._attempt(job, last)
         except UpstreamConnect:
             _demand_one_alive(decision)
             raise
 
-    async def _attempt(
-        self,
-        request: web.Request,
-        trip: Trip,
-        decision: Decision,
-        judged: Judged,
-        outgoing: Outgoing,
-    ) -> web.StreamResponse:
-        endpoint = judged.endpoint
+    async def _attempt(self, job: Job, judged: Judged) -> web.StreamResponse:
+        endpoint, trip, decision = judged.endpoint, job.trip, job.decision
         tokens = decision.prompt_tokens
         if tokens is None:
-            tokens = len(outgoing.body) // limits.BYTES_PER_TOKEN_ESTIMATE
+            tokens = len(job.body.raw) // limits.BYTES_PER_TOKEN_ESTIMATE
         trip.endpoint, trip.match_tokens = endpoint.name, judged.match_tokens
+        case = job.case(judged)
 
         def first_byte() -> None:
-            spent = monotonic() - trip.begun
-            trip.first_byte_ms = spent * 1e3
-            self._metrics.first_byte_seconds.labels(decision.model).observe(spent)
+            self._metrics.first_byte_seconds.labels(decision.model).observe(trip.began())
 
         async with AsyncExitStack() as stack:
             flight = stack.enter_context(endpoint.flight(max(0, tokens - judged.match_tokens)))
-            answer = await self._proxy.send(stack, endpoint, outgoing)
-            trip.status = answer.status
-            ours = self._our_headers(trip, decision, judged)
-            return await self._proxy.relay(request, answer, flight, ours, first_byte)
+            sent, answer = await self._send(stack, job, case)
+            trip.status, trip.is_handed_over = answer.status, sent.is_handed_over
+            is_readable = answer.status == HTTPStatus.OK and not answer.headers.get(
+                "Content-Encoding"
+            )
+            reader = (
+                self._proof.reader(case, sent, answer.content_type) if is_readable else Unread()
+            )
+            delivery = Delivery(self._our_headers(trip, decision, judged), reader, first_byte)
+            response = await self._proxy.relay(job.request, answer, flight, delivery)
+            if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
+                trip.cached_tokens = usage.cached_tokens
+            return response
+
+    async def _send(
+        self, stack: AsyncExitStack, job: Job, case: Case
+    ) -> tuple[Sent, aiohttp.ClientResponse]:
+        """Send to an engine, a second time where it does not take our token ids."""
+        sent = self._proof.prepare(case)
+        answer = await self._proxy.send(stack, case.endpoint, _outgoing(job, sent))
+        if sent.is_handed_over and answer.status == HTTPStatus.BAD_REQUEST:
+            # What is wrong with the client's own request is for the engine to say.
+            self._proof.note_refused(case)
+            sent = self._proof.prepare(case, may_hand_over=False)
+            answer = await self._proxy.send(stack, case.endpoint, _outgoing(job, sent))
+        return sent, answer
 
     def _our_headers(self, trip: Trip, decision: Decision, judged: Judged) -> list[Header]:
         headers = [("X-Request-Id", trip.request_id)]
@@ -193,16 +213,20 @@ class RouterHttp:
                 ("x-kvatlas-match-tokens", str(judged.match_tokens)),
                 ("x-kvatlas-prompt-tokens", str(decision.prompt_tokens or 0)),
             ]
+            if decision.fallback is not None:
+                headers.append(("x-kvatlas-fallback", decision.fallback))
         return headers
 
-    def _check(self, body: dict[str, Any]) -> None:
-        """Check the fields that decide where a request may go."""
+    def _check(self, body: dict[str, Any]) -> ModelName:
+        """Check the fields that decide where a request may go; give its (base) model."""
         model = body.get("model")
         if not isinstance(model, str):
             raise InvalidRequest("model is not a string", "model")
-        if not self._pipeline.knows(model):
+        served = self._pipeline.served(model)
+        if served is None:
             shown = model[: limits.MODEL_NAME_CHARS_MAX]
             raise ModelNotFound(f"the model {shown!r} does not exist", "model")
+        return served.model
 
     async def _body(self, request: web.Request) -> bytes:
         """Read a body within its bounds.
@@ -229,24 +253,17 @@ class RouterHttp:
         return b"".join(pieces)
 
     def _finish(self, trip: Trip) -> None:
-        known = trip.model if self._pipeline.knows(trip.model) else "unknown"
         status = str(trip.status) if trip.status else "none"
-        self._metrics.requests.labels(known, trip.path, status).inc()
-        _LOG.info(
-            "request.finished",
-            request_id=trip.request_id,
-            path=trip.path,
-            model=known,
-            status=trip.status,
-            outcome=trip.outcome,
-            endpoint=trip.endpoint,
-            prompt_tokens=trip.prompt_tokens,
-            match_tokens=trip.match_tokens,
-            fallback=trip.fallback,
-            retries=trip.retries,
-            first_byte_ms=trip.first_byte_ms and round(trip.first_byte_ms, 2),
-            total_ms=round((monotonic() - trip.begun) * 1e3, 2),
-        )
+        self._metrics.requests.labels(trip.model, trip.path, status).inc()
+        trip.log()
+
+
+def _outgoing(job: Job, sent: Sent) -> Outgoing:
+    ours = [("X-Request-Id", job.trip.request_id)]
+    if sent.asked == "us":
+        # What is to be taken out again must be readable.
+        ours.append(("Accept-Encoding", "identity"))
+    return Outgoing(job.request.path_qs, list(job.request.headers.items()), ours, sent.body)
 
 
 def _demand_one_alive(decision: Decision) -> None:

@@ -2,32 +2,30 @@
 
 One script call per index shard returns the chain as runs of equal holder lists (see
 common/lua/lookup.lua); here the lists become sets of endpoints and the runs are intersected.
-Ids of past epochs are not in the holders map and so mean nothing.
+Ids of past epochs are not in the holders map and so mean nothing. Only for endpoints of hybrid
+models a second call reads what their windows hold (common/lua/windows.lua).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from redis.asyncio import Redis
 
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId
-from kvatlas.common.keyspace import HASH_BYTES, VERSION_FIELD, Holder, Shard, parse_holder_ids
+from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
+from kvatlas.common.keyspace import HASH_BYTES, Shard
+from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, Tier
 from kvatlas.common.redis_client import Script, connect, guard
 from kvatlas.common.setting_sections import RedisSettings
+from kvatlas.router.holders import Runs, ShardView, Spans, intersect, weigh
+from kvatlas.router.windows import longest_hit
 
 T = TypeVar("T")
-
-MATCHED_KINDS = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
-"""Kinds of KV-cache groups whose blocks make a prefix; windows of others do not."""
-
-Runs = Sequence[tuple[int, frozenset[EndpointName]]]
-"""(number of the last block, counted from 1, who holds the run's blocks), in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,62 +44,47 @@ class Match:
     epoch: Epoch
 
 
-@dataclass(slots=True)
-class _ShardView:
-    """What is known of a shard's holders between two lookups.
+class BlockIndex:
+    """The block index in Redis, for reading.
 
-    Attributes:
-        version: as Redis gave it; empty before the first lookup.
-        holders: live holder ids whose blocks count for a match.
-        epochs: current epoch of each endpoint that holds anything.
-        parsed: holder lists seen under this version.
+    Args:
+        client: a connection.
+        weights: what a block in each tier is worth, per model; the defaults for other models.
+        limit_s: for Redis to answer a lookup; LOOKUP_S where it is not given.
     """
 
-    version: bytes = b""
-    holders: Mapping[HolderId, EndpointName] = field(default_factory=dict)
-    epochs: Mapping[EndpointName, Epoch] = field(default_factory=dict)
-    parsed: dict[bytes, frozenset[EndpointName]] = field(default_factory=dict)
-
-    def renew(self, version: bytes, fields: Sequence[bytes]) -> None:
-        """Take over another version of the holders map."""
-        self.version = version
-        live = _live_holders(fields)
-        self.holders = {number: holder.endpoint for number, holder in live.items()}
-        self.epochs = {holder.endpoint: holder.epoch for holder in live.values()}
-        self.parsed = {}
-
-    def endpoints(self, value: bytes) -> frozenset[EndpointName]:
-        """Read a list of holder ids as the endpoints that they stand for."""
-        known = self.parsed.get(value)
-        if known is None:
-            if len(self.parsed) >= limits.HOLDER_VALUES_CACHED_MAX:
-                self.parsed.clear()
-            holders = self.holders
-            ids = parse_holder_ids(value)
-            known = self.parsed[value] = frozenset(holders[i] for i in ids if i in holders)
-        return known
-
-
-class BlockIndex:
-    """The block index in Redis, for reading."""
-
-    def __init__(self, client: Redis) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        weights: Mapping[ModelName, Mapping[Tier, float]] | None = None,
+        limit_s: float | None = None,
+    ) -> None:
         self._client = client
+        self._limit_s = limits.LOOKUP_S if limit_s is None else limit_s
+        self._weights = weights or {}
         self._script = Script("lookup", reads_only=True)
-        self._views: dict[Shard, _ShardView] = {}
+        self._windows = Script("windows", reads_only=True)
+        self._views: dict[Shard, ShardView] = {}
+        self.undecided = 0
+        """Matches of hybrid endpoints that were given up at WINDOW_BLOCKS_MAX, since the start."""
 
     @classmethod
-    def connect(cls, redis: str | RedisSettings) -> BlockIndex:
+    def connect(
+        cls,
+        redis: str | RedisSettings,
+        weights: Mapping[ModelName, Mapping[Tier, float]] | None = None,
+        limit_s: float | None = None,
+    ) -> BlockIndex:
         """Make a reader; nothing is sent before the first lookup."""
-        return cls(
-            connect(
-                redis,
-                # Only a guard: `match` keeps the deadline, and knows a stall of our own loop.
-                timeout_s=5 * limits.LOOKUP_S,
-                connections_max=limits.REDIS_LOOKUP_CONNECTIONS_MAX,
-                reads_only=True,
-            )
+        limit_s = limits.LOOKUP_S if limit_s is None else limit_s
+        client = connect(
+            redis,
+            # Only a guard: `match` keeps the deadline, and knows a stall of our own loop.
+            timeout_s=5 * limit_s,
+            connections_max=limits.REDIS_LOOKUP_CONNECTIONS_MAX,
+            reads_only=True,
         )
+        return cls(client, weights, limit_s)
 
     async def warm(self) -> None:
         """Open a connection ahead of the first request.
@@ -125,39 +108,93 @@ class BlockIndex:
             One match per endpoint; who holds none is absent.
 
         Raises:
-            IndexUnavailable: Redis did not answer within LOOKUP_S, or refused.
+            IndexUnavailable: Redis did not answer in time, or refused.
 
-        Cost: 0.3 to 1.0 ms for 64 to 6,400 blocks and 64 endpoints (bench/index.py).
+        Cost: 0.3 to 1.0 ms for 64 to 6,400 blocks and 64 endpoints (bench/index.py); hybrid
+            models take another call, and 0.3 ms for each 100 blocks of windows that are read.
         """
         if not hashes:
             return {}
         packed = b"".join([block.to_bytes(HASH_BYTES, "big") for block in hashes])
         asked = [asyncio.ensure_future(self._match_shard(shard, packed)) for shard in shards]
         try:
-            found = await _in_time(asyncio.gather(*asked))
+            found = await _in_time(asyncio.gather(*asked), self._limit_s)
         finally:
             for one in asked:
                 one.cancel()
         return {name: match for matches in found for name, match in matches.items()}
 
     async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
-        view = self._views.setdefault(shard, _ShardView())
-        known = view.version
-        args = (shard.bucket_prefix, known, packed)
-        version, fields, runs = await self._script.run(self._client, (shard.holders,), args)
-        if version != known:
+        view = self._views.get(shard) or ShardView(self._weights_of(shard))
+        args = (shard.bucket_prefix, view.version, packed)
+        version, fields, flat = await self._script.run(self._client, (shard.holders,), args)
+        if version != view.version:
             # Lookups overlap: another one may have renewed the view, or be about to.
-            view = _ShardView()
-            view.renew(version, fields)
+            view = ShardView(self._weights_of(shard), version, fields)
             self._views[shard] = view
-        pairs = zip(runs[::2], runs[1::2], strict=True)
         try:
-            found = intersect([(last, view.endpoints(value)) for last, value in pairs])
+            runs: Runs = [
+                (last, view.full(value)) for last, value in zip(flat[::2], flat[1::2], strict=True)
+            ]
+            found = intersect(runs)
+            if view.hybrids:
+                found = await self._cut_hybrids(shard, view, runs, found, packed)
         except ValueError:
             raise IndexUnavailable("foreign_entry") from None
         return {
-            name: Match(blocks, float(blocks), view.epochs[name]) for name, blocks in found.items()
+            name: Match(blocks, weighted, view.epochs[name])
+            for name, (blocks, weighted) in found.items()
         }
+
+    def _weights_of(self, shard: Shard) -> Mapping[Tier, float]:
+        return self._weights.get(shard.model, DEFAULT_TIER_WEIGHTS)
+
+    async def _cut_hybrids(
+        self,
+        shard: Shard,
+        view: ShardView,
+        runs: Runs,
+        found: dict[EndpointName, tuple[int, float]],
+        packed: bytes,
+    ) -> dict[EndpointName, tuple[int, float]]:
+        """Cut the matches of hybrid endpoints down to what all of their groups can serve."""
+        length = len(packed) // HASH_BYTES
+        most = {
+            name: found[name][0] if hybrid.has_full else length
+            for name, hybrid in view.hybrids.items()
+            if not hybrid.has_full or name in found
+        }
+        hits = await self._hits(shard, view, most, packed)
+        cut = {name: match for name, match in found.items() if name not in view.hybrids}
+        for name, blocks in hits.items():
+            if blocks:
+                full = view.hybrids[name].has_full
+                cut[name] = (blocks, weigh(runs, name, blocks) if full else float(blocks))
+        return cut
+
+    async def _hits(
+        self, shard: Shard, view: ShardView, most: dict[EndpointName, int], packed: bytes
+    ) -> dict[EndpointName, int]:
+        """Read windows backward from the longest match until every endpoint's hit is decided."""
+        hits: dict[EndpointName, int] = {}
+        undecided = dict(most)
+        spans = Spans(view)
+        low = top = max(most.values(), default=0)
+        step = min(limits.WINDOW_BLOCKS_FIRST, max(map(view.window_blocks, most), default=0))
+        while undecided and low and top - low < limits.WINDOW_BLOCKS_MAX:
+            first = max(0, low - step, top - limits.WINDOW_BLOCKS_MAX)
+            stretch = packed[first * HASH_BYTES : low * HASH_BYTES]
+            args = (shard.window_prefix, stretch)
+            flat = await self._windows.run(self._client, (shard.holders,), args)
+            spans.prepend(first, flat)
+            low, step = first, 4 * step
+            for name, blocks in list(undecided.items()):
+                hit = longest_hit(blocks, low, spans.of(name))
+                if hit is not None:
+                    hits[name] = hit
+                    del undecided[name]
+        self.undecided += len(undecided)
+        return hits
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -165,13 +202,14 @@ class BlockIndex:
             await self._client.aclose()
 
 
-async def _in_time(asked: asyncio.Future[T]) -> T:
-    """Wait for an answer of Redis within LOOKUP_S.
+async def _in_time(asked: asyncio.Future[T], limit_s: float) -> T:
+    """Wait for an answer of Redis.
 
     When the loop was stalled, the time is over and the answer lies unread: it gets a last look.
     """
     try:
-        for seconds in (limits.LOOKUP_S - limits.LOOKUP_GRACE_S, limits.LOOKUP_GRACE_S):
+        grace_s = min(limits.LOOKUP_GRACE_S, limit_s)
+        for seconds in (limit_s - grace_s, grace_s):
             done, _ = await asyncio.wait({asked}, timeout=seconds)
             if done:
                 return asked.result()
@@ -185,35 +223,3 @@ def _look_away(asked: asyncio.Future[T]) -> None:
     """Take note of how an answer ended that nobody waits for, so that asyncio does not log it."""
     if not asked.cancelled():
         asked.exception()
-
-
-def intersect(runs: Runs) -> dict[EndpointName, int]:
-    """Turn runs of holders into leading blocks per endpoint.
-
-    An endpoint's match ends with the first run that it is not in.
-    """
-    matches: dict[EndpointName, int] = {}
-    active: frozenset[EndpointName] | None = None
-    for last, endpoints in runs:
-        active = endpoints if active is None else active & endpoints
-        if not active:
-            break
-        for name in active:
-            matches[name] = last
-    return matches
-
-
-def _live_holders(fields: Sequence[Any]) -> dict[HolderId, Holder]:
-    """Read the reply of HGETALL on the holders map; what is foreign in it is left out."""
-    live: dict[HolderId, Holder] = {}
-    for key, text in zip(fields[::2], fields[1::2], strict=True):
-        if key == VERSION_FIELD.encode():
-            continue
-        try:
-            holder = Holder.from_text(text.decode())
-            number = HolderId(int(key))
-        except ValueError:
-            continue
-        if holder.kind in MATCHED_KINDS:
-            live[number] = holder
-    return live

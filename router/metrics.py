@@ -25,6 +25,54 @@ class RouterMetrics:
         self.match_tokens = self._counter(
             "match_tokens", "Prompt tokens predicted to be cached where they went.", "model"
         )
+        self.members_cut = self._counter(
+            "members_cut", "Members that steer engines, cut out of clients' bodies.", "member"
+        )
+        self.usage_reports = self._counter(
+            "usage_reports",
+            "Answers that were read for usage, by whether it tells the cached tokens. Only"
+            " `without_cached`: start the engine with --enable-prompt-tokens-details.",
+            "endpoint",
+            "kind",
+        )
+        self.streams_not_done = self._counter(
+            "streams_not_done", "Streams that ended cleanly, but without [DONE].", "endpoint"
+        )
+        self.predictions = self._counter(
+            "predictions",
+            "Predicted hits against the engine's cached_tokens: exact, over, under, or of another"
+            " prompt than the engine's (its tokens are not ours).",
+            "endpoint",
+            "outcome",
+        )
+        self.predicted_hit_tokens = self._counter(
+            "predicted_hit_tokens", "Cached tokens as predicted, of compared answers.", "endpoint"
+        )
+        self.actual_hit_tokens = self._counter(
+            "actual_hit_tokens", "Cached tokens as the engine reported them, of these.", "endpoint"
+        )
+        self.over_tokens = self._counter(
+            "over_tokens", "Tokens predicted and not there; for long: doubt.", "endpoint"
+        )
+        self.under_tokens = self._counter(
+            "under_tokens", "Tokens there and not predicted; for long: the index lags.", "endpoint"
+        )
+        self.doubts = self._counter(
+            "doubts", "Endpoints put into doubt: noted, failed or dropped.", "endpoint", "outcome"
+        )
+        self.handovers = self._counter(
+            "handovers",
+            "Chats of models with token_handover: handed_over, refused by the engine and sent again"
+            " without, or why not.",
+            "model",
+            "outcome",
+        )
+        self.handover_checks = self._counter(
+            "handover_checks", "Comparisons with the engine's own token ids.", "model", "outcome"
+        )
+        self.handover_on = self._gauge(
+            "handover_on", "0 when a comparison found a difference: no more handovers.", "model"
+        )
         self.stage_seconds = Histogram(
             "kvatlas_router_stage_seconds",
             "Time in each stage of a decision.",
@@ -39,8 +87,35 @@ class RouterMetrics:
             buckets=TTFT_BUCKETS,
             registry=self.registry,
         )
+        self.windows_undecided = Gauge(
+            "kvatlas_router_windows_undecided",
+            "Matches of hybrid endpoints given up because their windows lie too far back.",
+            registry=self.registry,
+        )
         self.in_flight = self._gauge("in_flight", "Own requests under way.", "endpoint")
         self.healthy = self._gauge("endpoint_healthy", "1 when it answers.", "endpoint")
+        self.tokenizer_agrees = self._gauge(
+            "tokenizer_agrees",
+            "1 when its /tokenize gives our token ids, 0 when it does not: then its model's "
+            "requests go by load. Absent while it has not been asked or cannot be.",
+            "endpoint",
+        )
+        self.serves_model = self._gauge(
+            "endpoint_serves_model",
+            "1 when it lists the model that it is configured for, 0 when it does not: then it "
+            "gets no requests. Absent where it does not tell.",
+            "endpoint",
+        )
+        self.renders = self._counter(
+            "renders",
+            "Prompts asked from a render service; `cached` cost it nothing, what begins with "
+            "render_ went by load.",
+            "model",
+            "outcome",
+        )
+        self.probes = self._counter(
+            "probes", "Rounds of tokenizer probes by outcome.", "endpoint", "outcome"
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"kvatlas_router_{name}", text, labels, registry=self.registry)

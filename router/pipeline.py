@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,12 +18,15 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, NoEndpoints, PromptUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
-from kvatlas.common.prompt import Prompt
+from kvatlas.common.prompt import COMPLETIONS_PATH, Prompt
+from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.settings import RouterSettings, Settings
+from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.endpoints import Endpoint, Endpoints
 from kvatlas.router.lookup import BlockIndex, Match
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.prompts import Prompts
+from kvatlas.router.render_service import RenderServices
 from kvatlas.router.scheduling import (
     BestScorePicker,
     Candidate,
@@ -37,6 +40,7 @@ from kvatlas.router.scheduling import (
     Weighted,
     Work,
 )
+from kvatlas.router.served_names import Served
 
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
 
@@ -67,10 +71,14 @@ class Decision:
         candidates: all, in the order of the configuration.
         token_ids: of the first sub-prompt; None where they are not known.
         sequences: sub-prompts of the request; 0 where they are not known.
+        is_own_prompt: whether the token ids are our own; those of a render service predict a
+            match, but are never handed to an engine.
         block_size: of the chosen endpoint; None where it is not known.
         blocks: full blocks of the prompt, in that size.
         fallback: why the request goes by load alone, or None.
         timings_ms: per stage that ran.
+        adapter: the LoRA adapter of the model that is asked for, or None.
+        is_own_prompt: whether the token ids are from our own renderer.
     """
 
     model: ModelName
@@ -82,6 +90,8 @@ class Decision:
     blocks: int
     fallback: str | None
     timings_ms: Mapping[str, float]
+    is_own_prompt: bool = True
+    adapter: str | None = None
 
     @property
     def prompt_tokens(self) -> int | None:
@@ -100,6 +110,7 @@ class _Matches:
 
     token_ids: Sequence[int] | None = None
     sequences: int = 0
+    is_own_prompt: bool = True
     blocks: dict[int, int] = field(default_factory=dict)
     by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
     stage: str = "prompt"
@@ -107,19 +118,38 @@ class _Matches:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request as the stages take it."""
+
+    served: Served
+    path: str
+    body: Mapping[str, Any]
+    body_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What a pipeline is put together from.
+
+    Attributes:
+        renders: for prompts that `prompts` cannot have, or that engines tokenize otherwise.
+    """
+
+    prompts: Prompts
+    renders: RenderServices
+    index: BlockIndex
+
+
 class Pipeline:
     """Decide for requests. Holds no state of its own but the turn of round robin."""
 
     def __init__(
-        self,
-        settings: Settings,
-        prompts: Prompts,
-        index: BlockIndex,
-        endpoints: Endpoints,
-        metrics: RouterMetrics,
+        self, settings: Settings, stages: Stages, endpoints: Endpoints, metrics: RouterMetrics
     ) -> None:
-        self._prompts = prompts
-        self._index = index
+        self._prompts = stages.prompts
+        self._renders = stages.renders
+        self._index = stages.index
         self._endpoints = endpoints
         self._metrics = metrics
         self._shards: dict[ModelName, tuple[Shard, ...]] = {
@@ -129,9 +159,13 @@ class Pipeline:
         self._takes_turns = settings.router.policy == "round-robin"
         self._turn = 0
 
-    def knows(self, model: str) -> bool:
-        """Tell whether a model is served."""
-        return model in self._shards
+    def served(self, name: str) -> Served | None:
+        """Give the model, and adapter, that a name stands for; None for one that is not served."""
+        return self._endpoints.names.find(name)
+
+    def adapters(self) -> Sequence[Served]:
+        """List the adapters that are known."""
+        return self._endpoints.names.adapters()
 
     async def decide(self, path: str, body: Mapping[str, Any], body_bytes: int) -> Decision:
         """Choose an endpoint.
@@ -145,11 +179,11 @@ class Pipeline:
             InvalidRequest: a field has a wrong type. The client's.
             NoEndpoints: the model has none.
         """
-        model = ModelName(body["model"])
-        endpoints = self._endpoints.of(model)
-        if not endpoints:
+        served = self.served(body["model"])
+        endpoints = self._endpoints.candidates(served) if served else []
+        if served is None or not endpoints:
             raise NoEndpoints("no endpoint serves this model")
-        matches = await self._match(model, path, body, body_bytes)
+        matches = await self._match(_Request(served, path, body, body_bytes), endpoints)
         begun = monotonic()
         candidates = [_candidate(endpoint, matches) for endpoint in endpoints]
         tokens = matches.token_ids
@@ -165,11 +199,13 @@ class Pipeline:
         order = [judged[position] for position in ranking.order]
         size = order[0].endpoint.block_size
         return Decision(
-            model=model,
+            model=served.model,
+            adapter=served.adapter,
             order=order,
             candidates=judged,
             token_ids=tokens,
             sequences=matches.sequences,
+            is_own_prompt=matches.is_own_prompt,
             block_size=size,
             blocks=matches.blocks.get(size, 0) if size else 0,
             fallback=matches.fallback,
@@ -194,26 +230,28 @@ class Pipeline:
             self._metrics.prompt_tokens.labels(decision.model).inc(decision.prompt_tokens)
             self._metrics.match_tokens.labels(decision.model).inc(decision.chosen.match_tokens)
 
-    async def _match(
-        self, model: ModelName, path: str, body: Mapping[str, Any], body_bytes: int
-    ) -> _Matches:
+    async def _match(self, request: _Request, endpoints: Sequence[Endpoint]) -> _Matches:
         """Find how much of the prompt each endpoint holds, or why that is not known."""
         matches = _Matches()
+        model = request.served.model
         try:
-            timed = await self._prompts.token_ids(model, path, body, body_bytes)
+            prompt = await self._prompt(request, matches)
         except PromptUnavailable as error:
             matches.fallback = f"prompt:{error.reason}"
             return matches
-        matches.timings_ms.update(render=timed.render_ms, tokenize=timed.tokenize_ms)
-        if not timed.prompt.sequences:
+        if not prompt.sequences:
             matches.fallback = "prompt:empty"
             return matches
-        matches.token_ids = timed.prompt.sequences[0]
-        matches.sequences = len(timed.prompt.sequences)
+        matches.token_ids = prompt.sequences[0]
+        matches.sequences = len(prompt.sequences)
         begun = monotonic()
-        chains = self._hash(model, timed.prompt, matches)
+        sizes = {each.block_size for each in endpoints if each.block_size}
+        chains = _chains(request.served, prompt, sizes, matches)
         hashed = monotonic()
         matches.timings_ms["hash"] = (hashed - begun) * 1e3
+        if not reads_cache(request.path, request.body):
+            matches.fallback = "lookup:cache_unread"
+            return matches
         try:
             shards = self._shards[model]
             found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))
@@ -225,17 +263,56 @@ class Pipeline:
         matches.timings_ms["lookup"] = (monotonic() - hashed) * 1e3
         return matches
 
-    def _hash(self, model: ModelName, prompt: Prompt, matches: _Matches) -> list[list[BlockHash]]:
-        """Hash the prompt once per block size that its endpoints have."""
-        tokens = prompt.sequences[0]
-        extras = [(prompt.cache_salt,)] if prompt.cache_salt else []
-        chains = []
-        for size in {e.block_size for e in self._endpoints.of(model) if e.block_size}:
-            hashes = chain(root_hash(model, size), tokens, size, extras)
-            matches.blocks[size] = len(hashes)
-            # An engine computes at least the last token, so a prompt never hits in full.
-            chains.append(hashes[: max(0, len(tokens) - 1) // size])
-        return chains
+    def _demand_trust(self, model: ModelName, path: str, body: Mapping[str, Any]) -> None:
+        """Refuse to believe in our token ids where an engine was found to have others.
+
+        Raises:
+            PromptUnavailable: "tokenizer_differs".
+        """
+        prompt = body.get("prompt") if path == COMPLETIONS_PATH else None
+        # No tokenizer has a say in the ids that a completion brings itself.
+        brings_ids = isinstance(prompt, list) and not isinstance(prompt[0], str)
+        if not brings_ids and self._endpoints.distrusts(model):
+            unavailable("tokenizer_differs")
+
+    async def _prompt(self, request: _Request, matches: _Matches) -> Prompt:
+        """Get the token ids: our own where they are to be had and trusted, else the service's.
+
+        Raises:
+            PromptUnavailable: there are none.
+        """
+        model, path, body = request.served.model, request.path, request.body
+        begun = monotonic()
+        try:
+            timed = await self._prompts.token_ids(model, path, body, request.body_bytes)
+            self._demand_trust(model, path, body)
+        except PromptUnavailable as error:
+            if not self._renders.may_help(model, error.reason):
+                raise
+        else:
+            matches.timings_ms.update(render=timed.render_ms, tokenize=timed.tokenize_ms)
+            return timed.prompt
+        matches.is_own_prompt = False
+        left_s = limits.MATCH_S_MAX - limits.LOOKUP_S - (monotonic() - begun)
+        try:
+            return await self._renders.prompt(model, path, body, left_s)
+        finally:
+            matches.timings_ms["render"] = (monotonic() - begun) * 1e3
+
+
+def _chains(
+    served: Served, prompt: Prompt, sizes: Iterable[int], matches: _Matches
+) -> list[list[BlockHash]]:
+    """Hash the prompt once per block size that its endpoints have."""
+    tokens = prompt.sequences[0]
+    extras = [(prompt.cache_salt,)] if prompt.cache_salt else []
+    chains = []
+    for size in sizes:
+        hashes = chain(root_hash(served.model, size, served.adapter), tokens, size, extras)
+        matches.blocks[size] = len(hashes)
+        # An engine computes at least the last token, so a prompt never hits in full.
+        chains.append(hashes[: max(0, len(tokens) - 1) // size])
+    return chains
 
 
 def _candidate(endpoint: Endpoint, matches: _Matches) -> Candidate:

@@ -58,6 +58,10 @@ class Prompts:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
         self._pending = 0
 
+    def builder(self, model: ModelName) -> PromptBuilder:
+        """Give what renders and tokenizes for a model."""
+        return self._builders[model]
+
     async def token_ids(
         self, model: ModelName, path: str, body: Mapping[str, Any], body_bytes: int
     ) -> TimedPrompt:

@@ -1,4 +1,4 @@
-"""Bytes to an engine and back, untouched.
+"""Bytes to an engine and back, as they come.
 
 A failure is a status before the first byte, and a visibly torn answer after it.
 """
@@ -26,6 +26,7 @@ from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoints import Endpoint, Flight
 from kvatlas.router.headers import Header, to_client, to_engine
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.usage import AnswerReader
 
 RANK_HEADER: Final = "X-data-parallel-rank"
 TORN: Final = b"data: " + orjson.dumps(
@@ -51,13 +52,28 @@ class Outgoing:
         path: with the query as received.
         headers: the client's, as received.
         ours: headers that the router sets.
-        body: byte-identical to the client's.
+        body: the client's, as `proof` prepared it for this engine.
     """
 
     path: str
     headers: list[Header]
     ours: list[Header]
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How an answer reaches the client.
+
+    Attributes:
+        headers: that the router sets.
+        reader: sees every piece and may hold some back.
+        first_byte: called when the engine sends the first piece.
+    """
+
+    headers: list[Header]
+    reader: AnswerReader
+    first_byte: Callable[[], None]
 
 
 class Torn(ConnectionResetError):
@@ -132,8 +148,7 @@ class Proxy:
         request: web.Request,
         answer: aiohttp.ClientResponse,
         flight: Flight,
-        ours: list[Header],
-        first_byte: Callable[[], None],
+        delivery: Delivery,
     ) -> web.StreamResponse:
         """Pass an answer on as it comes.
 
@@ -146,23 +161,27 @@ class Proxy:
         """
         piece = await self._first_piece(answer, flight.endpoint)
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
-        for name, value in to_client(answer.headers.items(), ours):
+        for name, value in to_client(answer.headers.items(), delivery.headers):
             response.headers.add(name, value)
+        reader = delivery.reader
+        if reader.takes_out:
+            response.headers.popall("Content-Length", None)
         await response.prepare(request)
         flight.began()
-        first_byte()
+        delivery.first_byte()
         tail = b""
         while piece:
-            await response.write(piece)
-            tail = (tail + piece[-_EVENT_END_BYTES:])[-_EVENT_END_BYTES:]
+            tail = await _pass_on(response, reader.feed(piece), tail)
             try:
                 piece = await self._next_piece(answer, flight.endpoint)
             except Torn:
+                tail = await _pass_on(response, reader.end(), tail)
                 is_stream = answer.content_type == "text/event-stream"
                 # Inside of an event a message of ours would be read as the rest of it.
                 if is_stream and tail.endswith(_EVENT_ENDS):
                     await response.write(TORN_EVENT)
                 raise
+        await _pass_on(response, reader.end(), tail)
         await response.write_eof()
         return response
 
@@ -190,3 +209,11 @@ class Proxy:
         self._metrics.upstream_errors.labels(endpoint.name, kind).inc()
         endpoint.failures += 1
         return error("the engine could not be reached, or did not answer")
+
+
+async def _pass_on(response: web.StreamResponse, piece: bytes, tail: bytes) -> bytes:
+    """Write a piece, if there is any; give the last bytes of all that was written."""
+    if not piece:
+        return tail
+    await response.write(piece)
+    return (tail + piece[-_EVENT_END_BYTES:])[-_EVENT_END_BYTES:]

@@ -14,6 +14,7 @@ DONE = b"data: [DONE]\n\n"
 
 _ERROR_TYPES = {
     400: "BadRequestError",
+    403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowed",
     408: "RequestTimeout",
@@ -41,14 +42,36 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """What is said of tokens, and where.
+
+    Attributes:
+        at_end: with a chunk of its own at the end of a stream.
+        in_chunks: with every chunk of a stream.
+        details: with the cached tokens among them.
+    """
+
+    at_end: bool
+    in_chunks: bool
+    details: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Envelope:
-    """What all parts of an answer have in common."""
+    """What all parts of an answer have in common.
+
+    Attributes:
+        fingerprint: on a whole answer; in a stream on the chunk with the usage, and where there
+            is none on the last chunk of each choice.
+    """
 
     id: str
     created: int
     model: str
+    fingerprint: str
     chat: bool
     token_ids: bool
+    report: Report
 
     def whole(self, choices: Sequence[Choice], samples_per_prompt: int) -> Json:
         """Write the answer to a request that is not streamed."""
@@ -58,7 +81,8 @@ class Envelope:
             "created": self.created,
             "model": self.model,
             "choices": [self._whole_choice(choice) for choice in choices],
-            "usage": usage(choices, samples_per_prompt),
+            "system_fingerprint": self.fingerprint,
+            "usage": self._usage(choices, samples_per_prompt, choices[-1].cached_tokens),
             "kv_transfer_params": None,
         }
         if self.chat:
@@ -70,6 +94,8 @@ class Envelope:
         """Write the chunk of a chat that names the role; it goes out with the first token."""
         entry = {**_choice(choice.index), "delta": {"role": "assistant", "content": ""}}
         chunk = self._chunk([entry])
+        if self.report.in_chunks:
+            chunk["usage"] = _counts(len(choice.prompt), 0)
         chunk["prompt_token_ids"] = list(choice.prompt) if self.token_ids else None
         return chunk
 
@@ -82,13 +108,36 @@ class Envelope:
             entry["token_ids"] = [choice.answer.tokens[choice.sent - 1]]
             if not self.chat and choice.sent == 1:
                 entry["prompt_token_ids"] = list(choice.prompt)
-        if choice.sent == len(choice.answer.tokens):
+        is_last = choice.sent == len(choice.answer.tokens)
+        if is_last:
             entry |= _ending(choice.answer)
-        return self._chunk([entry])
+        chunk = self._chunk([entry])
+        if self.report.in_chunks:
+            chunk["usage"] = _counts(len(choice.prompt), choice.sent)
+        if is_last and not self.report.at_end:
+            chunk["system_fingerprint"] = self.fingerprint
+        return chunk
 
     def usage_chunk(self, choices: Sequence[Choice], samples_per_prompt: int) -> Json:
         """Write the last chunk of a stream whose client asked for the usage."""
-        return {**self._chunk([]), "usage": usage(choices, samples_per_prompt)}
+        counted = self._usage(choices, samples_per_prompt, choices[0].cached_tokens)
+        return {**self._chunk([]), "usage": counted, "system_fingerprint": self.fingerprint}
+
+    def _usage(
+        self, choices: Sequence[Choice], samples_per_prompt: int, cached_tokens: int
+    ) -> Json:
+        """Count tokens: prompts once each, however many answers they get.
+
+        The cached tokens are one sequence's, as with vLLM: a stream tells the first one's, a whole
+        answer the last one's.
+        """
+        counted: Json = _counts(
+            sum(len(choice.prompt) for choice in choices[::samples_per_prompt]),
+            sum(choice.sent for choice in choices),
+        )
+        if self.report.details:
+            counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+        return counted
 
     def _chunk(self, choices: list[Json]) -> Json:
         return {
@@ -111,16 +160,11 @@ class Envelope:
         return entry
 
 
-def usage(choices: Sequence[Choice], samples_per_prompt: int) -> Json:
-    """Count tokens; prompts once each, however many answers they get."""
-    prompts = choices[::samples_per_prompt]
-    prompt_tokens = sum(len(choice.prompt) for choice in prompts)
-    completion_tokens = sum(choice.sent for choice in choices)
+def _counts(prompt_tokens: int, completion_tokens: int) -> Json:
     return {
         "prompt_tokens": prompt_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "completion_tokens": completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(choice.cached_tokens for choice in prompts)},
     }
 
 
@@ -130,8 +174,10 @@ def error(status: int, message: str, param: str | None) -> Json:
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def model_list(model: str, root: str, max_model_len: int, created: int) -> Json:
-    """Write the answer of /v1/models."""
+def model_list(
+    model: str, root: str, max_model_len: int, created: int, adapters: Sequence[str] = ()
+) -> Json:
+    """Write the answer of /v1/models: the model, then its adapters."""
     card = {
         "id": model,
         "object": "model",
@@ -142,7 +188,28 @@ def model_list(model: str, root: str, max_model_len: int, created: int) -> Json:
         "max_model_len": max_model_len,
         "permission": [],
     }
-    return {"object": "list", "data": [card]}
+    loras = [
+        {**card, "id": name, "root": f"/adapters/{name}", "parent": model, "max_model_len": None}
+        for name in adapters
+    ]
+    return {"object": "list", "data": [card, *loras]}
+
+
+def rendered(model: str, token_ids: Sequence[int], cache_salt: str | None, chat: bool) -> Json:  # noqa: FBT001 - one of two kinds
+    """Write what a render endpoint answers for one prompt; what nobody reads of it is left out."""
+    return {
+        "request_id": f"{'chatcmpl' if chat else 'cmpl'}-render",
+        "token_ids": list(token_ids),
+        "token_offsets": None,
+        "features": None,
+        "content_parts": None,
+        "sampling_params": {},
+        "model": model,
+        "stream": False,
+        "cache_salt": cache_salt,
+        "priority": 0,
+        "kv_transfer_params": None,
+    }
 
 
 def server_sent(parts: Iterable[bytes]) -> bytes:

@@ -97,6 +97,10 @@ class BlockPool:
             self._copies.setdefault(key, {})[block] = None
         self._events.append(announce)
 
+    def announce(self, stored: Stored) -> None:
+        """Announce blocks that are cached already; on the wire it looks like another copy."""
+        self._events.append(stored)
+
     def release(self, blocks: Iterable[int]) -> None:
         """Drop one reference to each; the order given is the order of later eviction.
 
@@ -152,6 +156,9 @@ class BlockTable:
     Attributes:
         tokens: prompt and generated tokens; the owner appends to it.
         salt: cache salt, part of the identity of the first block.
+        lora: adapter, part of the identity of every block.
+        announces_hits: announce a match at every try to schedule it, blocks found or not, as
+            vLLM does for `kv_cache_report_mode: full`.
         computed: tokens whose keys and values are in the blocks.
     """
 
@@ -159,18 +166,23 @@ class BlockTable:
     block_size: int
     tokens: list[int]
     salt: str | None = None
+    lora: str | None = None
+    announces_hits: bool = False
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     _registered: int = 0
     _hasher: ChainHasher = field(init=False)
 
     def __post_init__(self) -> None:
-        self._hasher = ChainHasher(self.block_size, self.salt)
+        self._hasher = ChainHasher(self.block_size, self.salt, self.lora)
 
     def match(self) -> list[int]:
         """Find the cached prefix; at least one token is always left to compute."""
         full = (len(self.tokens) - 1) // self.block_size
-        return self.pool.longest_match(self._hasher.keys(self.tokens, full))
+        found = self.pool.longest_match(self._hasher.keys(self.tokens, full))
+        if found and self.announces_hits:
+            self.pool.announce(self._stored(0, len(found)))
+        return found
 
     def grow(self, count: int, matched: Sequence[int] = ()) -> bool:
         """Get the blocks for the next tokens, and register those that get full.
@@ -208,19 +220,22 @@ class BlockTable:
         if full <= first:
             return
         keys = self._hasher.keys(self.tokens, full)
-        size = self.block_size
-        self.pool.register(
-            self.blocks[first:full],
-            keys[first:],
-            Stored(
-                hashes=tuple(map(wire_hash, keys[first:])),
-                parent=wire_hash(keys[first - 1]) if first else None,
-                token_ids=tuple(self.tokens[first * size : full * size]),
-                block_size=size,
-                extra_keys=tuple(
-                    (self.salt,) if self.salt and index == 0 else None
-                    for index in range(first, full)
-                ),
-            ),
-        )
+        self.pool.register(self.blocks[first:full], keys[first:], self._stored(first, full))
         self._registered = full
+
+    def _stored(self, first: int, end: int) -> Stored:
+        """Write the announcement of a range of full blocks."""
+        keys, size = self._hasher.keys(self.tokens, end), self.block_size
+        return Stored(
+            hashes=tuple(map(wire_hash, keys[first:])),
+            parent=wire_hash(keys[first - 1]) if first else None,
+            token_ids=tuple(self.tokens[first * size : end * size]),
+            block_size=size,
+            extra_keys=tuple(map(self._extra_keys, range(first, end))),
+            lora_name=self.lora,
+        )
+
+    def _extra_keys(self, index: int) -> tuple[str, ...] | None:
+        """Give what else than tokens makes a block, untagged and in vLLM's order."""
+        salt = self.salt if index == 0 else None
+        return tuple(key for key in (self.lora, salt) if key) or None

@@ -27,6 +27,7 @@ class Stored:
         parent: hash of the block before the first one, None at the start of a prompt.
         token_ids: tokens of all the blocks.
         extra_keys: per block, what else is part of its identity.
+        lora_name: adapter that computed them, or None.
     """
 
     hashes: tuple[int, ...]
@@ -34,6 +35,7 @@ class Stored:
     token_ids: tuple[int, ...]
     block_size: int
     extra_keys: tuple[tuple[str, ...] | None, ...]
+    lora_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,9 @@ def _as_map(event: CacheEvent) -> dict[str, Any]:
             "parent_block_hash": event.parent,
             "token_ids": event.token_ids,
             "block_size": event.block_size,
-            "lora_id": None,
+            "lora_id": None if event.lora_name is None else 1,
             "medium": MEDIUM,
-            "lora_name": None,
+            "lora_name": event.lora_name,
             "extra_keys": event.extra_keys,
             "group_idx": GROUP,
             "kv_cache_spec_kind": SPEC_KIND,

@@ -23,10 +23,14 @@ def wire_hash(key: BlockKey) -> int:
 
 
 class ChainHasher:
-    """Hash the full blocks of a sequence that grows at its end, each block once."""
+    """Hash the full blocks of a sequence that grows at its end, each block once.
 
-    def __init__(self, block_size: int, salt: str | None) -> None:
+    The adapter is part of every block's identity, the salt of the first one's.
+    """
+
+    def __init__(self, block_size: int, salt: str | None, lora: str | None = None) -> None:
         self._block_size = block_size
+        self._lora = b"" if lora is None else b"l" + lora.encode()
         self._salt = b"" if salt is None else b"s" + salt.encode("utf-8", "surrogatepass")
         self._keys: list[BlockKey] = []
 
@@ -41,6 +45,6 @@ class ChainHasher:
             at = index * self._block_size
             parent = self._keys[-1] if self._keys else _ROOT
             block = array("I", tokens[at : at + self._block_size]).tobytes()
-            extra = b"" if index else self._salt
+            extra = self._lora if index else self._lora + self._salt
             self._keys.append(BlockKey(sha256(parent + block + extra).digest()))
         return self._keys[:count]

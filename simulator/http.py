@@ -33,12 +33,17 @@ from kvatlas.simulator.request import (
     COMPLETION_PATH,
     Options,
     answer_tokens_max,
+    checked_ids,
+    handed_over,
     read_options,
+    report_of,
+    without_ids,
 )
 from kvatlas.simulator.scheduler import Run, Scheduler, Spec
 
 VERSION = "0.32.0"
 """The vLLM that this engine behaves like."""
+FINGERPRINT = f"vllm-{VERSION}-kvatlas"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -65,6 +70,8 @@ def engine_app(engine: Engine) -> web.Application:
     app.router.add_post(CHAT_PATH, generate.handle)
     app.router.add_post(COMPLETION_PATH, generate.handle)
     app.router.add_post("/tokenize", info.tokenize)
+    app.router.add_post(f"{CHAT_PATH}/render", info.render)
+    app.router.add_post(f"{COMPLETION_PATH}/render", info.render)
     app.router.add_post("/detokenize", info.detokenize)
     app.router.add_get("/v1/models", info.models)
     app.router.add_get("/health", info.health)
@@ -100,17 +107,19 @@ class _Generation:
         """Answer a chat or a completion. A client that leaves cancels this, and its request."""
         engine = self._engine
         body = await _read_body(request)
-        _check_model(body, engine.model)
+        adapter = _check_model(body, engine)
         options = read_options(request.path, body)
-        prompt = await _tokenized(engine.prompts, request.path, body)
+        prompt = await self._prompt(request.path, body)
         envelope = Envelope(
             id=f"{'chatcmpl' if options.chat else 'cmpl'}-{uuid.uuid4().hex}",
             created=int(time.time()),
-            model=engine.model.name,
+            model=adapter or engine.model.name,
+            fingerprint=FINGERPRINT,
             chat=options.chat,
             token_ids=options.token_ids,
+            report=report_of(options, engine.settings),
         )
-        run = engine.scheduler.submit(self._specs(prompt, options))
+        run = engine.scheduler.submit(self._specs(prompt, options, adapter))
         try:
             if options.stream:
                 return await _stream(request, run, envelope, options)
@@ -121,7 +130,16 @@ class _Generation:
         finally:
             engine.scheduler.leave(run)
 
-    def _specs(self, prompt: Prompt, options: Options) -> list[Spec]:
+    async def _prompt(self, path: str, body: Json) -> Prompt:
+        """Take token ids that were handed over, or render and tokenize."""
+        prompts = self._engine.prompts
+        ids = handed_over(path, body)
+        if ids is None:
+            return await _tokenized(prompts, path, without_ids(body))
+        salt = body.get("cache_salt")
+        return Prompt((checked_ids(ids, prompts.vocab_size),), salt or None)
+
+    def _specs(self, prompt: Prompt, options: Options, adapter: str | None) -> list[Spec]:
         specs = []
         for sequence in prompt.sequences:
             tokens = list(sequence)
@@ -135,7 +153,7 @@ class _Generation:
                     stop=options.stop,
                 )
                 said = answer(self._engine.vocabulary, tokens, wish)
-                specs.append(Spec(tokens, prompt.cache_salt, said))
+                specs.append(Spec(tokens, prompt.cache_salt, said, adapter, options.announces_hits))
         return specs
 
 
@@ -154,7 +172,7 @@ async def _stream(
         if envelope.chat and choice.sent == 1:
             chunks.insert(0, envelope.first_chunk(choice))
         await response.write(answers.server_sent(map(orjson.dumps, chunks)))
-    if options.include_usage:
+    if envelope.report.at_end:
         choices = [_choice(run, index) for index in range(len(run.specs))]
         chunk = envelope.usage_chunk(choices, options.choices)
         await response.write(answers.server_sent([orjson.dumps(chunk)]))
@@ -181,11 +199,15 @@ class _Information:
         self._engine = engine
 
     async def models(self, _request: web.Request) -> web.Response:
-        """List the one model."""
+        """List the one model and its adapters."""
         engine = self._engine
         return _json(
             answers.model_list(
-                engine.model.name, engine.model.tokenizer, engine.max_model_len, engine.created
+                engine.model.name,
+                engine.model.tokenizer,
+                engine.max_model_len,
+                engine.created,
+                engine.settings.lora_adapters,
             )
         )
 
@@ -223,7 +245,7 @@ class _Information:
     async def tokenize(self, request: web.Request) -> web.Response:
         """Give the token ids of a text or of messages."""
         body = await _read_body(request)
-        _check_model(body, self._engine.model)
+        _check_model(body, self._engine)
         path = CHAT_PATH if "messages" in body else COMPLETION_PATH
         prompt = await _tokenized(self._engine.prompts, path, body)
         tokens = list(prompt.sequences[0])
@@ -236,10 +258,24 @@ class _Information:
             }
         )
 
+    async def render(self, request: web.Request) -> web.Response:
+        """Give the token ids of a whole request."""
+        if not self._engine.settings.render:
+            message = "Use --enable-scale-out to enable this endpoint."
+            return _json(answers.error(403, message, None), 403)
+        body = await _read_body(request)
+        name = _check_model(body, self._engine) or self._engine.model.name
+        path = request.path.removesuffix("/render")
+        prompt = await _tokenized(self._engine.prompts, path, body)
+        chat = path == CHAT_PATH
+        results = [answers.rendered(name, ids, prompt.cache_salt, chat) for ids in prompt.sequences]
+        content = results[0] if chat else results
+        return web.Response(body=orjson.dumps(content), content_type="application/json")
+
     async def detokenize(self, request: web.Request) -> web.Response:
         """Give the text of token ids."""
         body = await _read_body(request)
-        _check_model(body, self._engine.model)
+        _check_model(body, self._engine)
         tokens = body.get("tokens")
         if not isinstance(tokens, list) or not all(map(self._known_token, tokens)):
             raise InvalidRequest("tokens: is not a list of token ids", "tokens")
@@ -276,13 +312,20 @@ async def _read_body(request: web.Request) -> Json:
     return body
 
 
-def _check_model(body: Json, model: ModelSettings) -> None:
-    """Refuse other models; no name at all means the one that is served, as with vLLM."""
+def _check_model(body: Json, engine: Engine) -> str | None:
+    """Refuse other models; no name at all means the one that is served, as with vLLM.
+
+    Returns:
+        The adapter that is named, or None for the model itself.
+    """
     name = body.get("model")
     if name is not None and not isinstance(name, str):
         raise InvalidRequest("model: is not a string", "model")
-    if name and name != model.name:
+    if name in engine.settings.lora_adapters:
+        return name
+    if name and name != engine.model.name:
         raise ModelNotFound("The model does not exist.", "model")
+    return None
 
 
 async def _tokenized(prompts: PromptBuilder, path: str, body: Json) -> Prompt:

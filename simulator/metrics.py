@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -35,6 +36,12 @@ class EngineMetrics:
             tuple(info),
             registry=self._registry,
         ).labels(**info).set(1)
+        started = Gauge(
+            "process_start_time_seconds",
+            "Start time of the process since unix epoch in seconds.",
+            registry=self._registry,
+        )
+        started.set(time.time())
         self._queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
         self._hits = self._counter("prefix_cache_hits", "Prompt tokens found in the cache.")
         self._cached = self._counter("prompt_tokens_cached", "Prompt tokens not computed.")

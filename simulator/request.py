@@ -8,11 +8,14 @@ from typing import Any
 
 from kvatlas.common import limits
 from kvatlas.common.errors import InvalidRequest
+from kvatlas.common.settings import EngineSettings
+from kvatlas.simulator.answers import Report
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETION_PATH = "/v1/completions"
 
 COMPLETION_TOKENS_DEFAULT = 16
+TOKEN_IDS = "prompt_token_ids"  # noqa: S105 - the name of a field
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,9 @@ class Options:
         choices: answers to each prompt (`n`).
         stop: texts at which an answer ends.
         include_usage: send the usage at the end of a stream.
+        continuous_usage: send it with every chunk, too.
         token_ids: send the token ids of prompt and answer.
+        announces_hits: announce cached blocks that the prompt hits as if they were stored.
     """
 
     chat: bool
@@ -33,7 +38,9 @@ class Options:
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
+    continuous_usage: bool
     token_ids: bool
+    announces_hits: bool
 
 
 def read_options(path: str, body: dict[str, Any]) -> Options:
@@ -43,7 +50,10 @@ def read_options(path: str, body: dict[str, Any]) -> Options:
         InvalidRequest: with the field at fault.
     """
     chat = path == CHAT_PATH
-    if chat and not (isinstance(body.get("messages"), list) and body["messages"]):
+    messages = body.get("messages")
+    # With token ids the messages may be none: they are not looked at.
+    enough = bool(messages) or handed_over(path, body) is not None
+    if chat and not (isinstance(messages, list) and enough):
         raise InvalidRequest("messages: a list with at least one message is needed", "messages")
     stream = _flag(body, "stream")
     stream_options = body.get("stream_options")
@@ -51,15 +61,74 @@ def read_options(path: str, body: dict[str, Any]) -> Options:
         raise InvalidRequest("Stream options can only be defined when `stream=True`.")
     if stream_options is not None and not isinstance(stream_options, dict):
         raise InvalidRequest("stream_options: is not an object", "stream_options")
+    include_usage = _flag(stream_options or {}, "include_usage")
+    continuous_usage = _flag(stream_options or {}, "continuous_usage_stats")
     return Options(
         chat=chat,
         max_tokens=_max_tokens(body, chat=chat),
         choices=_whole(body, "n", limits.ENGINE_CHOICES_MAX) or 1,
         stop=_stop(body.get("stop")),
         stream=stream,
-        include_usage=_flag(stream_options or {}, "include_usage"),
+        include_usage=include_usage,
+        continuous_usage=include_usage and continuous_usage,
         token_ids=_flag(body, "return_token_ids"),
+        announces_hits=_announces_hits(body),
     )
+
+
+def handed_over(path: str, body: dict[str, Any]) -> list[Any] | None:
+    """Find token ids that a chat brings with it; what they are is not checked here."""
+    params = body.get("kv_transfer_params")
+    if path != CHAT_PATH or not isinstance(params, dict) or body.get("echo"):
+        return None
+    return params.get(TOKEN_IDS)
+
+
+def without_ids(body: dict[str, Any]) -> dict[str, Any]:
+    """Give a body as it is rendered where the ids that it brings do not count."""
+    params = body.get("kv_transfer_params")
+    if not isinstance(params, dict):
+        return body
+    kept = {name: value for name, value in params.items() if name != TOKEN_IDS}
+    return {**body, "kv_transfer_params": kept}
+
+
+def report_of(options: Options, settings: EngineSettings) -> Report:
+    """Decide what is said of tokens in an answer, and where."""
+    forced = settings.force_include_usage
+    return Report(
+        at_end=forced or options.include_usage,
+        in_chunks=forced or options.continuous_usage,
+        details=settings.prompt_tokens_details,
+    )
+
+
+def checked_ids(ids: Any, vocab_size: int) -> list[int]:
+    """Check token ids that were handed over.
+
+    Raises:
+        InvalidRequest: they are not a list of known ids, or an empty one.
+    """
+    if (
+        not isinstance(ids, list)
+        or not ids
+        or any(type(token) is not int or token < 0 for token in ids)
+    ):
+        raise InvalidRequest(
+            f"`kv_transfer_params['{TOKEN_IDS}']` must be a non-empty list of non-negative"
+            " integers.",
+            f"kv_transfer_params.{TOKEN_IDS}",
+        )
+    if max(ids) >= vocab_size:
+        raise InvalidRequest(
+            f"Token id {max(ids)} is out of vocabulary", f"kv_transfer_params.{TOKEN_IDS}"
+        )
+    return ids
+
+
+def _announces_hits(body: dict[str, Any]) -> bool:
+    xargs = body.get("vllm_xargs")
+    return isinstance(xargs, dict) and xargs.get("kv_cache_report_mode") == "full"
 
 
 def answer_tokens_max(options: Options, prompt: Sequence[int], max_model_len: int) -> int:

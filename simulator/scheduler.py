@@ -21,11 +21,15 @@ class Spec:
     Attributes:
         prompt: token ids, at least one.
         salt: cache salt.
+        lora: adapter, or None for the model itself.
+        announces_hits: announce what it hits as if it were stored (`kv_cache_report_mode`).
     """
 
     prompt: list[int]
     salt: str | None
     answer: Answer
+    lora: str | None = None
+    announces_hits: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +79,14 @@ class Scheduler:
         """Queue a request; whoever does so calls `leave` in the end."""
         sequences = [
             Sequence(
-                BlockTable(self._pool, self._settings.block_size, list(spec.prompt), spec.salt),
+                BlockTable(
+                    self._pool,
+                    self._settings.block_size,
+                    list(spec.prompt),
+                    spec.salt,
+                    spec.lora,
+                    announces_hits=spec.announces_hits,
+                ),
                 spec.answer.tokens,
             )
             for spec in specs

@@ -12,10 +12,8 @@
 -- ARGV[6...] further fields and values of the state
 -- Returns the new epoch, or -1 when the endpoint has another epoch than the caller believes.
 -- A time, not a counter: a Redis that lost its data must never repeat a version.
-local function touch_version()
-  local now = redis.call('TIME')
-  redis.call('HSET', KEYS[2], 'version', string.format('%s.%06d', now[1], now[2]))
-end
+local time = redis.call('TIME')
+local now = string.format('%s.%06d', time[1], time[2])
 
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if ARGV[1] ~= '' and epoch and epoch ~= ARGV[1] then
@@ -26,13 +24,14 @@ for i = 1, #state, 2 do
   if string.sub(state[i], 1, 7) == 'holder:' then
     local text = redis.call('HGET', KEYS[2], state[i + 1])
     if text then
-      redis.call('HSET', KEYS[3], state[i + 1], text)
+      -- With the time, so that the sweep can tell it from another one under the same id.
+      redis.call('HSET', KEYS[3], state[i + 1], text .. ' died=' .. now)
       redis.call('HDEL', KEYS[2], state[i + 1])
     end
     redis.call('HDEL', KEYS[1], state[i])
   end
 end
-touch_version()
+redis.call('HSET', KEYS[2], 'version', now)
 redis.call('SADD', KEYS[4], ARGV[5])
 -- A Redis that lost its data must not hand out an epoch that a caller already knows.
 local base = tonumber(epoch or ARGV[1]) or 0

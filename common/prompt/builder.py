@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Final
 
-from kvatlas.common.errors import ConfigError
+from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.prompt.chat import ChatRenderer
 from kvatlas.common.prompt.completion import read_completion
 from kvatlas.common.prompt.corpus import CORPUS
 from kvatlas.common.prompt.fetch import tokenizer_folder
 from kvatlas.common.prompt.fields import Body
 from kvatlas.common.prompt.folder import ModelFolder
-from kvatlas.common.prompt.reasons import unavailable
-from kvatlas.common.prompt.rendered import Prompt, Rendered
+from kvatlas.common.prompt.reasons import Reason, unavailable
+from kvatlas.common.prompt.rendered import Prompt, Rendered, Truncation
 from kvatlas.common.prompt.tokenizer import Tokenizer, TokenizerKind
 from kvatlas.common.settings import ModelSettings
 
 CHAT_PATH: Final = "/v1/chat/completions"
 COMPLETIONS_PATH: Final = "/v1/completions"
+_OF_THE_TEMPLATE: Final = frozenset({"no_template", "template_error", "unsure"})
+"""Reasons that say nothing of a request where the engine does not use the template."""
+_WARMING: Final[dict[str, Body]] = {
+    CHAT_PATH: {"messages": [{"role": "user", "content": "\n".join(CORPUS)}]},
+    COMPLETIONS_PATH: {"prompt": "\n".join(CORPUS)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class PromptBuilder:
 
     _tokenizer: Tokenizer
     _chat: ChatRenderer
-    _has_own_renderer: bool
+    _own_renderer: Reason | None
     _max_model_len: int | None
     _id_max: int
     _eos: str | None
@@ -60,14 +68,16 @@ class PromptBuilder:
             special_tokens=files.special_tokens,
             content_format=None if model.content_format == "auto" else model.content_format,
             max_model_len=model.max_model_len,
+            default_variables=model.default_chat_template_kwargs or {},
+            excludes_tools=model.exclude_tools_when_tool_choice_none,
         )
         return cls(
             _tokenizer=tokenizer,
             _chat=chat,
-            _has_own_renderer=files.has_own_renderer and model.chat_template is None,
+            _own_renderer=files.own_renderer if model.chat_template is None else None,
             _max_model_len=model.max_model_len,
             _id_max=max(tokenizer.vocab_size, files.vocab_size) - 1,
-            _eos=files.special_tokens.get("eos_token"),
+            _eos=files.special_tokens.known.get("eos_token"),
         )
 
     @property
@@ -98,10 +108,14 @@ class PromptBuilder:
         """
         if path == COMPLETIONS_PATH:
             return read_completion(body, id_max=self._id_max, max_model_len=self._max_model_len)
-        rendered = self._chat.render(body)
-        if self._has_own_renderer:
-            unavailable("own_renderer")
-        return rendered
+        if self._own_renderer is None:
+            return self._chat.render(body)
+        try:
+            self._chat.render(body)
+        except PromptUnavailable as error:
+            if error.reason not in _OF_THE_TEMPLATE:
+                raise
+        raise PromptUnavailable(self._own_renderer)
 
     def tokenize(self, rendered: Rendered) -> Prompt:
         """Tokenize what `prepare` gave.
@@ -111,27 +125,40 @@ class PromptBuilder:
         """
         sequences: Sequence[Sequence[int]] = rendered.token_ids
         if rendered.texts:
+            texts = [self._within_bound(text, rendered.truncation) for text in rendered.texts]
             sequences = self._tokenizer.encode(
-                rendered.texts, add_special_tokens=rendered.add_special_tokens
+                texts, add_special_tokens=rendered.add_special_tokens
             )
-        if rendered.truncate_to is not None:
+        if rendered.truncation is not None:
+            adds = rendered.add_special_tokens and bool(rendered.texts)
             sequences = [
-                self._tokenizer.truncated(
-                    list(ids),
-                    rendered.truncate_to,
-                    rendered.truncation_side,
-                    has_special_tokens=rendered.add_special_tokens and bool(rendered.texts),
-                )
+                self._tokenizer.truncated(list(ids), rendered.truncation, has_special_tokens=adds)
                 for ids in sequences
             ]
-        longest = max(map(len, sequences), default=0)
-        if self._max_model_len is not None and longest > self._max_model_len:
+        lengths = [len(ids) for ids in sequences]
+        # One token of an answer must fit behind the prompt.
+        if min(lengths, default=0) < 1 or max(lengths) >= (self._max_model_len or inf):
             unavailable("refused")
         return Prompt(tuple(sequences), rendered.cache_salt)
 
+    def _within_bound(self, text: str, truncation: Truncation | None) -> str:
+        """Cut a text that is too long by its characters alone, or refuse it, as the engine does."""
+        if self._max_model_len is None:
+            return text
+        chars_max = self._max_model_len * self._tokenizer.chars_per_token_max
+        if len(text) <= chars_max or (truncation is not None and truncation.side is None):
+            return text
+        if truncation is None:
+            unavailable("refused")
+        return text[-chars_max:] if truncation.side == "left" else text[:chars_max]
+
     def warm(self) -> None:
-        """Encode something: a tokenizer's first encode takes up to 150 ms."""
-        self._tokenizer.encode(CORPUS, add_special_tokens=True)
+        """Use everything once: a tokenizer's first encode takes up to 150 ms."""
+        for adds in (False, True):
+            self._tokenizer.encode(CORPUS, add_special_tokens=adds)
+        for path, body in _WARMING.items():
+            with suppress(PromptUnavailable):
+                self.tokenize(self.prepare(path, body))
 
     def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenize a text.

@@ -14,41 +14,43 @@ from kvatlas.common.prompt.fields import (
     checked_text,
     flag,
     optional_mapping,
-    truncation,
 )
-from kvatlas.common.prompt.messages import ContentFormat, Message, normalise_messages
+from kvatlas.common.prompt.messages import Message, check_types, normalise_messages
+from kvatlas.common.prompt.parts import ContentFormat
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.prompt.rendered import Rendered
+from kvatlas.common.prompt.sampling import answer_tokens, check_chat
+from kvatlas.common.prompt.special_tokens import SpecialTokens
 from kvatlas.common.prompt.template import ChatTemplate
 from kvatlas.common.prompt.tools import tools_of
+from kvatlas.common.prompt.truncation import truncation_of
+from kvatlas.common.prompt.variables import chat_variables
 
-# What Hugging Face's apply_chat_template takes by name: from a client these would not reach the
-# template as variables, and how the engine answers to them has not been measured.
-_NOT_VARIABLES: Final = frozenset({
-    "conversation", "messages", "tools", "documents", "padding", "truncation", "max_length",
-    "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
-})  # fmt: skip
-_REFUSED: Final = frozenset({"tokenize"})
-_EFFORTS: Final = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
 _TAG: Final = "CONTINUE_FINAL_MESSAGE_TAG "
 """Stands for the end of the final message while it is rendered, as in Hugging Face's code."""
+
+_NO_TOKENS: Final = SpecialTokens({})
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRenderer:
-    """Everything about a model that decides how its chats are rendered.
+    """Everything about a model and its engines that decides how chats are rendered.
 
     Attributes:
         templates: by name; "default" always, "tool_use" for requests with tools if it is there.
         special_tokens: bos_token and the like, which templates read as variables.
         content_format: what contents are to be, or None to go by the template.
         max_model_len: tokens that the engine takes at most, or None if unknown.
+        default_variables: what templates read where the client says nothing.
+        excludes_tools: whether tools are hidden when `tool_choice` is "none".
     """
 
     templates: Mapping[str, ChatTemplate]
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: SpecialTokens = _NO_TOKENS
     content_format: ContentFormat | None = None
     max_model_len: int | None = None
+    default_variables: Mapping[str, Any] = field(default_factory=dict)
+    excludes_tools: bool = False
 
     def render(self, body: Body) -> Rendered:
         """Render the body of a chat request.
@@ -61,32 +63,31 @@ class ChatRenderer:
         """
         check_common(body)
         raw_messages = body.get("messages", [])
-        tools = _tools(body, raw_messages)
-        template = self._template(with_tools=tools is not None)
+        # Types first: a wrong one is answered 400 here, whatever else is wrong.
+        check_types(raw_messages)
+        _check_template(body)
+        check_chat(body)
+        tools = tools_of(body, exclude_with_none=self.excludes_tools)
+        variables = chat_variables(body, tools, self.default_variables)
+        template = self._template(with_tools=variables.tools is not None)
         messages = normalise_messages(
             raw_messages,
             self.content_format or template.content_format,
             knows_developer=template.knows_developer,
         )
         _check_size(messages)
-        continues = flag(body, "continue_final_message", default=False)
-        generates = flag(body, "add_generation_prompt", default=True)
-        if continues and generates:
-            unavailable("refused")
-        variables = {
-            **self.special_tokens,
-            **_client_variables(body, template),
-            "tools": tools,
-            "documents": _documents(body),
-            "add_generation_prompt": generates,
-        }
-        text = _render(template, messages, variables, continues=continues)
-        keep, side = truncation(body, self.max_model_len)
+        seen = variables.seen_by(template, self.special_tokens.known)
+        if not self.special_tokens.unknown.isdisjoint(template.variables - seen.keys()):
+            unavailable("unsure")
+        text = _render(template, messages, seen, continues=variables.continues)
         return Rendered(
             texts=(checked_text(text),),
             add_special_tokens=flag(body, "add_special_tokens", default=False),
-            truncate_to=keep,
-            truncation_side=side,
+            truncation=truncation_of(
+                body,
+                max_model_len=self.max_model_len,
+                answer_tokens=answer_tokens(body, is_chat=True, max_model_len=self.max_model_len),
+            ),
             cache_salt=cache_salt(body),
         )
 
@@ -98,43 +99,11 @@ class ChatRenderer:
         return template
 
 
-def _tools(body: Body, raw_messages: Any) -> list[Message] | None:
-    """Refuse what is refused before anything is rendered, and normalise the tools."""
-    # Types first: a wrong one is answered 400 here, whatever else is wrong.
-    if isinstance(raw_messages, list) and all(isinstance(item, dict) for item in raw_messages):
-        if body.get("chat_template") is not None:
-            unavailable("request_template")
-        if optional_mapping(body, "kv_transfer_params").get("prompt_token_ids") is not None:
-            unavailable("handover")
-        return tools_of(body)
-    return None
-
-
-def _client_variables(body: Body, template: ChatTemplate) -> dict[str, Any]:
-    """Choose the variables that a client may set: those that the template reads."""
-    wanted = dict(optional_mapping(body, "chat_template_kwargs"))
-    if "chat_template" in wanted:
+def _check_template(body: Body) -> None:
+    if body.get("chat_template") is not None:
         unavailable("request_template")
-    if not _REFUSED.isdisjoint(wanted):
-        unavailable("refused")
-    if not _NOT_VARIABLES.isdisjoint(wanted):
-        unavailable("unsure")
-    effort = body.get("reasoning_effort")
-    if effort is not None:
-        if not isinstance(effort, str) or effort not in _EFFORTS:
-            unavailable("refused")
-        wanted["reasoning_effort"] = effort
-        wanted.setdefault("enable_thinking", effort != "none")
-    return {name: value for name, value in wanted.items() if name in template.variables}
-
-
-def _documents(body: Body) -> list[Any] | None:
-    documents = body.get("documents")
-    if documents is None:
-        return None
-    if not isinstance(documents, list) or not all(isinstance(item, dict) for item in documents):
-        unavailable("refused")
-    return documents
+    if optional_mapping(body, "kv_transfer_params").get("prompt_token_ids") is not None:
+        unavailable("handover")
 
 
 def _check_size(messages: list[Message]) -> None:
@@ -142,7 +111,7 @@ def _check_size(messages: list[Message]) -> None:
     chars = 0
     for message in messages:
         content = message["content"]
-        parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+        parts = [content] if isinstance(content, str) else [p.get("text", "") for p in content]
         chars += sum(map(len, parts))
         if chars > limits.PROMPT_CHARS_MAX:
             unavailable("too_long")
@@ -157,6 +126,8 @@ def _render(
 ) -> str:
     if not continues:
         return template.render({**variables, "messages": messages})
+    if not template.mentions_content:
+        unavailable("refused")
     final, tagged = _tagged(messages[-1])
     text = template.render({**variables, "messages": [*messages[:-1], tagged]})
     end = text.rfind(_TAG.strip())
@@ -171,7 +142,9 @@ def _tagged(message: Message) -> tuple[str, Message]:
     content = message["content"]
     if isinstance(content, str):
         return content, {**message, "content": content + _TAG}
-    if not content:
+    last = next((i for i in reversed(range(len(content))) if "text" in content[i]), None)
+    if last is None:
         unavailable("refused")
-    last = {**content[-1], "text": content[-1]["text"] + _TAG}
-    return content[-1]["text"], {**message, "content": [*content[:-1], last]}
+    text: str = content[last]["text"]
+    parts = [*content[:last], {**content[last], "text": text + _TAG}, *content[last + 1 :]]
+    return text, {**message, "content": parts}

@@ -6,16 +6,11 @@ from typing import Any
 
 from kvatlas.common import limits
 from kvatlas.common.errors import InvalidRequest
-from kvatlas.common.prompt.fields import (
-    Body,
-    cache_salt,
-    check_common,
-    checked_text,
-    flag,
-    truncation,
-)
+from kvatlas.common.prompt.fields import Body, cache_salt, check_common, checked_text, flag
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.prompt.rendered import Rendered
+from kvatlas.common.prompt.sampling import answer_tokens, check_completion
+from kvatlas.common.prompt.truncation import truncation_of
 
 
 def read_completion(body: Body, *, id_max: int, max_model_len: int | None) -> Rendered:
@@ -36,16 +31,19 @@ def read_completion(body: Body, *, id_max: int, max_model_len: int | None) -> Re
         raise InvalidRequest("prompt must be a string or an array", "prompt")
     if not prompt or body.get("suffix") is not None:
         unavailable("refused")
+    check_completion(body)
     texts, ids = _split(prompt, id_max)
     if sum(map(len, texts)) > limits.PROMPT_CHARS_MAX:
         unavailable("too_long")
-    keep, side = truncation(body, max_model_len)
     return Rendered(
         texts=texts,
         token_ids=ids,
         add_special_tokens=flag(body, "add_special_tokens", default=True),
-        truncate_to=keep,
-        truncation_side=side,
+        truncation=truncation_of(
+            body,
+            max_model_len=max_model_len,
+            answer_tokens=answer_tokens(body, is_chat=False, max_model_len=max_model_len),
+        ),
         cache_salt=cache_salt(body),
     )
 
@@ -59,7 +57,8 @@ def _split(prompt: str | list[Any], id_max: int) -> tuple[tuple[str, ...], tuple
     if len(prompt) > limits.COMPLETION_PROMPTS_MAX:
         unavailable("too_many_prompts")
     if isinstance(prompt[0], str):
-        if not all(isinstance(text, str) and text for text in prompt):
+        # An empty text is refused where the tokenizer adds nothing to it: see PromptBuilder.
+        if not all(isinstance(text, str) for text in prompt):
             unavailable("refused")
         return tuple(map(checked_text, prompt)), ()
     if not all(isinstance(ids, list) and ids for ids in prompt):
@@ -72,7 +71,7 @@ def _split(prompt: str | list[Any], id_max: int) -> tuple[tuple[str, ...], tuple
 def _ids(ids: list[Any], id_max: int) -> list[int]:
     if len(ids) > limits.PROMPT_CHARS_MAX:
         unavailable("too_long")
-    # A boolean is an int to Python, but no token.
+    # A boolean is an int to Python; the engine takes it, but nobody means it.
     if set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) > id_max:
         unavailable("refused")
     return ids

@@ -1,85 +1,113 @@
 """Does a template take contents as strings or as lists of parts? Its syntax tree tells.
 
-It takes lists exactly if it loops over a message's content: directly, through a variable or a
-macro's parameter that got it, or through a variable that is called `content`.
-Source: vLLM 0.32, which decides the same way.
+It takes lists exactly if it loops over the content of a message: directly, through a macro's
+parameter that got it, or through a variable outside of macros that is called `content`. Only
+assignments of `messages` itself are followed, not those of a message or its content.
+Source: vLLM 0.32, which decides the same way, where it gives up as well.
 """
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from collections.abc import Iterator
 
 from jinja2 import nodes
 
-from kvatlas.common.prompt.messages import ContentFormat
+from kvatlas.common.prompt.parts import ContentFormat
 
 
-class _Kind(Enum):
-    MESSAGES = auto()
-    MESSAGE = auto()
-    CONTENT = auto()
-
-
-_Names = dict[str, _Kind]
+class _Undecided(Exception):
+    """A target that is no plain name, such as a namespace's: the engine then takes strings."""
 
 
 def content_format_of(tree: nodes.Template) -> ContentFormat:
     """Find what the template of this syntax tree wants contents to be."""
-    names: _Names = {"messages": _Kind.MESSAGES, "content": _Kind.CONTENT}
-    while True:
-        learned = {name: kind for name, kind in _bindings(tree, names) if names.get(name) != kind}
-        # A name keeps the first kind found for it, or two uses of it would chase each other.
-        learned = {name: kind for name, kind in learned.items() if name not in names}
-        if not learned:
-            break
+    try:
+        return "openai" if _loops_over_content(tree) else "string"
+    except _Undecided:
+        return "string"
+
+
+def _loops_over_content(tree: nodes.Template) -> bool:
+    messages = set(_message_names(tree, _list_names(tree)))
+    in_macros = dict(_loops_in_macros(tree, messages))
+    for loop in tree.find_all(nodes.For):
+        name = loop.iter.name if isinstance(loop.iter, nodes.Name) else None
+        # A loop of a macro runs over what calls give to its parameters, whatever their names.
+        parameters = in_macros.get(id(loop), {"content"})
+        if _is_content(loop.iter, messages) or name in parameters:
+            _name_of(loop.target)
+            return True
+    return False
+
+
+def _list_names(tree: nodes.Template) -> set[str]:
+    """Name the variables that hold the list of messages, or a part of it."""
+    names = {"messages"}
+    found = True
+    while found:
+        given = [
+            assign.target
+            for assign in tree.find_all(nodes.Assign)
+            if any(_refers(assign.node, name) for name in names)
+        ]
+        learned = {_name_of(target) for target in given} - names
         names |= learned
-    loops = tree.find_all(nodes.For)
-    return "openai" if any(_kind(loop.iter, names) is _Kind.CONTENT for loop in loops) else "string"
+        found = bool(learned)
+    return names
 
 
-def _bindings(tree: nodes.Template, names: _Names) -> list[tuple[str, _Kind]]:
-    """List the names that get messages, one message or a content, as far as is known."""
-    found: list[tuple[str, _Kind | None]] = [
-        (assign.target.name, _kind(assign.node, names))
-        for assign in tree.find_all(nodes.Assign)
-        if isinstance(assign.target, nodes.Name)
+def _message_names(tree: nodes.Template, lists: set[str]) -> Iterator[str]:
+    for loop in tree.find_all(nodes.For):
+        if any(_refers(loop.iter, name) for name in lists):
+            yield _name_of(loop.target)
+
+
+def _loops_in_macros(tree: nodes.Template, messages: set[str]) -> Iterator[tuple[int, set[str]]]:
+    """Give each loop in a macro with the macro's parameters that calls set to a content."""
+    calls = [
+        (call.node.name, call)
+        for call in tree.find_all(nodes.Call)
+        if isinstance(call.node, nodes.Name)
     ]
-    found += [
-        (loop.target.name, _Kind.MESSAGE)
-        for loop in tree.find_all(nodes.For)
-        if isinstance(loop.target, nodes.Name) and _kind(loop.iter, names) is _Kind.MESSAGES
-    ]
-    macros = {macro.name: macro for macro in tree.find_all(nodes.Macro)}
-    for call in tree.find_all(nodes.Call):
-        macro = macros.get(call.node.name) if isinstance(call.node, nodes.Name) else None
-        if macro is not None:
-            pairs = zip(macro.args, call.args, strict=False)
-            found += [(parameter.name, _kind(given, names)) for parameter, given in pairs]
-            found += [(given.key, _kind(given.value, names)) for given in call.kwargs]
-    return [(name, kind) for name, kind in found if kind is not None]
+    seen: dict[int, set[str]] = {}
+    for macro in tree.find_all(nodes.Macro):
+        parameters = {argument.name for argument in macro.args}
+        given: set[str] = set()
+        for name, call in calls:
+            if name == macro.name:
+                pairs = zip(macro.args, call.args, strict=False)
+                given |= {to.name for to, value in pairs if _is_content(value, messages)}
+                given |= {to.key for to in call.kwargs if _is_content(to.value, messages)}
+        for loop in macro.find_all(nodes.For):
+            # In a macro within a macro the inner one counts, if it is given a content.
+            seen[id(loop)] = given & parameters or seen.get(id(loop), set())
+    yield from seen.items()
 
 
-def _kind(node: nodes.Node | None, names: _Names) -> _Kind | None:
-    """Tell what an expression gives; filters and slices of a list are a list of the same."""
-    if isinstance(node, nodes.Name):
-        return names.get(node.name)
-    if isinstance(node, nodes.CondExpr):
-        return _kind(node.expr1, names) or _kind(node.expr2, names)
-    if isinstance(node, nodes.Add | nodes.Or):
-        return _kind(node.left, names) or _kind(node.right, names)
-    if isinstance(node, nodes.Filter | nodes.Getattr | nodes.Getitem):
-        return _derived(_kind(node.node, names), node)
-    return None
+def _is_content(node: nodes.Node, messages: set[str]) -> bool:
+    return any(_refers(node, name, "content") for name in messages)
 
 
-def _derived(of: _Kind | None, node: nodes.Filter | nodes.Getattr | nodes.Getitem) -> _Kind | None:
-    is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
-    if isinstance(node, nodes.Filter) or is_slice:
-        return of
+def _refers(node: nodes.Node | None, name: str, key: str | None = None) -> bool:
+    """Tell whether an expression gives this variable, or this key of it; filters aside."""
+    while isinstance(node, nodes.Filter | nodes.Test) or (
+        isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
+    ):
+        node = node.node
+    if key is None:
+        return isinstance(node, nodes.Name) and node.name == name and node.ctx == "load"
     if isinstance(node, nodes.Getattr):
-        key: object = node.attr
-    else:
-        key = node.arg.value if isinstance(node.arg, nodes.Const) else None
-    if of is _Kind.MESSAGES:
-        return None if isinstance(key, str) else _Kind.MESSAGE
-    return _Kind.CONTENT if of is _Kind.MESSAGE and key == "content" else None
+        return node.attr == key and _refers_exactly(node.node, name)
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+        return bool(node.arg.value == key) and _refers_exactly(node.node, name)
+    return False
+
+
+def _refers_exactly(node: nodes.Node, name: str) -> bool:
+    return isinstance(node, nodes.Name) and node.name == name and node.ctx == "load"
+
+
+def _name_of(target: nodes.Node) -> str:
+    if not isinstance(target, nodes.Name):
+        raise _Undecided
+    return target.name

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Final
+
+from kvatlas.common import limits
 
 _WORDS: Final = (
     "the router sends each request where its prefix is cached",
@@ -57,3 +61,11 @@ CORPUS: Final[tuple[str, ...]] = (
     "\n".join((*_WORDS, *_SPECIALS)),
 )
 """About two hundred texts: scripts, code, special tokens, white space, long runs."""
+
+
+def texts_with(tokens: Iterable[str]) -> list[str]:
+    """Set added tokens where matching them may go wrong: alone, doubled, in words and blanks."""
+    some = list(islice(tokens, limits.ADDED_TOKENS_CHECKED_MAX))
+    frames = ("{0}", "{0}{0}", "a{0}b", "a {0} b", " {0}\n{0}\t", "{0} a", "\n\n{0}\n\n")
+    texts = [frame.replace("{0}", token) for token in some for frame in frames]
+    return [*texts, *(token[:-1] for token in some), *(token.upper() for token in some)]

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from kvatlas.common import limits
 from kvatlas.common.errors import InvalidRequest
+from kvatlas.common.prompt.lax import as_bool
 from kvatlas.common.prompt.reasons import unavailable
-from kvatlas.common.prompt.rendered import TruncationSide
 
 Body = Mapping[str, Any]
 
@@ -19,23 +19,18 @@ def check_common(body: Body) -> None:
     """Refuse wrong types in the fields that every route reads.
 
     Raises:
-        InvalidRequest: `model` is no string or `stream` neither a boolean nor null.
+        InvalidRequest: `model` is neither a string nor null.
         PromptUnavailable: the body brings embeddings.
     """
-    if not isinstance(body.get("model", ""), str):
+    if not isinstance(body.get("model"), str | None):
         raise InvalidRequest("model must be a string", "model")
-    if not isinstance(body.get("stream"), bool | None):
-        raise InvalidRequest("stream must be a boolean or null", "stream")
-    if body.get("prompt_embeds") is not None:
+    if body.get("prompt_embeds") not in (None, []):
         unavailable("prompt_embeds")
 
 
 def flag(body: Body, name: str, *, default: bool) -> bool:
     """Read a boolean; null is not one for the engine either."""
-    value = body.get(name, default)
-    if not isinstance(value, bool):
-        unavailable("refused")
-    return value
+    return as_bool(body.get(name, default))
 
 
 def optional_mapping(body: Body, name: str) -> Mapping[str, Any]:
@@ -58,28 +53,6 @@ def cache_salt(body: Body) -> str | None:
     if not _SALT_FORBIDDEN.isdisjoint(salt):
         unavailable("refused")
     return checked_text(salt)
-
-
-def truncation(body: Body, max_model_len: int | None) -> tuple[int | None, TruncationSide]:
-    """Read how many tokens to keep and at which end the others go.
-
-    Returns:
-        The tokens to keep (None: all of them; -1 in the body means as many as the model takes),
-        and the side that is cut, by default the left one.
-    """
-    side = body.get("truncation_side")
-    if side not in (None, "left", "right"):
-        unavailable("refused")
-    keep = body.get("truncate_prompt_tokens")
-    if keep is None:
-        return None, side or "left"
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < -1 or keep == 0:
-        unavailable("refused")
-    if keep == -1:
-        return max_model_len, side or "left"
-    if max_model_len is not None and keep > max_model_len:
-        unavailable("refused")
-    return keep, side or "left"
 
 
 def checked_text(text: str) -> str:

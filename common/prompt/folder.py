@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from kvatlas.common.errors import ConfigError
+from kvatlas.common.prompt.reasons import Reason
+from kvatlas.common.prompt.special_tokens import SpecialTokens
 from kvatlas.common.prompt.template import ChatTemplate
 
-_SPECIAL_TOKENS: Final = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-)  # fmt: skip
 # The engine renders these with code of its own whatever template they carry.
 _OWN_RENDERERS: Final = frozenset({
-    "gpt_oss", "deepseek_v32", "deepseek_v4", "kimi_k3", "inkling",
+    "deepseek_v32", "deepseek_v4", "deepseek_v41", "kimi_k3", "kimi_audio", "inkling",
     "cohere", "cohere2", "cohere2_moe",
 })  # fmt: skip
-_MISTRAL_TOKENIZER: Final = "tekken.json"
+_OWN_RENDERERS_BY_ARCHITECTURE: Final = re.compile(
+    r"DeepseekV(32|4|41)For|KimiK3|MoonshotKimia|Inkling"
+)
+_HARMONY: Final = "gpt_oss"
+_HARMONY_ARCHITECTURE: Final = re.compile(r"GptOss")
+_MISTRAL_TOKENIZERS: Final = ("tekken.json", "tokenizer.model.v*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +34,16 @@ class ModelFolder:
     Attributes:
         tokenizer_json: content of tokenizer.json.
         templates: Jinja sources by name, "default" being the usual one.
-        special_tokens: bos_token and the like, as far as there are any.
+        special_tokens: bos_token and the like.
         vocab_size: of the model, which may be larger than the tokenizer's; 0 if unknown.
-        has_own_renderer: whether the engine renders chats of this model without a template.
+        own_renderer: the reason if the engine renders chats of this model without a template.
     """
 
     tokenizer_json: str = field(repr=False)
     templates: Mapping[str, str] = field(repr=False)
-    special_tokens: Mapping[str, str]
+    special_tokens: SpecialTokens
     vocab_size: int
-    has_own_renderer: bool
+    own_renderer: Reason | None
 
     @classmethod
     def read(cls, folder: Path) -> ModelFolder:
@@ -51,16 +56,15 @@ class ModelFolder:
         if source is None:
             raise ConfigError([f"{folder}: holds no tokenizer.json"])
         config = _json(folder / "tokenizer_config.json")
-        specials = {**_json(folder / "special_tokens_map.json"), **config}
+        older = _json(folder / "special_tokens_map.json")
         model = _json(folder / "config.json")
         vocab_size = model.get("vocab_size")
         return cls(
             tokenizer_json=source,
             templates=_templates(folder, config),
-            special_tokens=_special_tokens(specials),
+            special_tokens=SpecialTokens.read(config, older, model.get("model_type")),
             vocab_size=vocab_size if isinstance(vocab_size, int) else 0,
-            has_own_renderer=model.get("model_type") in _OWN_RENDERERS
-            or (folder / _MISTRAL_TOKENIZER).exists(),
+            own_renderer=_own_renderer(folder, model),
         )
 
     def compiled(self, override: Path | None) -> dict[str, ChatTemplate]:
@@ -80,35 +84,39 @@ class ModelFolder:
         }
 
 
+def _own_renderer(folder: Path, model: Mapping[str, Any]) -> Reason | None:
+    listed = model.get("architectures")
+    names = [name for name in (listed if isinstance(listed, list) else []) if isinstance(name, str)]
+    if model.get("model_type") == _HARMONY or any(map(_HARMONY_ARCHITECTURE.match, names)):
+        return "harmony"
+    has_code = (
+        model.get("model_type") in _OWN_RENDERERS
+        or any(map(_OWN_RENDERERS_BY_ARCHITECTURE.match, names))
+        or any(any(folder.glob(pattern)) for pattern in _MISTRAL_TOKENIZERS)
+    )
+    return "own_renderer" if has_code else None
+
+
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Collect templates: files of their own win over those within tokenizer_config.json."""
-    written = config.get("chat_template")
+    """Collect templates: where there are files of their own, tokenizer_config.json's count not."""
     found: dict[str, str] = {}
-    if isinstance(written, str):
-        found["default"] = written
-    elif isinstance(written, list):
-        found |= {
-            str(entry["name"]): str(entry["template"])
-            for entry in written
-            if isinstance(entry, dict) and {"name", "template"} <= entry.keys()
-        }
     extra = folder / "additional_chat_templates"
     for path in sorted(extra.glob("*.jinja")) if extra.is_dir() else []:
-        found[path.stem] = _text(path) or ""
+        found[path.name.removesuffix(".jinja")] = _text(path) or ""
     own = _text(folder / "chat_template.jinja")
-    return found if own is None else {**found, "default": own}
+    if own is not None:
+        found.setdefault("default", own)
+    return found or _written_templates(config.get("chat_template"))
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Read the special tokens, each written as a string or as an object with its content."""
-    tokens: dict[str, str] = {}
-    for name in _SPECIAL_TOKENS:
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens
+def _written_templates(written: Any) -> dict[str, str]:
+    if isinstance(written, str):
+        return {"default": written}
+    return {
+        str(entry["name"]): str(entry["template"])
+        for entry in (written if isinstance(written, list) else [])
+        if isinstance(entry, dict) and {"name", "template"} <= entry.keys()
+    }
 
 
 def _text(path: Path) -> str | None:

@@ -13,6 +13,7 @@ Reason = Literal[
     "handover",  # the body brings its own token ids for a chat
     "prompt_embeds",
     "own_renderer",  # the engine renders this model with code, not with a template
+    "harmony",  # alike, and not even the engine's /tokenize does as its chats do (gpt-oss)
     "no_template",
     "template_error",
     "unsure",  # the engine may take it, but how it renders it has not been measured
@@ -21,6 +22,7 @@ Reason = Literal[
     "too_long",
     "encoding",  # a lone surrogate: no UTF-8, hence no tokens
     "tokenizer_error",
+    "tokenizer_differs",  # an engine of the model was found to have other token ids
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 

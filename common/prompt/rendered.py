@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-TruncationSide = Literal["left", "right"]
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What is kept of a sequence that is too long.
+
+    Attributes:
+        keep: tokens to keep.
+        side: the end at which tokens go. Named by the client, it cuts the special tokens that the
+            tokenizer added as well; None cuts at the left and leaves those.
+    """
+
+    keep: int
+    side: Literal["left", "right"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +29,14 @@ class Rendered:
         texts: one per sub-prompt.
         token_ids: given by the client (completions only), one sequence per sub-prompt.
         add_special_tokens: whether the tokenizer adds its own, such as a BOS; texts only.
-        truncate_to: most tokens to keep of each sequence, or None.
-        truncation_side: the end at which tokens go.
+        truncation: what is kept of each sequence, or None.
         cache_salt: the client's, part of the identity of the first block.
     """
 
     texts: tuple[str, ...]
     token_ids: tuple[Sequence[int], ...] = ()
     add_special_tokens: bool = False
-    truncate_to: int | None = None
-    truncation_side: TruncationSide = "left"
+    truncation: Truncation | None = None
     cache_salt: str | None = None
 
     @property

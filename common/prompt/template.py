@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NoReturn
+from functools import cache
+from typing import Any, Final, NoReturn
 
 from jinja2 import Template as JinjaTemplate
 from jinja2 import TemplateError, meta, nodes
@@ -19,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.prompt.content_format import content_format_of
-from kvatlas.common.prompt.messages import ContentFormat
+from kvatlas.common.prompt.parts import ContentFormat
 
 
 class _GenerationTag(Extension):
@@ -31,7 +32,11 @@ class _GenerationTag(Extension):
         """Read up to the end tag and stand for what is between."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
+        # A call block as in Hugging Face's code: variables that it sets stay within.
+        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+    def _written(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 def _to_json(
@@ -60,8 +65,25 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)  # noqa: DTZ005 - see above
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+_OF_DICTS: Final = frozenset(dir(dict))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, quicker where templates do most of their work: reading keys of messages."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Give what Jinja gives, without the exception that it takes to get to a key."""
+        if type(obj) is dict and attribute not in _OF_DICTS:
+            try:
+                return obj[attribute]
+            except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
+@cache
+def _environment() -> _Environment:
+    environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=False,
@@ -82,11 +104,13 @@ class ChatTemplate:
         variables: names that it reads without setting them.
         content_format: what it wants contents to be.
         knows_developer: whether it handles the role "developer".
+        mentions_content: whether a final message can be continued with it.
     """
 
     variables: frozenset[str]
     content_format: ContentFormat
     knows_developer: bool
+    mentions_content: bool
     _render: Callable[..., str]
 
     @classmethod
@@ -112,6 +136,7 @@ class ChatTemplate:
             variables=frozenset(meta.find_undeclared_variables(tree)),
             content_format=content_format_of(tree),
             knows_developer="'developer'" in source or '"developer"' in source,
+            mentions_content="content" in source,
             _render=template.render,
         )
 

@@ -14,58 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
-import fastokens
 import tokenizers
 
 from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.log import logger
-from kvatlas.common.prompt.corpus import CORPUS
-from kvatlas.common.prompt.rendered import TruncationSide
+from kvatlas.common.prompt.backends import Backend, Fastokens, Tokenizers, guarded
+from kvatlas.common.prompt.corpus import CORPUS, texts_with
+from kvatlas.common.prompt.rendered import Truncation
 
 TokenizerKind = Literal["fastokens", "tokenizers"]
 _LOG = logger("prompt")
-_T = TypeVar("_T")
-
-
-class _Backend(Protocol):
-    """What both libraries can do. Neither adds special tokens unless told to, here."""
-
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
-class _Fastokens:
-    def __init__(self, source: str) -> None:
-        self._tokenizer = fastokens.Tokenizer.from_json_str(source)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
-        encode = self._tokenizer.encode
-        return [encode(text, add_special_tokens=add_special_tokens).ids for text in texts]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
-
-class _Tokenizers:
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
-        # Tokenizer.encode holds the GIL for its whole run; this one does not.
-        encodings = self._tokenizer.encode_batch_fast(
-            list(texts), add_special_tokens=add_special_tokens
-        )
-        return [encoding.ids for encoding in encodings]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +35,13 @@ class Tokenizer:
     Attributes:
         kind: the library that does the work.
         vocab_size: ids that the tokenizer can give, added tokens included.
+        chars_per_token_max: of the longest token, as the engine counts it.
     """
 
     kind: TokenizerKind
     vocab_size: int
-    _backend: _Backend
+    chars_per_token_max: int
+    _backend: Backend
     _token_to_id: Callable[[str], int | None]
     _prefix: int
     _suffix: int
@@ -103,12 +65,16 @@ class Tokenizer:
             raise ConfigError([f"{where}: is not a tokenizer.json"]) from None
         reference.no_truncation()
         reference.no_padding()
-        slow = _Tokenizers(reference)
-        fast = _agreeing_fastokens(source, slow)
+        slow = _checked_cache(reference)
+        added = [token.content for token in reference.get_added_tokens_decoder().values()]
+        fast = _agreeing_fastokens(source, slow, (*CORPUS, *texts_with(added)))
         prefix, suffix = _special_margins(slow)
         return cls(
             kind="fastokens" if fast else "tokenizers",
             vocab_size=reference.get_vocab_size(with_added_tokens=True),
+            chars_per_token_max=max(
+                map(len, reference.get_vocab(with_added_tokens=True)), default=1
+            ),
             _backend=fast or slow,
             _token_to_id=reference.token_to_id,
             _prefix=prefix,
@@ -139,28 +105,43 @@ class Tokenizer:
         return guarded(lambda: self._backend.decode(ids))
 
     def truncated(
-        self, ids: list[int], keep: int, side: TruncationSide, *, has_special_tokens: bool
+        self, ids: list[int], truncation: Truncation, *, has_special_tokens: bool
     ) -> list[int]:
-        """Cut a sequence to `keep` tokens; what the tokenizer itself added stays."""
+        """Cut a sequence to what is kept of it.
+
+        Raises:
+            PromptUnavailable: the tokenizer's own special tokens are more than that.
+        """
+        keep = truncation.keep
         if len(ids) <= keep:
             return ids
-        head = self._prefix if has_special_tokens else 0
-        tail = self._suffix if has_special_tokens else 0
-        room = keep - head - tail
+        if truncation.side == "right":
+            return ids[:keep]
+        if truncation.side == "left" or not has_special_tokens:
+            return ids[-keep:]
+        room = keep - self._prefix - self._suffix
         if room < 0:
             raise PromptUnavailable("refused")
-        end = len(ids) - tail
-        start = end - room if side == "left" else head
-        return [*ids[:head], *ids[start : start + room], *ids[end:]]
+        end = len(ids) - self._suffix
+        return [*ids[: self._prefix], *ids[end - room : end], *ids[end:]]
 
 
-def _agreeing_fastokens(source: str, reference: _Backend) -> _Backend | None:
+def _checked_cache(reference: tokenizers.Tokenizer) -> Tokenizers:
+    """Use the cache of segments where it gives what encoding a text as a whole gives."""
+    cached, plain = Tokenizers(reference), Tokenizers(reference, cache_bytes=0)
+    same = cached.encode(CORPUS, add_special_tokens=False) == plain.encode(
+        CORPUS, add_special_tokens=False
+    )
+    return cached if same else plain
+
+
+def _agreeing_fastokens(source: str, reference: Backend, corpus: Sequence[str]) -> Backend | None:
     """Load fastokens if it can read the tokenizer and agrees with the reference."""
     try:
-        fast = guarded(lambda: _Fastokens(source))
+        fast = guarded(lambda: Fastokens(source))
         agrees = all(
-            guarded(lambda flag=flag: fast.encode(CORPUS, add_special_tokens=flag))  # type: ignore[misc]  # a default binds the loop's value
-            == reference.encode(CORPUS, add_special_tokens=flag)
+            guarded(lambda flag=flag: fast.encode(corpus, add_special_tokens=flag))  # type: ignore[misc]  # a default binds the loop's value
+            == reference.encode(corpus, add_special_tokens=flag)
             for flag in (False, True)
         )
     except PromptUnavailable:
@@ -172,7 +153,7 @@ def _agreeing_fastokens(source: str, reference: _Backend) -> _Backend | None:
     return fast
 
 
-def _special_margins(backend: _Backend) -> tuple[int, int]:
+def _special_margins(backend: Backend) -> tuple[int, int]:
     """Count the tokens that the tokenizer adds in front of a text and behind it."""
     [full] = backend.encode([""], add_special_tokens=True)
     [with_text] = backend.encode(["a"], add_special_tokens=True)
@@ -181,16 +162,3 @@ def _special_margins(backend: _Backend) -> tuple[int, int]:
         (i for i in range(len(full) + 1) if with_text[i : i + len(bare)] == bare), len(full)
     )
     return start, len(full) - start
-
-
-def guarded(work: Callable[[], _T]) -> _T:
-    """Turn whatever a Rust library raises, its panics included, into PromptUnavailable."""
-    try:
-        return work()
-    except Exception as error:
-        raise PromptUnavailable("tokenizer_error") from error
-    except BaseException as error:
-        # pyo3 derives panics from BaseException, and exports no class to name here.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise PromptUnavailable("tokenizer_error") from error

@@ -10,22 +10,44 @@ import json
 from typing import Any
 
 from kvatlas.common.prompt.fields import Body
+from kvatlas.common.prompt.lax import as_bool, check_numbers
 from kvatlas.common.prompt.reasons import unavailable
 
 Json = dict[str, Any]
 
 
-def tools_of(body: Body) -> list[Json] | None:
-    """Normalise the tools on offer; None where there are none."""
-    tools = body.get("tools")
-    choice = body.get("tool_choice")
+def tools_of(body: Body, *, exclude_with_none: bool) -> list[Json] | None:
+    """Normalise the tools on offer; None where there are none.
+
+    Args:
+        body: of the request.
+        exclude_with_none: whether the engine hides tools when `tool_choice` is "none".
+
+    Raises:
+        PromptUnavailable: the engine would refuse them.
+    """
+    tools, choice = body.get("tools"), body.get("tool_choice")
     if tools is None:
         if choice not in (None, "none"):
             unavailable("refused")
         return None
     if not isinstance(tools, list) or not tools:
         unavailable("refused")
-    return [_tool(tool) for tool in tools]
+    check_numbers(tools)
+    written = [_tool(tool) for tool in tools]
+    if choice not in (None, "none", "auto", "required"):
+        _check_named(choice, [tool["function"]["name"] for tool in written])
+    return None if exclude_with_none and choice == "none" else written
+
+
+def _check_named(choice: Any, names: list[str]) -> None:
+    """Refuse a choice that does not name exactly one tool on offer."""
+    if not isinstance(choice, dict) or choice.get("type", "function") != "function":
+        unavailable("refused")
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name or names.count(name) != 1:
+        unavailable("refused")
 
 
 def _tool(tool: Any) -> Json:
@@ -38,52 +60,109 @@ def _tool(tool: Any) -> Json:
     description, parameters = function.get("description"), function.get("parameters")
     if not isinstance(description, str | None) or not isinstance(parameters, dict | None):
         unavailable("refused")
-    written = {"name": function["name"], "description": description, "parameters": parameters}
-    for key in ("strict", "defer_loading"):
-        if function.get(key) is not None:
-            written[key] = function[key]
-    return {"type": "function", "function": written}
+    inner = {"name": function["name"], "description": description, "parameters": parameters}
+    if function.get("strict") is not None:
+        inner["strict"] = as_bool(function["strict"])
+    # Given beside the function it counts for the function, too, unless that says otherwise.
+    outer = tool.get("defer_loading")
+    deferred = outer if function.get("defer_loading") is None else function["defer_loading"]
+    if deferred is not None:
+        inner["defer_loading"] = as_bool(deferred)
+    written = {"type": "function", "function": inner}
+    return written if outer is None else {**written, "defer_loading": as_bool(outer)}
+
+
+def are_function_tools(tools: Any) -> bool:
+    """Tell whether these are tools as a developer message may bring them."""
+    return isinstance(tools, list) and all(map(_is_function_tool, tools))
+
+
+def _is_function_tool(tool: Any) -> bool:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        return False
+    function = tool.get("function")
+    return (
+        isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("description", ""), str)
+        and isinstance(function.get("parameters", {}), dict)
+        and isinstance(function.get("strict"), bool | None)
+    )
+
+
+def ordered_tools(tools: Any) -> Any:
+    """Write the tools of a developer message; what are no tools stays as it is."""
+    if not are_function_tools(tools):
+        return tools
+    return [
+        {
+            "function": _first(tool["function"], "name", "description", "parameters", "strict"),
+            **_first(tool, "type", but=("function",)),
+        }
+        for tool in tools
+    ]
+
+
+def are_tool_calls(calls: Any) -> bool:
+    """Tell whether these are tool calls as the engine's types describe them."""
+    return isinstance(calls, list) and all(map(_is_tool_call, calls))
+
+
+def _is_tool_call(call: Any) -> bool:
+    if not isinstance(call, dict) or call.get("type") != "function":
+        return False
+    function = call.get("function")
+    return (
+        isinstance(call.get("id"), str)
+        and isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), str)
+    )
 
 
 def tool_calls_of(message: Body) -> list[Json]:
-    """Normalise the tool calls of an assistant message; empty where there are none."""
+    """Normalise the tool calls of an assistant message; empty where there are none.
+
+    Raises:
+        PromptUnavailable: the engine would refuse them.
+    """
     calls = message.get("tool_calls")
     if calls is None:
         return []
-    if not isinstance(calls, list):
+    if not are_tool_calls(calls):
         unavailable("refused")
-    return [_tool_call(call) for call in calls]
+    return [
+        {
+            "id": call["id"],
+            "function": {
+                "arguments": _arguments(call["function"]["arguments"]),
+                **_first(call["function"], "name", but=("arguments",)),
+            },
+            **_first(call, "type", but=("id", "function")),
+        }
+        for call in calls
+    ]
 
 
-def _tool_call(call: Any) -> Json:
-    if not isinstance(call, dict):
-        unavailable("refused")
-    function = call.get("function")
-    if not isinstance(function, dict):
-        unavailable("unsure" if call.get("type") == "custom" else "refused")
-    ordered = {"arguments": _arguments(function.get("arguments"))}
-    ordered |= _in_order(function, ("name",), but="arguments")
-    written: Json = _in_order(call, ("id",), only=True)
-    written["function"] = ordered
-    return written | _in_order(call, ("type",), but="function")
-
-
-def _in_order(source: Json, first: tuple[str, ...], *, but: str = "", only: bool = False) -> Json:
-    """Copy keys: the `first` ones, then (unless `only`) all others as they come."""
-    copy = {key: source[key] for key in first if key in source}
-    if not only:
-        copy |= {key: value for key, value in source.items() if key != but}
+def _first(source: Json, *names: str, but: tuple[str, ...] = ()) -> Json:
+    """Copy keys: those named first, if they are there, then all others as they come."""
+    copy = {name: source[name] for name in names if name in source}
+    for key, value in source.items():
+        if key not in copy and key not in but:
+            copy[key] = value
     return copy
 
 
-def _arguments(arguments: Any) -> Json:
-    """Read the arguments, a JSON object in a string; what is none counts as empty."""
-    if arguments is None:
-        return {}
-    if not isinstance(arguments, str):
-        unavailable("refused")
+def _arguments(arguments: str) -> Json:
+    """Read the arguments, a JSON object in a string; what is none counts as empty.
+
+    Raises:
+        PromptUnavailable: it is JSON that the engine fails to read in another way.
+    """
     try:
         value = json.loads(arguments)
-    except (ValueError, RecursionError):
+    except json.JSONDecodeError:
         return {}
+    except (ValueError, RecursionError):
+        unavailable("refused")
     return value if isinstance(value, dict) else {}

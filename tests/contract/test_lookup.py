@@ -17,10 +17,11 @@ from redis.asyncio import Redis
 from kvatlas.cli.redis_server import running_redis
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, IndexUnavailable, WrongEpoch
-from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName, Pool
+from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId, ModelName, Pool
 from kvatlas.common.keyspace import SCHEMA_KEY, Holder, Shard, shard_of, shards_of
+from kvatlas.common.kv_groups import Tier
 from kvatlas.indexer.metrics import IndexerMetrics
-from kvatlas.indexer.store import IndexStore, Position, Progress, Target
+from kvatlas.indexer.store import Change, Dead, IndexStore, Position, Progress, Target
 from kvatlas.indexer.sweep import sweep_once
 from kvatlas.router.lookup import BlockIndex
 
@@ -69,7 +70,7 @@ class Writer:
         at, target = self.positions[name], self.target(name)
         holder = Holder(name, at.epoch, pool, kind)
         number = await self.store.open_pool(target.shard, holder, {"block_size": 16})
-        changes = [(block, number, present) for block in blocks]
+        changes = [Change(block, number, present, holder.is_windowed) for block in blocks]
         changed = await self.store.apply(target, at, Progress(at.seq + 1, 1.0), changes)
         self.positions[name] = Position(at.epoch, at.seq + 1)
         return changed
@@ -172,21 +173,61 @@ async def test_swept_holders_are_reused_without_a_trace(writer: Writer, index: B
     await writer.set(named(1), chain)
     await writer.open(named(1))
     dead = await writer.store.dead_holders(SHARD)
-    assert dead == ["1"]
+    assert set(dead.texts) == {"1"}
+    assert not dead.has_windowed
     await writer.set(named(2), chain[:1])
     await sweep_once(writer.store, SHARD, dead, IndexerMetrics())
-    assert await writer.store.dead_holders(SHARD) == []
+    assert await writer.store.dead_holders(SHARD) == Dead({})
     await writer.set(named(3), chain[:2])
     assert await matched(index, [SHARD], chain) == {named(2): 1, named(3): 2}
 
 
-async def test_windows_and_foreign_kinds_are_no_match(writer: Writer, index: BlockIndex) -> None:
-    """Only groups that attend to everything make a prefix; a second medium adds to the first."""
+async def test_an_id_that_died_again_during_a_sweep_is_kept(
+    writer: Writer, index: BlockIndex, redis_url: str
+) -> None:
+    """Redis lost its data on the way: the id stands for another holder, whose entries remain."""
     chain = chain_of(10)
-    await writer.set(named(1), chain, kind="sliding_window", pool=Pool("gpu", 1))
+    await writer.set(named(1), chain)
+    await writer.open(named(1))
+    dead = await writer.store.dead_holders(SHARD)
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+    await writer.open(named(1))
+    await writer.set(named(1), chain)
+    await writer.open(named(1))
+    await writer.store.release(SHARD, dead)
+    again = await writer.store.dead_holders(SHARD)
+    assert set(again.texts) == set(dead.texts) == {"1"}
+    await writer.set(named(2), chain[:1])
+    assert await matched(index, [SHARD], chain) == {named(2): 1}
+
+
+async def test_kinds_that_are_not_known_are_no_match(writer: Writer, index: BlockIndex) -> None:
+    """Nor is anything else of their endpoints; a second medium adds to the first."""
+    chain = chain_of(10)
+    await writer.set(named(1), chain)
+    await writer.set(named(1), chain, kind="hi_sparse", pool=Pool("gpu", 1))
     await writer.set(named(2), chain[:4])
     await writer.set(named(2), chain[4:6], pool=Pool("cpu", 0))
     assert await matched(index, [SHARD], chain) == {named(2): 6}
+
+
+async def test_blocks_count_by_where_they_live(writer: Writer, redis_url: str) -> None:
+    """The match is what it is; its weight is that of the best tier of each block."""
+    chain = chain_of(10)
+    await writer.set(named(1), chain[:3])
+    await writer.set(named(1), chain[:6], pool=Pool("cpu", 0))
+    await writer.set(named(1), chain[6:7], pool=Pool("cpu", 0, is_remote=True))
+    await writer.set(named(2), chain[:4])
+    weights: dict[Tier, float] = {"gpu": 1.0, "cpu": 0.5, "disk": 0.4, "remote": 0.25}
+    index = BlockIndex.connect(redis_url, {MODEL: weights})
+    found = await index.match([SHARD], chain)
+    scores = {name: (match.blocks, match.weighted_blocks) for name, match in found.items()}
+    assert scores == {named(1): (7, 3 + 1.5 + 0.25), named(2): (4, 4.0)}
+    await index.aclose()
+    index = BlockIndex.connect(redis_url)
+    assert (await index.match([SHARD], chain))[named(1)].weighted_blocks == 3 + 3 * 0.8 + 0.5
+    await index.aclose()
 
 
 async def test_shards_are_asked_at_once_and_merged(redis_url: str, index: BlockIndex) -> None:
@@ -206,9 +247,10 @@ async def test_a_write_that_starts_elsewhere_is_refused(writer: Writer, index: B
     chain = chain_of(4)
     await writer.set(named(1), chain[:1])
     at, target = writer.positions[named(1)], writer.target(named(1))
+    wrongly = Change(chain[1], HolderId(1), present=True)
     for wrong in (Position(at.epoch, at.seq - 1), Position(Epoch(at.epoch + 1), at.seq)):
         with pytest.raises(WrongEpoch):
-            await writer.store.apply(target, wrong, Progress(9, 1.0), [(chain[1], 1, True)])  # type: ignore[list-item]
+            await writer.store.apply(target, wrong, Progress(9, 1.0), [wrongly])
     with pytest.raises(WrongEpoch):
         await writer.store.open_epoch(target, Epoch(at.epoch + 1), "start", 1.0)
     holder = Holder(named(1), Epoch(at.epoch + 1), GPU, "full_attention")

@@ -125,7 +125,7 @@ async def test_the_reader_can_look_up_and_inspect(guarded: Guarded) -> None:
         for engine in running.fleet.engines:
             chain = engine.longest()
             (model,) = await reader.models()
-            assert (await reader.match(model, chain))[engine.name] == len(chain)
+            assert (await reader.match(model, chain))[engine.name].blocks == len(chain)
             holders = await reader.holders(model, chain[0])
             assert [one.endpoint for one in holders] == [engine.name]
         await reader.aclose()

@@ -26,6 +26,7 @@ MAX_MODEL_LEN = 1_024
 ENGINE_START_S = 240.0
 SERVICE_START_S = 60.0
 STOP_S = 20.0
+ADAPTER = "ad1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,39 @@ class Engine:
         return f"http://{self.name}"
 
 
+@dataclass(slots=True)
+class Server:
+    """The process of an engine, which may be killed and started again."""
+
+    engine: Engine
+    command: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; `await_ready` waits."""
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self.command, stdout=out, stderr=out, env=vllm_environment(), start_new_session=True
+            )
+
+    def await_ready(self) -> None:
+        """Wait until it is healthy."""
+        assert self.process is not None
+        await_ok(f"{self.engine.url}/health", self.process, ENGINE_START_S)
+
+    def kill(self) -> None:
+        """Kill it and its children as the kernel would."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(STOP_S)
+
+    def stop(self) -> None:
+        """End it, if it runs."""
+        if self.process is not None:
+            _stop(self.process)
+
+
 @dataclass(frozen=True, slots=True)
 class Router:
     """A router's two ports."""
@@ -59,10 +93,15 @@ class Router:
 class Fleet:
     """All that runs."""
 
-    engines: tuple[Engine, ...]
+    servers: tuple[Server, ...]
     routers: tuple[Router, ...]
     config: Path
     redis_url: str
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """List the engines."""
+        return tuple(server.engine for server in self.servers)
 
 
 def free_port() -> int:
@@ -127,8 +166,17 @@ def vllm_command(vllm: str, model: Path, engine: Engine, blocks: int) -> list[st
         "num-gpu-blocks-override": str(blocks),
         "dtype": "bfloat16",
         "kv-events-config": json.dumps(events),
+        "lora-modules": f"{ADAPTER}={model / 'lora'}",
+        "max-lora-rank": "8",
+        "tool-call-parser": "hermes",
     }
-    switches = ("enforce-eager", "enable-prefix-caching", "enable-prompt-tokens-details")
+    switches = (
+        "enforce-eager",
+        "enable-prefix-caching",
+        "enable-prompt-tokens-details",
+        "enable-lora",
+        "enable-auto-tool-choice",
+    )
     return [
         *(vllm, "serve", str(model)),
         *(part for name, value in flags.items() for part in (f"--{name}", value)),
@@ -161,7 +209,8 @@ def write_config(folder: Path, redis_url: str, model: Path, engines: tuple[Engin
             {"url": engine.url, "model": "tiny", "events": engine.events, "replay": engine.replay}
             for engine in engines
         ],
-        "router": {"debug_headers": True},
+        # What is found matters here, not how soon it is on two cores beside two engines.
+        "router": {"debug_headers": True, "lookup_s": 1.0},
         "indexer": {"admin_port": free_port()},
     }
     path.write_text(yaml.safe_dump(config))
@@ -180,21 +229,18 @@ def running_fleet(vllm: str, model: Path, blocks: int, log: IO[str]) -> Iterator
     print(f"logs in {folder}", file=log, flush=True)
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(running_redis(folder))
-        servers = [
-            stack.enter_context(
-                child(
-                    vllm_command(vllm, model, engine, blocks),
-                    folder / f"engine{number}.log",
-                    vllm_environment(),
-                )
-            )
-            for number, engine in enumerate(engines)
-        ]
-        for engine, server in zip(engines, servers, strict=True):
-            await_ok(f"{engine.url}/health", server, ENGINE_START_S)
+        servers = tuple(
+            Server(engine, vllm_command(vllm, model, engine, blocks), folder / f"engine{n}.log")
+            for n, engine in enumerate(engines)
+        )
+        for server in servers:
+            stack.callback(server.stop)
+            server.start()
+        for server in servers:
+            server.await_ready()
         config = write_config(folder, redis.url, model, engines)
         _start_services(stack, folder, config, routers)
-        yield Fleet(engines, routers, config, redis.url)
+        yield Fleet(servers, routers, config, redis.url)
 
 
 def _start_services(

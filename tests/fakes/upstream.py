@@ -49,6 +49,9 @@ class Upstream:
         requests: POSTs that arrived.
         closed_early: POSTs whose client left before the answer was complete.
         metrics_status: how GETs are answered.
+        has_tokenize: whether the behaviour answers `/tokenize`; else it is absent, and what the
+            router's probes ask is not counted.
+        metrics: with what.
     """
 
     behaviour: Behaviour
@@ -56,6 +59,8 @@ class Upstream:
     requests: list[Exchange] = field(default_factory=list)
     closed_early: int = 0
     metrics_status: str = "200 OK"
+    has_tokenize: bool = False
+    metrics: bytes = METRICS
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's requests."""
@@ -73,9 +78,15 @@ class Upstream:
     ) -> None:
         if head.startswith(b"GET"):
             status = self.metrics_status.encode()
-            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(METRICS))
-            writer.write(head + METRICS)
+            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(self.metrics))
+            writer.write(head + self.metrics)
             await writer.drain()
+            return
+        if head.startswith(b"POST /tokenize ") and not self.has_tokenize:
+            nothing = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+            writer.write(b"HTTP/1.1 404 Not Found\r\n" + nothing)
+            await writer.drain()
+            writer.close()
             return
         length = next(
             int(line.split(b":")[1])

@@ -22,7 +22,7 @@ def stored(
     pool: Pool = GPU,
     parent: int | None = None,
     lora: str | None = None,
-    kind: str = "full_attention",
+    kind: str | None = "full_attention",
 ) -> BlockStored:
     """Write a store; tokens default to as many of TOKENS as there are hashes."""
     token_ids = TOKENS[: 4 * len(hashes)] if tokens is None else tokens
@@ -65,7 +65,7 @@ def test_a_store_makes_blocks_present(cache: EndpointCache) -> None:
     assert delta.present == {(GPU, FIRST): True, (GPU, SECOND): True}
     assert present(cache) == set(delta.present)
     assert cache.block_size == 4
-    assert cache.kinds == {GPU: "full_attention"}
+    assert cache.groups.of(GPU).kind == "full_attention"
 
 
 def test_copies_are_counted(cache: EndpointCache) -> None:
@@ -137,13 +137,78 @@ def test_a_window_group_is_explained_by_a_later_event_of_its_batch(cache: Endpoi
     window = stored(2, tokens=TOKENS, pool=WINDOW, kind="sliding_window")
     apply(cache, window, stored(1, 2))
     assert present(cache) == {(GPU, FIRST), (GPU, SECOND), (WINDOW, SECOND)}
-    assert cache.kinds[WINDOW] == "sliding_window"
+    assert cache.groups.of(WINDOW).kind == "sliding_window"
 
 
 def test_placeholders_are_placed_by_what_was_learned(cache: EndpointCache) -> None:
     """An offload tier names blocks by hash alone."""
     apply(cache, stored(1))
     assert apply(cache, stored(1, tokens=[], pool=CPU)).present == {(CPU, FIRST): True}
+
+
+def test_a_placeholder_may_come_before_what_explains_it(cache: EndpointCache) -> None:
+    """It is placed, in its own pool, when the GPU's event arrives, however late."""
+    delta = apply(cache, stored(1, tokens=[], pool=CPU, kind=None))
+    assert (delta.orphans, delta.present) == (1, {})
+    assert apply(cache, stored(1)).present == {(CPU, FIRST): True, (GPU, FIRST): True}
+    assert apply(cache, removed(1, pool=CPU)).present == {(CPU, FIRST): False}
+
+
+def test_placeholders_are_placed_after_doubts_and_clears(cache: EndpointCache) -> None:
+    """What the GPU taught is kept, though the GPU no longer holds it."""
+    apply(cache, stored(1, 2))
+    cache.forget()
+    assert apply(cache, stored(2, tokens=[], pool=CPU)).present == {(CPU, SECOND): True}
+    apply(cache, AllBlocksCleared())
+    assert apply(cache, stored(1, tokens=[], pool=CPU)).present == {(CPU, FIRST): True}
+
+
+def test_placeholders_of_a_window_group_stand_with_the_window(cache: EndpointCache) -> None:
+    """Their kind is that of the GPU's pool of the same group."""
+    apply(cache, stored(2, tokens=TOKENS, pool=WINDOW, kind="sliding_window"), stored(1, 2))
+    delta = apply(cache, stored(2, tokens=[], pool=Pool("cpu", 1), kind=None))
+    assert delta.present == {(Pool("cpu", 1), SECOND): True}
+    assert cache.groups.of(Pool("cpu", 1)).kind == "sliding_window"
+    assert not delta.regrouped
+
+
+def test_local_and_remote_copies_are_counted_apart(cache: EndpointCache) -> None:
+    """Removing one leaves the other."""
+    far = Pool("cpu", 0, is_remote=True)
+    apply(cache, stored(1, pool=CPU), stored(1, pool=far))
+    assert apply(cache, removed(1, pool=far)).present == {(far, FIRST): False}
+    assert present(cache) == {(CPU, FIRST)}
+
+
+def test_an_engine_hash_that_means_another_block_moves(cache: EndpointCache) -> None:
+    """The entry under the former block is taken back, so that none is left for ever."""
+    apply(cache, stored(1))
+    other = chain(root_hash(MODEL, 4), [9] * 4, 4)[0]
+    assert apply(cache, stored(1, tokens=[9] * 4)).present == {
+        (GPU, FIRST): False,
+        (GPU, other): True,
+    }
+    assert present(cache) == {(GPU, other)}
+
+
+def test_groups_that_cannot_be_followed_yield_nothing(cache: EndpointCache) -> None:
+    """Nothing is present of the endpoint until its groups are understood again."""
+    apply(cache, stored(1))
+    delta = apply(cache, stored(2, tokens=TOKENS, pool=WINDOW, kind="strange"))
+    assert (delta.regrouped, delta.present, present(cache)) == (True, {}, set())
+    assert apply(cache, stored(1, 2)).present == {}
+    cache.forget(engine_gone=True)
+    assert apply(cache, stored(1)).present == {(GPU, FIRST): True}
+
+
+def test_blocks_of_another_size_teach_nothing(cache: EndpointCache) -> None:
+    """A coarse group's block has the engine hash of the last fine block in it."""
+    coarse = BlockStored(WINDOW, [EngineHash(2)], None, TOKENS, 8, None, [], "mamba")
+    apply(cache, stored(1, 2))
+    delta = apply(cache, coarse)
+    assert delta.regrouped
+    assert cache.block_size == 4
+    assert cache._known == {1: FIRST, 2: SECOND}
 
 
 def test_a_clear_comes_before_what_follows_it(cache: EndpointCache) -> None:

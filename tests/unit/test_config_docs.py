@@ -56,7 +56,7 @@ def yaml_text(field: FieldInfo) -> str:
     """Write a default as the page does."""
     if field.is_required():
         return "required"
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -43,7 +43,7 @@ def only(content: Any) -> Any:
     return event
 
 
-STORED = BlockStored(GPU, [1, 2], None, [5, 6, 7, 8], 2, None, [], "full_attention")  # type: ignore[list-item]
+STORED = BlockStored(GPU, [1, 2], None, [5, 6, 7, 8], 2, None, [], None)  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ STORED = BlockStored(GPU, [1, 2], None, [5, 6, 7, 8], 2, None, [], "full_attenti
         ["BlockStored", [1, 2], None, [5, 6, 7, 8], 2, None, "GPU", None, [None, None], 0],
         ["BlockStored", [1, 2], 0, [5, 6, 7, 8], 2, None, None, None, None, None, None, None, "x"],
         as_map(),
-        as_map(group_idx=0, extra_keys=[None, None], kv_cache_spec_kind="full_attention"),
+        as_map(group_idx=0, extra_keys=[None, None]),
         as_map(locality="LOCAL", ownership=3, lookahead_token_ids=[[1]], session_id="s"),
         as_map(block_hashes=[(1).to_bytes(32, "big"), (2).to_bytes(32, "big")]),
         as_map(extra_keys=[[], []]),
@@ -65,6 +65,49 @@ STORED = BlockStored(GPU, [1, 2], None, [5, 6, 7, 8], 2, None, [], "full_attenti
 def test_every_version_of_a_stored_event_reads_the_same(wire: Any) -> None:
     """Arrays of any length, maps with any further fields, hashes as integers or bytes."""
     assert only(wire) == STORED
+
+
+def test_groups_are_read_with_their_windows() -> None:
+    """As a map, and where arrays have grown to it."""
+    kind, window = "sliding_window", 64
+    wire = as_map(group_idx=1, kv_cache_spec_kind=kind, kv_cache_spec_sliding_window=window)
+    grown = ["BlockStored", [1, 2], None, [5, 6, 7, 8], 2, None, "GPU", None, None, 1, kind, window]
+    for event in (only(wire), only(grown)):
+        assert (event.pool.group, event.kind, event.window) == (1, kind, window)
+
+
+@pytest.mark.parametrize("tag", ["BlockStored", "BlockRemoved"])
+def test_remote_copies_are_told_from_local_ones(tag: str) -> None:
+    """The same medium may be there twice; no word means local."""
+    for word, is_remote in (("REMOTE", True), ("remote", True), ("LOCAL", False), (None, False)):
+        event = only({**as_map(medium="CPU", locality=word), "type": tag})
+        assert event.pool == Pool("cpu", 0, is_remote=is_remote)
+
+
+def test_placeholders_name_group_and_medium() -> None:
+    """A hash, a group and a medium, and nothing else."""
+    event = only(
+        as_map(block_hashes=[7], token_ids=[], block_size=0, medium="STORAGE", group_idx=2)
+    )
+    assert event.pool == Pool("storage", 2)
+    assert (event.hashes, event.kind, event.is_dense) == ([7], None, False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kv_cache_spec_sliding_window": "bad-window"},
+        {"kv_cache_spec_sliding_window": -1},
+        {"kv_cache_spec_kind": 123},
+        {"locality": 1},
+        {"lora_id": -1},
+        {"lora_id": "x"},
+    ],
+)
+def test_wrong_words_about_groups_spoil_the_batch(change: dict[str, Any]) -> None:
+    """What is known must be right."""
+    with pytest.raises(MalformedBatch, match="schema"):
+        only(as_map(**change))
 
 
 @pytest.mark.parametrize(

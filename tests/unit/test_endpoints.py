@@ -13,14 +13,9 @@ from kvatlas.common.errors import ConfigError
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.settings import Settings
-from kvatlas.router.endpoints import (
-    FAILURES_UNHEALTHY,
-    Endpoint,
-    Endpoints,
-    EngineGauges,
-    read_gauges,
-)
+from kvatlas.router.endpoints import FAILURES_UNHEALTHY, Endpoint, Endpoints
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.metrics_page import EngineGauges, read_gauges
 
 MODEL = ModelName("m")
 

@@ -51,11 +51,26 @@ def test_endpoints_are_spread_over_shards() -> None:
     assert {shard_of(model, name, 1) for name in names} == {Shard(model, 0)}
 
 
-@given(st.integers(0, 2**40), st.text(min_size=1, max_size=20), st.integers(0, 99), st.text())
-def test_holders_read_as_they_were_written(epoch: int, medium: str, group: int, kind: str) -> None:
+@given(
+    st.builds(Pool, st.text(min_size=1, max_size=20), st.integers(0, 99), is_remote=st.booleans()),
+    st.text(),
+    st.one_of(st.none(), st.integers(0, 2**32)),
+    st.integers(0, 2**16),
+)
+def test_holders_read_as_they_were_written(
+    pool: Pool, kind: str, window: int | None, size: int
+) -> None:
     """Whatever an engine calls its media and kinds."""
-    holder = Holder(EndpointName("[::1]:8000#1"), Epoch(epoch), Pool(medium, group), kind)
+    holder = Holder(EndpointName("[::1]:8000#1"), Epoch(3), pool, kind, window, size)
     assert Holder.from_text(holder.to_text()) == holder
+
+
+def test_windows_have_buckets_of_their_own() -> None:
+    """The same block stands elsewhere for a group that keeps a window."""
+    shard, block = Shard(ModelName("m"), 0), BlockHash(0x3FA291BC00AA17DE)
+    assert shard.entry(block, windowed=True) == ("kvatlas:{m/0}:w:3fa2", "91bc00aa17de")
+    assert shard.bucket(0x3FA2, windowed=True) == "kvatlas:{m/0}:w:3fa2"
+    assert shard.doubts == "kvatlas:{m/0}:doubts"
 
 
 @pytest.mark.parametrize("text", ["", "spam", "endpoint=a epoch=1", "endpoint=a epoch=x medium=g"])
@@ -77,6 +92,8 @@ def test_names_of_ranks_and_pools() -> None:
     assert endpoint_name("h:1") == "h:1"
     assert endpoint_name("h:1", 2) == "h:1#2"
     assert str(Pool("gpu", 0)) == "gpu/0"
+    assert str(Pool("cpu", 2, is_remote=True)) == "cpu@remote/2"
+    assert str(Pool("cpu@remote", 2)) != "cpu@remote/2"
 
 
 def test_errors_carry_their_reason() -> None:

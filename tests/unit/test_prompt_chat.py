@@ -10,12 +10,16 @@ import pytest
 from kvatlas.common import limits
 from kvatlas.common.errors import InvalidRequest, PromptUnavailable
 from kvatlas.common.prompt.chat import ChatRenderer
-from kvatlas.common.prompt.rendered import Rendered
+from kvatlas.common.prompt.rendered import Rendered, Truncation
+from kvatlas.common.prompt.special_tokens import SpecialTokens
 from kvatlas.common.prompt.template import ChatTemplate
 
 MESSAGES = "{{ messages | tojson }}"
 OPENAI = "{% for m in messages %}{% for p in m.content %}{% endfor %}{% endfor %}" + MESSAGES
 USER = {"role": "user", "content": "u"}
+TEXT = {"type": "text", "text": "x"}
+THOUGHT = {"type": "thinking", "thinking": "x"}
+NAMED = {"name": "f"}
 
 
 def renderer(source: str = MESSAGES, **options: Any) -> ChatRenderer:
@@ -87,7 +91,7 @@ def test_the_configured_content_format_wins() -> None:
 def test_a_tools_answer_is_always_a_string() -> None:
     """Even a template for parts gets one string from a tool."""
     parts = [{"type": "text", "text": "2"}, {"type": "text", "text": "3"}]
-    message = {"role": "tool", "tool_call_id": "c", "content": parts, "tool_calls": [{}]}
+    message = {"role": "tool", "tool_call_id": "c", "content": parts, "weird": [{}]}
     [shown] = seen(message, source=MESSAGES + "{# {% #}")
     assert items(shown) == [("role", "tool"), ("content", "2\n3"), ("tool_call_id", "c")]
     [shown] = json.loads(text({"messages": [message]}, content_format="openai"))
@@ -138,11 +142,36 @@ def test_system_messages_alone_are_not_merged() -> None:
     assert seen(*messages) == messages
 
 
-def test_merging_parts_is_left_to_the_engine() -> None:
-    """How the engine merges lists of parts has not been measured."""
-    body = {"messages": [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"}]}
-    assert reason(body, OPENAI) == "unsure"
-    assert text({"messages": body["messages"][1:]}, OPENAI).startswith('[{"role": "system"')
+def test_merged_systems_are_strings() -> None:
+    """Parts are joined for the merged message, and what is empty is left out of it."""
+    messages: list[dict[str, Any]] = [
+        {
+            "role": "system",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        },
+        {"role": "developer", "content": "", "name": "n"},
+        {"role": "developer", "content": "c"},
+    ]
+    assert seen(*messages, source=OPENAI) == [{"role": "system", "content": "a\nb\n\nc"}]
+    alone = seen({"role": "developer", "content": "c", "name": "n", "tools": []}, source=OPENAI)
+    assert alone == [{"role": "system", "content": [{"type": "text", "text": "c"}], "name": "n"}]
+
+
+def test_tools_of_a_developer() -> None:
+    """Tools that fit the engine's type are put in its order; anything else stays as it is."""
+    source = "{# 'developer' #}" + MESSAGES
+    function = {"extra": 1, "strict": True, "parameters": {"b": 1}, "name": "f"}
+    tools: list[Any] = [{"more": 2, "type": "function", "function": function}]
+    [shown] = seen({"role": "developer", "content": "c", "tools": tools}, source=source)
+    [tool] = shown["tools"]
+    assert list(tool) == ["function", "type", "more"]
+    assert list(tool["function"]) == ["name", "parameters", "strict", "extra"]
+    # Where another key keeps the message from fitting that type, its tools stay, too.
+    [shown] = seen({"role": "developer", "content": "c", "tools": tools, "task": 1}, source=source)
+    assert list(shown["tools"][0]) == ["more", "type", "function"]
+    odd = [{"type": "function", "function": {"name": "f", "description": None}}]
+    [shown] = seen({"role": "developer", "content": "c", "tools": odd}, source=source)
+    assert list(shown["tools"][0]) == ["type", "function"]
 
 
 @pytest.mark.parametrize("messages", [None, {}, "x", 7, ["x"], [USER, None]])
@@ -153,14 +182,22 @@ def test_wrong_types_are_the_clients_fault(messages: Any) -> None:
     assert caught.value.param == "messages"
 
 
-@pytest.mark.parametrize(
-    ("change", "param"), [({"model": 7}, "model"), ({"stream": "yes"}, "stream")]
-)
-def test_wrong_types_beside_messages_are_too(change: dict[str, Any], param: str) -> None:
-    """So is what the router reads besides."""
+def test_a_model_that_is_no_name_is_too() -> None:
+    """So is the name of the model, which the router reads; null is none."""
     with pytest.raises(InvalidRequest) as caught:
-        renderer().render({"messages": [USER], **change})
-    assert caught.value.param == param
+        renderer().render({"messages": [USER], "model": 7})
+    assert caught.value.param == "model"
+    assert renderer("x").render({"messages": [USER], "model": None}).texts == ("x",)
+
+
+@pytest.mark.parametrize(("stream", "taken"), [("yes", True), (1, True), (None, True), (2, False)])
+def test_stream_is_read_as_the_engine_reads_it(stream: Any, taken: bool) -> None:  # noqa: FBT001
+    """What the engine takes for a boolean is no fault of the client's; the rest it refuses."""
+    body = {"messages": [USER], "stream": stream}
+    if taken:
+        assert renderer("x").render(body).texts == ("x",)
+    else:
+        assert reason(body, "x") == "refused"
 
 
 @pytest.mark.parametrize(
@@ -172,10 +209,20 @@ def test_wrong_types_beside_messages_are_too(change: dict[str, Any], param: str)
         ({"role": "user", "content": ["bare"]}, "refused"),
         ({"role": "user", "content": [{"type": "text"}]}, "refused"),
         ({"role": "user", "content": [{"type": ["text"], "text": "x"}]}, "refused"),
+        ({"role": "user", "content": None}, "refused"),
         ({"role": "user", "content": [{"type": "input_text", "text": "x"}]}, "refused"),
-        ({"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}, "unsure"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "multimodal"),
-        ({"role": "assistant", "reasoning": 1}, "refused"),
+        ({"role": "user", "content": [{"type": "text", "text": "x"}, {}]}, "refused"),
+        ({"role": "user", "content": [{"type": "text", "text": "x", "uuid": "u"}]}, "refused"),
+        ({"role": "user", "content": [TEXT, {"type": "text", "text": 1}]}, "unsure"),
+        ({"role": "user", "content": [TEXT], "reasoning": 1}, "unsure"),
+        ({"role": "user", "content": [{**THOUGHT, "closed": "x"}]}, "refused"),
+        ({"role": "user", "content": [TEXT, {"type": "image_url", "image_url": {}}]}, "multimodal"),
+        ({"role": "user", "content": [TEXT, {"image_url": None, "uuid": "u"}]}, "multimodal"),
+        ({"role": "user", "content": "x", "name": 1}, "refused"),
+        ({"role": "wizard", "content": "x", "reasoning": 1}, "refused"),
+        ({"role": "tool", "content": "x", "tool_call_id": 1}, "refused"),
+        ({"role": "assistant", "content": "x", "tool_calls": 1}, "refused"),
+        ({"role": "assistant", "reasoning": 1e20}, "unsure"),
         ({"role": "user", "content": "\ud800"}, "encoding"),
     ],
 )
@@ -262,6 +309,9 @@ def test_no_template() -> None:
     assert caught.value.reason == "no_template"
 
 
+CALL = {"id": "i", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 def call(arguments: Any) -> dict[str, Any]:
     """Make an assistant's message with one tool call, its keys out of order."""
     function = {"name": "f", "arguments": arguments, "extra": 1}
@@ -280,7 +330,7 @@ def test_tool_calls_are_written_in_the_engines_order() -> None:
     )
 
 
-@pytest.mark.parametrize("arguments", ["", None, "not json", "[1, 2]", "7", "[" * 200_000])
+@pytest.mark.parametrize("arguments", ["", "not json", "[1, 2]", "7", '{"a": 1} x'])
 def test_arguments_that_are_no_object_are_empty(arguments: Any) -> None:
     """Whatever a model wrote as arguments, the template gets an object."""
     [message] = seen(call(arguments))
@@ -297,11 +347,15 @@ def test_empty_tool_calls_are_dropped(calls: Any) -> None:
 @pytest.mark.parametrize(
     ("calls", "why"),
     [
-        ({}, "refused"),
+        ("x", "refused"),
         (["x"], "refused"),
         ([{}], "refused"),
-        ([{"type": "custom", "custom": {}}], "unsure"),
-        ([{"function": {"name": "f", "arguments": {"a": 1}}}], "refused"),
+        ([{"type": "custom", "id": "i", "custom": {}}], "refused"),
+        ([{**CALL, "id": None}], "refused"),
+        ([{**CALL, "function": {"name": "f"}}], "refused"),
+        ([{**CALL, "function": {"name": "f", "arguments": {"a": 1}}}], "refused"),
+        ([{**CALL, "function": {"name": "f", "arguments": "[" * 200_000}}], "refused"),
+        ([{**CALL, "function": {"name": "f", "arguments": "1" * 5_000}}], "refused"),
     ],
 )
 def test_tool_calls_that_are_not_rendered(calls: Any, why: str) -> None:
@@ -347,9 +401,9 @@ def test_special_tokens_are_variables() -> None:
     """Those that exist are defined, the others are not; the client may override them."""
     source = "{{ bos_token is defined }} {{ eos_token }}"
     tokens = {"eos_token": "<e>"}
-    assert text({"messages": [USER]}, source, special_tokens=tokens) == "False <e>"
+    assert text({"messages": [USER]}, source, special_tokens=SpecialTokens(tokens)) == "False <e>"
     body = {"messages": [USER], "chat_template_kwargs": {"eos_token": "<x>"}}
-    assert text(body, source, special_tokens=tokens) == "False <x>"
+    assert text(body, source, special_tokens=SpecialTokens(tokens)) == "False <x>"
 
 
 def test_unread_variables_do_not_reach_the_template() -> None:
@@ -370,19 +424,25 @@ def test_documents() -> None:
     [
         ({"chat_template": "{{ 1 }}"}, "request_template"),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "request_template"),
-        ({"chat_template_kwargs": {"tokenize": True}}, "refused"),
-        ({"chat_template_kwargs": {"messages": []}}, "unsure"),
-        ({"chat_template_kwargs": {"tools": []}}, "unsure"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "unsure"),
+        ({"chat_template_kwargs": {"messages": []}}, "refused"),
+        ({"chat_template_kwargs": {"conversation": []}}, "refused"),
+        ({"chat_template_kwargs": {"return_assistant_tokens_mask": True}}, "refused"),
+        ({"chat_template_kwargs": {"tools": [1]}}, "refused"),
+        ({"chat_template_kwargs": {"documents": 1}}, "refused"),
+        ({"chat_template_kwargs": {"x": [{"y": 2.0**70}]}}, "unsure"),
         ({"chat_template_kwargs": []}, "refused"),
         ({"kv_transfer_params": {"prompt_token_ids": [1]}}, "handover"),
         ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"documents": {}}, "refused"),
         ({"documents": ["x"]}, "refused"),
+        ({"documents": [{"title": 1}]}, "refused"),
         ({"reasoning_effort": "huge"}, "refused"),
         ({"reasoning_effort": 3}, "refused"),
         ({"add_generation_prompt": None}, "refused"),
         ({"continue_final_message": True}, "refused"),
-        ({"add_special_tokens": "no"}, "refused"),
+        ({"add_special_tokens": "nope"}, "refused"),
+        ({"add_special_tokens": 2}, "refused"),
         ({"cache_salt": ""}, "refused"),
         ({"cache_salt": "a/b"}, "refused"),
         ({"cache_salt": "x" * 129}, "refused"),
@@ -390,7 +450,7 @@ def test_documents() -> None:
         ({"cache_salt": "\udfff"}, "encoding"),
         ({"truncate_prompt_tokens": -2}, "refused"),
         ({"truncate_prompt_tokens": 0}, "refused"),
-        ({"truncate_prompt_tokens": True}, "refused"),
+        ({"truncate_prompt_tokens": 2.5}, "refused"),
         ({"truncate_prompt_tokens": 101}, "refused"),
         ({"truncation_side": "middle"}, "refused"),
     ],
@@ -412,9 +472,109 @@ def test_what_goes_to_the_tokenizer() -> None:
         "truncation_side": "right",
         "cache_salt": "s",
     }
-    assert renderer("x").render(body) == Rendered(("x",), (), True, 5, "right", "s")  # noqa: FBT003
-    body = {"messages": [USER], "truncate_prompt_tokens": -1}
-    assert renderer("x", max_model_len=9).render(body).truncate_to == 9
+    cut = Truncation(5, "right")
+    assert renderer("x").render(body) == Rendered(("x",), (), True, cut, "s")  # noqa: FBT003
+
+
+@pytest.mark.parametrize(
+    ("change", "keep"),
+    [({}, 9), ({"max_tokens": 1}, 8), ({"max_completion_tokens": 3, "max_tokens": 5}, 8)],
+)
+def test_as_many_tokens_as_the_model_takes(change: dict[str, Any], keep: int) -> None:
+    """Minus one stands for them; one is left for an answer whose length is asked for."""
+    body = {"messages": [USER], "truncate_prompt_tokens": -1, **change}
+    assert renderer("x", max_model_len=9).render(body).truncation == Truncation(keep, None)
+    assert reason(body, "x") == "unsure"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("True", "True"), ("off", "False"), (1, "True"), (0.0, "False")]
+)
+def test_booleans_are_read_as_the_engine_reads_them(value: Any, shown: str) -> None:
+    """Words and numbers count as well, as they do for the engine."""
+    body = {"messages": [USER], "add_generation_prompt": value}
+    assert text(body, "{{ add_generation_prompt }}") == shown
+
+
+@pytest.mark.parametrize("value", [None, "auto"])
+def test_variables_that_count_as_not_given(value: Any) -> None:
+    """Null and "auto" leave a variable undefined, even where the effort would have set it."""
+    source = "{{ enable_thinking is defined }} {{ x is defined }}"
+    body = {
+        "messages": [USER],
+        "chat_template_kwargs": {"x": value, "enable_thinking": value},
+        "reasoning_effort": "low",
+    }
+    assert text(body, source) == "False False"
+
+
+def test_the_operators_variables_are_weaker() -> None:
+    """They count where the client says nothing, a null of theirs is a value."""
+    source = "{{ a }} {{ b }} {{ c is none }} {{ enable_thinking }}"
+    defaults = {"a": 1, "b": 2, "c": None, "enable_thinking": False}
+    given = {"a": 7, "b": None}
+    body = {"messages": [USER], "chat_template_kwargs": given, "reasoning_effort": "low"}
+    assert text(body, source, default_variables=defaults) == "7 2 True True"
+
+
+def test_names_of_apply_chat_template_never_reach_a_template() -> None:
+    """Hugging Face's code takes them, so a template that reads them finds nothing."""
+    source = "{{ padding is defined }} {{ max_length is defined }} {{ return_dict is defined }}"
+    given = {"padding": True, "max_length": 3, "return_dict": True, "tokenize": False}
+    assert text({"messages": [USER], "chat_template_kwargs": given}, source) == "False False False"
+
+
+def test_tools_and_documents_by_way_of_variables() -> None:
+    """They replace the request's tools, and give way to the request's documents."""
+    source = "{{ tools | tojson }} {{ documents | tojson }}"
+    body = {
+        "messages": [USER],
+        "tools": [{"function": {"name": "f"}}],
+        "documents": [{"a": "b"}],
+        "chat_template_kwargs": {"tools": [{"q": 1}], "documents": [{"c": 2}]},
+    }
+    assert text(body, source) == '[{"q": 1}] [{"a": "b"}]'
+
+
+def test_tools_can_be_hidden_from_the_template() -> None:
+    """An engine may hide them where the client says that none may be called."""
+    body = {"messages": [USER], "tools": [{"function": {"name": "f"}}], "tool_choice": "none"}
+    assert text(body, "{{ tools is none }}", excludes_tools=True) == "True"
+    assert (
+        text({**body, "tool_choice": "auto"}, "{{ tools is none }}", excludes_tools=True) == "False"
+    )
+
+
+def test_deferred_tools() -> None:
+    """Said beside the function it counts for the function, too; booleans are read leniently."""
+    tools = [
+        {"function": {"name": "f"}, "defer_loading": "yes"},
+        {"function": {"name": "g", "strict": 0, "defer_loading": False}, "defer_loading": True},
+    ]
+    shown = json.loads(text({"messages": [USER], "tools": tools}, "{{ tools | tojson }}"))
+    assert [tool["defer_loading"] for tool in shown] == [True, True]
+    assert [tool["function"]["defer_loading"] for tool in shown] == [True, False]
+    assert shown[1]["function"]["strict"] is False
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["x", 5, {}, {"function": {}}, {"function": {"name": "g"}}, {"type": "x", "function": NAMED}],
+)
+def test_choices_that_the_engine_refuses(choice: Any) -> None:
+    """A choice is a known word, or names exactly one tool on offer."""
+    tools = [{"function": {"name": "f"}}]
+    assert reason({"messages": [USER], "tools": tools, "tool_choice": choice}) == "refused"
+    named = {"messages": [USER], "tools": tools, "tool_choice": {"function": NAMED}}
+    assert renderer().render(named).texts
+    assert reason({**named, "tools": tools * 2}) == "refused"
+
+
+def test_tokens_that_only_the_engines_tokenizer_knows() -> None:
+    """A template that reads a special token which may or may not exist is left to the engine."""
+    unknown = SpecialTokens({}, frozenset({"bos_token"}))
+    assert reason({"messages": [USER]}, "{{ bos_token }}", special_tokens=unknown) == "unsure"
+    assert text({"messages": [USER]}, "{{ eos_token }}x", special_tokens=unknown) == "x"
 
 
 # --- continuing the last message ------------------------------------------------------------------
@@ -448,4 +608,27 @@ def test_the_last_part_is_continued() -> None:
 
 def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
     """Nothing shows where to cut."""
-    assert reason({"messages": [USER], **CONTINUE}, "fixed") == "refused"
+    assert reason({"messages": [USER], **CONTINUE}, "fixed{# content #}") == "refused"
+
+
+def test_a_template_without_contents_cannot_continue_one() -> None:
+    """Hugging Face's code asks for the word in the template's source."""
+    assert reason({"messages": [USER], **CONTINUE}, "{{ messages[0].role }}") == "refused"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_beam_search": True},
+        {"structured_outputs": {"structural_tag": "{}"}},
+        {"response_format": {"type": "structural_tag", "format": {}}},
+    ],
+)
+def test_sampling_that_is_left_to_the_engine(change: dict[str, Any]) -> None:
+    """Beams are requests of their own, and what a structural tag must be is the engine's to say."""
+    assert reason({"messages": [USER], **change}) == "unsure"
+
+
+def test_sampling_switched_off_is_none() -> None:
+    """A switch that is off decides nothing."""
+    assert text({"messages": [USER], "use_beam_search": False}, "x") == "x"

@@ -90,25 +90,27 @@ EACH = "{%% for part in %s %%}{%% endfor %%}"
         ("", "message.content"),
         ("", "message['content']"),
         ("", "message.content | selectattr('type', 'equalto', 'text')"),
-        ("", "messages[0].content or []"),
+        ("", "message.content[1:]"),
         ("", "content"),
-        ("{% set parts = message.content %}", "parts"),
-        ("{% set m = message %}{% set parts = m.content[1:] %}", "parts"),
-        ("{% set m = messages[i] %}", "m['content']"),
         ("{% set some = messages[1:] %}{% for m in some %}{% endfor %}", "m.content"),
-        (
-            "{% set some = messages if tools else messages[1:] %}{% for m in some %}{% endfor %}",
-            "m.content",
-        ),
-        ("{% set all = [1] + messages %}{% for m in all %}{% endfor %}", "m.content"),
-        ("{% macro show(x) %}{{ y }}{% endmacro %}{{ show(message.content) }}", "x"),
-        ("{% macro show(x) %}{{ y }}{% endmacro %}{{ show(x=message.content) }}", "x"),
+        ("{% set a = messages %}{% set b = a %}{% for m in b %}{% endfor %}", "m.content"),
     ],
 )
 def test_templates_that_loop_over_contents_want_parts(before: str, looped: str) -> None:
-    """A loop over a content, however it got there, means lists of parts."""
+    """A loop over a message's content means lists of parts."""
     template = ChatTemplate.compile(LOOP % (before + EACH % looped), "test")
     assert template.content_format == "openai"
+
+
+@pytest.mark.parametrize(
+    "call", ["show(message.content)", "show(x=message.content)", "show(message.content | list)"]
+)
+def test_a_macro_that_is_given_a_content_loops_over_it(call: str) -> None:
+    """A loop over a macro's parameter counts if a call hands a content to it, by any name."""
+    macro = "{% macro show(x) %}" + EACH % "x" + "{% endmacro %}"
+    given, other = (LOOP % f"{{{{ {what} }}}}" for what in (call, "show(1)"))
+    assert ChatTemplate.compile(macro + given, "test").content_format == "openai"
+    assert ChatTemplate.compile(macro + other, "test").content_format == "string"
 
 
 @pytest.mark.parametrize(
@@ -122,13 +124,35 @@ def test_templates_that_loop_over_contents_want_parts(before: str, looped: str) 
         "{% for x in message.content.split('x') %}{% endfor %}",
         "{% for x in messages.content %}{% endfor %}",
         "{% for x in messages['content'] %}{% endfor %}",
+        "{% for x in messages[0].content or [] %}{% endfor %}",
         "{% macro show(x) %}{{ x }}{% endmacro %}{{ show(message.content) }}{{ other.f() }}",
+        "{% macro f(content) %}{% for x in content %}{% endfor %}{% endmacro %}{{ f(message) }}",
     ],
 )
 def test_other_templates_want_strings(inner: str) -> None:
     """Loops over anything else say nothing of contents."""
     template = ChatTemplate.compile(LOOP % inner, "test")
     assert template.content_format == "string"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set parts = message.content %}" + EACH % "parts",
+        "{% set ns = namespace() %}{% set ns.m = messages %}" + EACH % "content",
+        "{% for a, b in messages %}{% endfor %}" + EACH % "content",
+        "{% for a, b in content %}{% endfor %}",
+    ],
+)
+def test_where_the_engine_gives_up_it_takes_strings(source: str) -> None:
+    """Contents in other variables are not followed, and a target that is no name ends it all."""
+    assert ChatTemplate.compile(source, "test").content_format == "string"
+
+
+def test_a_generation_tag_keeps_its_variables_to_itself() -> None:
+    """What is set between the tags is not seen behind them, as with Hugging Face's."""
+    source = "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
+    assert rendered(source) == "21"
 
 
 def test_what_a_template_reads() -> None:
@@ -138,3 +162,17 @@ def test_what_a_template_reads() -> None:
     assert "a" not in template.variables
     assert not template.knows_developer
     assert ChatTemplate.compile('{{ x == "developer" }}', "test").knows_developer
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("{{ m.role }}{{ m['role'] }}", "rr"),
+        ("{{ m.nope is defined }}{{ m.nope }}", "False"),
+        ("{{ m.items() | list | length }}{{ m.items is callable }}", "1True"),
+        ("{{ m.__class__ is defined }}", "False"),
+    ],
+)
+def test_keys_and_attributes_of_messages(source: str, shown: str) -> None:
+    """A dot reads a key where a dictionary has no such attribute; the sandbox stays closed."""
+    assert rendered(source, m={"role": "r"}) == shown

@@ -19,8 +19,9 @@ from kvatlas.common.prompt import (
     Rendered,
     demo_model_path,
 )
+from kvatlas.common.prompt.backends import guarded
 from kvatlas.common.prompt.corpus import CORPUS
-from kvatlas.common.prompt.tokenizer import Tokenizer, guarded
+from kvatlas.common.prompt.tokenizer import Tokenizer
 from kvatlas.common.settings import ModelSettings
 
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefgh"]
@@ -90,7 +91,8 @@ def test_each_prompt_is_a_sequence(tmp_path: Path) -> None:
     ("options", "ids"),
     [
         ({"truncate_prompt_tokens": 4}, [1, 5, 6, 2]),
-        ({"truncate_prompt_tokens": 4, "truncation_side": "right"}, [1, 3, 4, 2]),
+        ({"truncate_prompt_tokens": 4, "truncation_side": "right"}, [1, 3, 4, 5]),
+        ({"truncate_prompt_tokens": 4, "truncation_side": "left"}, [4, 5, 6, 2]),
         ({"truncate_prompt_tokens": 2}, [1, 2]),
         ({"truncate_prompt_tokens": 6}, [1, 3, 4, 5, 6, 2]),
         ({"truncate_prompt_tokens": 3, "add_special_tokens": False}, [4, 5, 6]),
@@ -103,7 +105,7 @@ def test_each_prompt_is_a_sequence(tmp_path: Path) -> None:
 def test_truncation_keeps_what_the_tokenizer_added(
     tmp_path: Path, options: dict[str, Any], ids: list[int]
 ) -> None:
-    """By default the tail of the text stays; BOS and EOS stay in any case."""
+    """By default BOS, EOS and the tail of the text stay; a side that is named cuts them as well."""
     builder = PromptBuilder.load(fill(tmp_path))
     assert completion(builder, prompt="a b c d", **options) == [ids]
 
@@ -122,7 +124,7 @@ def test_truncating_ids_and_below_the_margins(tmp_path: Path) -> None:
         ({"prompt": None}, "refused"),
         ({"prompt": ""}, "refused"),
         ({"prompt": []}, "refused"),
-        ({"prompt": [""]}, "refused"),
+        ({"prompt": [""], "add_special_tokens": False}, "refused"),
         ({"prompt": [[]]}, "refused"),
         ({"prompt": [None]}, "refused"),
         ({"prompt": ["a", 1]}, "refused"),
@@ -155,11 +157,27 @@ def test_a_prompt_of_a_wrong_type(demo: PromptBuilder, prompt: Any) -> None:
 
 def test_longer_than_the_model_takes(tmp_path: Path) -> None:
     """The engine refuses such a prompt, so it is left to the engine."""
+    model = fill(tmp_path).model_copy(update={"max_model_len": 4})
+    builder = PromptBuilder.load(model)
+    body = {"max_tokens": 1}
+    assert completion(builder, prompt="a", **body) == [[1, 3, 2]]
+    # Four tokens would leave no room for an answer.
+    assert reason(builder, prompt="a b", **body) == "refused"
+    assert completion(builder, prompt="a b", truncate_prompt_tokens=-1, **body) == [[1, 4, 2]]
+    assert reason(builder, prompt="a", max_tokens=5) == "refused"
+
+
+def test_texts_that_are_too_long_by_their_characters(tmp_path: Path) -> None:
+    """Beyond the longest token times the model's length the engine refuses, or cuts the text."""
     model = fill(tmp_path).model_copy(update={"max_model_len": 3})
     builder = PromptBuilder.load(model)
-    assert completion(builder, prompt="a") == [[1, 3, 2]]
-    assert reason(builder, prompt="a b") == "refused"
-    assert completion(builder, prompt="a b", truncate_prompt_tokens=-1) == [[1, 4, 2]]
+    # The longest token is <unk>: fifteen characters, of which blanks are no tokens.
+    text = "a" + " " * 14 + "b"
+    assert reason(builder, prompt=text, max_tokens=1, add_special_tokens=False) == "refused"
+    cut = {"truncate_prompt_tokens": 2, "max_tokens": 1, "add_special_tokens": False}
+    assert completion(builder, prompt=text, truncation_side="left", **cut) == [[4]]
+    assert completion(builder, prompt=text, truncation_side="right", **cut) == [[3]]
+    assert completion(builder, prompt=text, **cut) == [[3, 4]]
 
 
 def test_the_models_vocabulary_may_be_larger(tmp_path: Path) -> None:
@@ -246,7 +264,13 @@ def test_the_demo_template(demo: PromptBuilder) -> None:
             {
                 "role": "assistant",
                 "reasoning": "R",
-                "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+                "tool_calls": [
+                    {
+                        "id": "1",
+                        "type": "function",
+                        "function": {"name": "f", "arguments": '{"a": 1}'},
+                    }
+                ],
             },
             {"role": "tool", "tool_call_id": "1", "content": "T"},
         ],
@@ -326,28 +350,66 @@ def test_named_templates_of_a_folder(tmp_path: Path) -> None:
     assert (shown(model), shown(model, tools=tools)) == ("plain", "tools")
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("more")
-    assert shown(model, tools=tools) == "more"
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert (shown(model), shown(model, tools=tools)) == ("file", "more")
 
 
 def test_special_tokens_of_a_folder(tmp_path: Path) -> None:
-    """Written as strings or as objects, in either of two files."""
+    """Written as strings or as objects, in either of two files, by any name."""
     model = fill(
         tmp_path,
-        tokenizer_config__json={"bos_token": {"content": "<s>"}, "eos_token": "</s>"},
-        special_tokens_map__json={"unk_token": "<unk>", "eos_token": "other"},
-        chat_template__jinja="{{ bos_token + eos_token + unk_token }} {{ pad_token is defined }}",
+        tokenizer_config__json={
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": {"content": "<s>"},
+            "eos_token": "other",
+            "image_token": "<i>",
+            "extra_special_tokens": {"boi": "<b>"},
+        },
+        special_tokens_map__json={"unk_token": "<unk>", "eos_token": "</s>"},
+        chat_template__jinja="{{ bos_token + eos_token + unk_token + image_token + boi }}"
+        " {{ pad_token is defined }}",
     )
-    assert shown(model) == "<s></s><unk> False"
+    assert shown(model) == "<s></s><unk><i><b> False"
     assert PromptBuilder.load(model).eos_token_id == 2
 
 
-def test_models_that_the_engine_renders_by_code(tmp_path: Path) -> None:
+def test_the_older_file_is_not_read_beside_a_list_of_added_tokens(tmp_path: Path) -> None:
+    """special_tokens_map.json counts only where tokenizer_config.json lists no added tokens."""
+    model = fill(
+        tmp_path,
+        tokenizer_config__json={"added_tokens_decoder": {}, "eos_token": "</s>", "bos_token": None},
+        special_tokens_map__json={"eos_token": "other"},
+        chat_template__jinja="{{ eos_token }}{{ bos_token is defined }}",
+    )
+    assert shown(model) == "</s>False"
+
+
+def test_files_of_templates_replace_those_of_the_configuration(tmp_path: Path) -> None:
+    """One file is enough for none of tokenizer_config.json's to count."""
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    model = fill(tmp_path, tokenizer_config__json={"chat_template": named})
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert shown(model, tools=[{"function": {"name": "f"}}]) == "file"
+
+
+@pytest.mark.parametrize(
+    ("config", "template", "reason"),
+    [
+        ({"model_type": "deepseek_v32"}, "x", "own_renderer"),
+        ({"model_type": "deepseek_v32"}, "{{ raise_exception('no') }}", "own_renderer"),
+        ({"model_type": "gpt_oss"}, "x", "harmony"),
+        ({"architectures": ["GptOssForCausalLM"]}, "x", "harmony"),
+    ],
+)
+def test_models_that_the_engine_renders_by_code(
+    tmp_path: Path, config: dict[str, Any], template: str, reason: str
+) -> None:
     """Their templates are not what the engine uses; completions are no matter of templates."""
-    model = fill(tmp_path, config__json={"model_type": "gpt_oss"}, chat_template__jinja="x")
+    model = fill(tmp_path, config__json=config, chat_template__jinja=template)
     builder = PromptBuilder.load(model)
     with pytest.raises(PromptUnavailable) as caught:
         builder.prepare(CHAT_PATH, {"messages": [USER]})
-    assert caught.value.reason == "own_renderer"
+    assert caught.value.reason == reason
     assert completion(builder, prompt=[3]) == [[3]]
 
 

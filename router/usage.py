@@ -1,0 +1,160 @@
+"""What an engine says of a prompt's tokens: asking for it, and reading it from an answer. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypeGuard, cast
+
+import orjson
+
+from kvatlas.common import limits
+
+STREAM_OPTIONS: Final = "stream_options"
+_OPTION_NAMES: Final = ("include_usage", "continuous_usage_stats")
+_USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{)')
+_BRACES: Final = re.compile(rb"[{}]")
+
+Wish = Literal["none", "asked", "unclear"]
+"""Whether a stream's client asked for its usage: no, yes, or in words that the engine judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an engine reports of one prompt.
+
+    Attributes:
+        prompt_tokens: its length.
+        cached_tokens: how many of them it found in its cache; None where it does not tell.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int | None
+
+
+class AnswerReader(Protocol):
+    """What sees an answer's bytes on their way to the client.
+
+    Attributes:
+        usage: what was read of it so far.
+        takes_out: whether the client may get fewer bytes than were read.
+    """
+
+    usage: Usage | None
+    takes_out: bool
+
+    def feed(self, piece: bytes) -> bytes:
+        """Take a piece as it was read; give what the client gets at once."""
+
+    def end(self) -> bytes:
+        """Give what was held back, when nothing more comes."""
+
+
+def usage_from(value: Any) -> Usage | None:
+    """Read the `usage` of an answer; None where it is something else."""
+    if not isinstance(value, dict):
+        return None
+    prompt_tokens = value.get("prompt_tokens")
+    details = value.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    if not _is_count(prompt_tokens):
+        return None
+    return Usage(prompt_tokens, cached if _is_count(cached) else None)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
+
+
+def wish_of(body: Mapping[str, Any]) -> Wish:
+    """Tell whether the client of a stream asked for its usage."""
+    options = body.get(STREAM_OPTIONS)
+    if options is None:
+        return "none"
+    if not isinstance(options, dict) or any(
+        not isinstance(options.get(name), bool | None) for name in _OPTION_NAMES
+    ):
+        return "unclear"
+    return "asked" if options.get("include_usage") else "none"
+
+
+def asking_options(body: Mapping[str, Any]) -> bytes:
+    """Write the `stream_options` that ask for the usage, once and at the end.
+
+    Without usage the client's `continuous_usage_stats` had no effect, so it must not get one.
+    """
+    given = cast("Mapping[str, Any]", body.get(STREAM_OPTIONS) or {})
+    options = {**given, "include_usage": True}
+    if options.get("continuous_usage_stats"):
+        options["continuous_usage_stats"] = False
+    return orjson.dumps(options)
+
+
+class Unread:
+    """Pass an answer on without looking at it."""
+
+    __slots__ = ("takes_out", "usage")
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.takes_out = False
+
+    def feed(self, piece: bytes) -> bytes:
+        """Pass a piece on."""
+        return piece
+
+    def end(self) -> bytes:
+        """Hold nothing back."""
+        return b""
+
+
+class WholeAnswer:
+    """Read the usage of an answer in one piece of JSON, from its end and without delaying it.
+
+    Engines write the usage behind the choices. What stands too far before the end, behind a long
+    `prompt_logprobs` or `prompt_token_ids`, is not read.
+    """
+
+    __slots__ = ("_tail", "takes_out", "usage")
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self.takes_out = False
+        self.usage: Usage | None = None
+
+    def feed(self, piece: bytes) -> bytes:
+        """Pass a piece on and remember its end."""
+        most = limits.ANSWER_TAIL_BYTES_MAX
+        if len(piece) >= most:
+            self._tail = piece[-most:]
+        else:
+            self._tail = self._tail[-(most - len(piece)) :] + piece
+        return piece
+
+    def end(self) -> bytes:
+        """Read what there is."""
+        self.usage = _usage_in(self._tail)
+        self._tail = b""
+        return b""
+
+
+def _usage_in(tail: bytes) -> Usage | None:
+    for found in reversed(list(_USAGE.finditer(tail))):
+        value = _object_at(tail, found.start(1))
+        if (usage := usage_from(value)) is not None:
+            return usage
+    return None
+
+
+def _object_at(raw: bytes, start: int) -> Any:
+    """Read the object that begins at `start`; a usage holds no braces in texts."""
+    depth = 0
+    for brace in _BRACES.finditer(raw, start):
+        depth += 1 if brace[0] == b"{" else -1
+        if depth == 0:
+            try:
+                return orjson.loads(raw[start : brace.end()])
+            except orjson.JSONDecodeError:
+                return None
+    return None
