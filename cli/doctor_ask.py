@@ -74,7 +74,7 @@ async def find_out(settings: Settings, request: Request) -> Found:
     probes = {m.name: probe_set(PromptBuilder.load(m), m.name) for m in settings.models}
     timeout = aiohttp.ClientTimeout(total=limits.PROBE_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        redis = await ask_redis(settings.redis.url)
+        redis = await ask_redis(settings.redis)
         engines = await _engines(session, settings, probes, request)
         events = await _events(settings, redis, [e.url for e in engines if e.silence is None])
         return Found(
@@ -251,7 +251,7 @@ async def _states(
 ) -> dict[tuple[str, EndpointName], EndpointState]:
     if redis.silence is not None:
         return {}
-    reader = IndexReader(settings.redis.url)
+    reader = IndexReader(settings.redis)
     try:
         models = await reader.models()
         return {(model.model, one.name): one for model in models for one in model.endpoints}

@@ -16,7 +16,7 @@ from kvatlas.common.errors import IndexUnavailable, PromptUnavailable
 from kvatlas.common.keyspace import MODELS_KEY, SCHEMA_KEY
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.redis_client import connect, guard
-from kvatlas.common.settings import Settings
+from kvatlas.common.settings import RedisSettings, Settings
 from kvatlas.router.engine_answers import read_json
 from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
@@ -32,9 +32,9 @@ REDIS_OPTIONS: Final = ("maxmemory-policy", "hash-max-listpack-*", "hash-max-zip
 # --- Redis --------------------------------------------------------------------------------------
 
 
-async def ask_redis(url: str) -> RedisFound:
-    """Ask Redis what it is and holds."""
-    client = connect(url, timeout_s=limits.REDIS_WRITE_S, connections_max=1)
+async def ask_redis(redis: RedisSettings) -> RedisFound:
+    """Ask Redis what it is and holds; of several servers one tells of its options."""
+    client = connect(redis, timeout_s=limits.REDIS_WRITE_S, connections_max=1)
     try:
         with guard():
             schema: Any = await client.get(SCHEMA_KEY)

@@ -23,6 +23,7 @@ from kvatlas.common.keyspace import (
 )
 from kvatlas.common.kv_groups import Tier
 from kvatlas.common.redis_client import connect, guard
+from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.router.lookup import BlockIndex, Match
 
 POOL_PREFIX = "holder:"
@@ -85,9 +86,13 @@ class IndexReader:
     """
 
     def __init__(
-        self, redis_url: str, weights: Mapping[ModelName, Mapping[Tier, float]] | None = None
+        self,
+        redis: str | RedisSettings,
+        weights: Mapping[ModelName, Mapping[Tier, float]] | None = None,
     ) -> None:
-        self._client: Redis = connect(redis_url, timeout_s=limits.REDIS_WRITE_S, connections_max=1)
+        self._client: Redis = connect(
+            redis, timeout_s=limits.REDIS_WRITE_S, connections_max=1, reads_only=True
+        )
         self._index = BlockIndex(self._client, weights, limits.REDIS_WRITE_S)
 
     async def aclose(self) -> None:

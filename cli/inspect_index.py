@@ -105,7 +105,7 @@ def find(settings: Settings, question: Question) -> Findings:
 
     async def read() -> Findings:
         weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
-        reader = IndexReader(settings.redis.url, weights)
+        reader = IndexReader(settings.redis, weights)
         try:
             models = await reader.models(question.model)
             return Findings(

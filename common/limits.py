@@ -132,6 +132,23 @@ TOKENIZE_ANSWER_BYTES_PER_TOKEN: Final = 16
 # --- Redis ------------------------------------------------------------------------------------
 REDIS_CONNECT_S: Final = 1.0
 REDIS_WRITE_S: Final = 1.0
+REDIS_SEEDS_MAX: Final = 64
+"""Nodes or sentinels that a configuration names."""
+REDIS_NODES_MAX: Final = 1_000
+"""Nodes of a cluster; Redis itself advises no more."""
+REDIS_PARTING_S: Final = 10.0
+"""After which connections to a server that left are closed; no call takes so long."""
+REDIS_REDIRECTS_MAX: Final = 3
+"""MOVED and ASK that one command follows; more are a cluster that has not settled."""
+TOPOLOGY_ASK_S: Final = 0.1
+"""After this long without an answer the next node or sentinel is asked as well."""
+TOPOLOGY_PAUSE_S: Final = 0.25
+"""Between two questions who serves what, however many commands fail meanwhile."""
+TOPOLOGY_AGE_MAX_S: Final = 10.0
+"""After which it is asked again without a failure: new replicas, a moved slot."""
+REPLICA_AVOID_S: Final = 5.0
+"""For which lookups leave a replica alone that has failed."""
+REDIS_PASSWORD_BYTES_MAX: Final = 4_096
 REDIS_LOOKUP_CONNECTIONS_MAX: Final = 32
 REDIS_WRITE_CONNECTIONS_MAX: Final = 16
 OPS_PER_SCRIPT_MAX: Final = 1_000

@@ -1,55 +1,119 @@
-"""Connections to Redis with every option said, and its errors as ours.
+"""Clients of Redis, be it one server, a cluster or a master with sentinels; its errors as ours.
 
-redis-py's defaults wait for minutes and retry ten times; here each user of a client names the
-time it has. No redis exception leaves through `script`, `guard` or `connect`.
+Each user of a client names the time it has. No redis exception leaves through `Script`, `guard`
+or `lives`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.redis_options import (
+    Node,
+    address,
+    connection_options,
+    node_of,
+    seeds,
+    sentinel_options,
+)
+from kvatlas.common.redis_routed import OneRedis, RoutedRedis
+from kvatlas.common.redis_topology import ClusterTopology, SentinelTopology, Topology
+from kvatlas.common.setting_sections import RedisSettings
 
 RedisArg = str | bytes | int | float
 
 _SERVER_WORDS: Final = (
     "BUSY", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM", "NOSCRIPT",
-    "WRONGTYPE", "NOAUTH", "WRONGPASS", "NOPERM", "MISCONF",
+    "WRONGTYPE", "NOAUTH", "WRONGPASS", "NOPERM", "MISCONF", "MOVED",
 )  # fmt: skip
 
+LOGIN_REASONS: Final = frozenset({"auth", "noauth", "wrongpass", "noperm"})
+"""Reasons that only an operator can mend: user, password or rights."""
 
-def connect(url: str, *, timeout_s: float, connections_max: int) -> Redis:
+
+def connect(
+    where: str | RedisSettings, *, timeout_s: float, connections_max: int, reads_only: bool = False
+) -> OneRedis | RoutedRedis:
     """Make a client that never waits longer than it is told and never retries by itself.
 
     Args:
-        url: as redis-py reads it.
+        where: the settings, or the URL of a single server.
         timeout_s: for one reply, and for a free connection.
-        connections_max: connections at most.
+        connections_max: connections to each server at most.
+        reads_only: nothing is written, so that replicas will do where the settings allow it.
+
+    Raises:
+        ConfigError: a file that the settings name cannot be read.
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections_max,
-        timeout=timeout_s,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=limits.REDIS_CONNECT_S,
-        retry=Retry(NoBackoff(), 0),
-        retry_on_error=[],
-        health_check_interval=0,
-        decode_responses=False,
-        client_name="kvatlas",
+    settings = RedisSettings(url=where) if isinstance(where, str) else where
+    options = connection_options(settings, timeout_s=timeout_s)
+    options |= {"max_connections": connections_max, "timeout": timeout_s}
+    if settings.mode == "single":
+        pool = BlockingConnectionPool(**options, **address(settings))
+        return cast("OneRedis", OneRedis.from_pool(pool))
+    topology = _topology(settings, replicas=reads_only and settings.read_from_replicas)
+    if settings.mode == "cluster" and topology.reads_replicas:
+        options["redis_connect_func"] = _greet_replica
+
+    def make(node: Node) -> Redis:
+        return Redis.from_pool(BlockingConnectionPool(**options, host=node[0], port=node[1]))
+
+    return RoutedRedis(topology, make)
+
+
+def _topology(settings: RedisSettings, *, replicas: bool) -> Topology:
+    if settings.mode == "cluster":
+        options = connection_options(settings, timeout_s=limits.REDIS_CONNECT_S)
+        return ClusterTopology(seeds(settings), options, replicas=replicas)
+    sentinels = [node_of(text) for text in settings.sentinels]
+    return SentinelTopology(
+        sentinels, settings.sentinel_master, sentinel_options(settings), replicas=replicas
     )
-    return Redis.from_pool(pool)
+
+
+async def _greet_replica(connection: Any) -> None:
+    """Tell a node of a cluster that reads from its copy will do."""
+    await connection.on_connect()
+    await connection.send_command("READONLY")
+    await connection.read_response()
+
+
+async def lives(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str, str]:
+    """Name, for each key, the life of the server that serves it.
+
+    Another name means another server, a restart or a failover: acknowledged writes may be lost.
+
+    Raises:
+        IndexUnavailable: a server did not answer.
+    """
+    with guard():
+        servers = {key: await client.node_for(key) for key in keys}
+        asked = list(set(servers.values()))
+        # All end before the first failure is told, so that none is under way behind its back.
+        answers = await asyncio.gather(*map(_life, asked), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+    names = dict(zip(asked, answers, strict=True))
+    return {key: str(names[server]) for key, server in servers.items()}
+
+
+async def _life(server: Redis) -> str:
+    life = (await server.info("server"))["run_id"]
+    # It changes with every failover, also one that the same process comes back from.
+    history = (await server.info("replication"))["master_replid"]
+    return f"{life} {history}"
 
 
 @contextmanager
@@ -83,17 +147,22 @@ class Script:
 
     Attributes:
         name: file name without `.lua`.
+        reads_only: it writes nothing. It is then called in the form that a user without the
+            right to write may call, where the server knows it (Redis 7.0).
     """
 
     name: str
+    reads_only: bool = False
     source: str = field(init=False, repr=False)
     digest: str = field(init=False)
+    _suffix: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         path = resources.files("kvatlas.common").joinpath("lua", f"{self.name}.lua")
         self.source = path.read_text(encoding="utf-8")
         # Redis names scripts by SHA-1; nothing is protected by it.
         self.digest = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        self._suffix = "_RO" if self.reads_only else ""
 
     async def run(self, client: Redis, keys: Sequence[str], args: Sequence[RedisArg]) -> Any:
         """Run the script.
@@ -102,8 +171,26 @@ class Script:
             IndexUnavailable: Redis did not answer in time, or refused. Whether a script that
                 writes ran is then unknown.
         """
+        command = (len(keys), *keys, *args)
+        suffix = self._suffix
         with guard():
             try:
-                return await client.evalsha(self.digest, len(keys), *keys, *args)
-            except redis_errors.NoScriptError:
-                return await client.eval(self.source, len(keys), *keys, *args)
+                return await self._call(client, suffix, command)
+            except redis_errors.ResponseError as error:
+                if not (self.reads_only and _is_other_form(error)):
+                    raise
+            other = self._suffix = "" if suffix else "_RO"
+            return await self._call(client, other, command)
+
+    async def _call(self, client: Redis, suffix: str, command: tuple[RedisArg, ...]) -> Any:
+        run: Callable[..., Awaitable[Any]] = client.execute_command
+        try:
+            return await run(f"EVALSHA{suffix}", self.digest, *command)
+        except redis_errors.NoScriptError:
+            return await run(f"EVAL{suffix}", self.source, *command)
+
+
+def _is_other_form(error: redis_errors.ResponseError) -> bool:
+    """Tell whether the server lacks, or does not let us use, this form of calling a script."""
+    text = str(error).lower()
+    return "unknown command" in text or "no permissions to run the 'eval" in text

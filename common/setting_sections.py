@@ -16,11 +16,12 @@ from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, TIERS, Tier
 
-REDIS_SCHEMES = ("redis", "unix")
+REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 ModelId = Annotated[str, Field(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+HostPort = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):\d{1,5}$")]
 
 
 def _http_address(url: str) -> str:
@@ -45,9 +46,34 @@ class _Section(BaseModel):
 
 
 class RedisSettings(_Section):
-    """Where the shared index lives."""
+    """Where the shared index lives.
+
+    Attributes:
+        url: address, user, password, database and TLS (`rediss://`) of Redis; of a cluster any
+            node; with sentinels its address does not count.
+        nodes: further nodes of a cluster to ask when the first is away.
+        sentinel_user, sentinel_password_file: for the sentinels; without a file they ask for none.
+        user, password_file: instead of those in the URL; the file is read for each connection.
+        router_write_user, router_write_password_file: for the little that routers write;
+            without a user they write as they read.
+        ca_file, cert_file, key_file: whom to trust, and how to show who we are, in PEM.
+    """
 
     url: str = Field("redis://127.0.0.1:6379/0", repr=False)
+    mode: Literal["single", "cluster", "sentinel"] = "single"
+    nodes: Annotated[list[HostPort], Field(max_length=limits.REDIS_SEEDS_MAX)] = []
+    sentinels: Annotated[list[HostPort], Field(max_length=limits.REDIS_SEEDS_MAX)] = []
+    sentinel_master: Annotated[str, Field(min_length=1)] = "mymaster"
+    sentinel_user: str | None = None
+    sentinel_password_file: Path | None = None
+    user: str | None = None
+    password_file: Path | None = None
+    router_write_user: str | None = None
+    router_write_password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    read_from_replicas: bool = False
 
     @field_validator("url")
     @classmethod
@@ -56,6 +82,30 @@ class RedisSettings(_Section):
         if scheme not in REDIS_SCHEMES:
             raise ValueError(f"scheme is one of {', '.join(REDIS_SCHEMES)}, not {scheme!r}")
         return url
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        parts = urlsplit(self.url)
+        if self.mode == "sentinel" and not self.sentinels:
+            raise ValueError("mode sentinel needs sentinels")
+        if self.mode != "single" and parts.scheme == "unix":
+            raise ValueError(f"mode {self.mode} needs a redis:// or rediss:// url")
+        if self.mode == "cluster" and parts.path not in ("", "/", "/0"):
+            raise ValueError("a cluster has database 0 only")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        if parts.scheme != "rediss" and (self.ca_file or self.cert_file):
+            raise ValueError("ca_file and cert_file need a rediss:// url")
+        if self.read_from_replicas and self.mode == "single":
+            raise ValueError("read_from_replicas needs mode cluster or sentinel")
+        return self
+
+    def for_router_writes(self) -> Self:
+        """Give the same place with the user that routers write as."""
+        if self.router_write_user is None:
+            return self
+        login = {"user": self.router_write_user, "password_file": self.router_write_password_file}
+        return self.model_copy(update=login)
 
 
 Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -86,10 +86,20 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
 
     try:
         uvloop.run(runner())
-    except ConfigError as error:
-        _LOG.error("config.refused", faults=error.faults)
-        return EX_CONFIG
-    except Exception:  # noqa: BLE001 - the last frame: logged, and an exit status
+    except Exception as error:  # noqa: BLE001 - the last frame: logged, and an exit status
+        faults = _config_faults(error)
+        if faults:
+            _LOG.error("config.refused", faults=faults)
+            return EX_CONFIG
         _LOG.exception("service.died")
         return 1
     return 0
+
+
+def _config_faults(error: BaseException) -> list[str]:
+    """Find what a service says of its configuration; a task's error arrives in a group."""
+    if isinstance(error, ConfigError):
+        return error.faults
+    if isinstance(error, BaseExceptionGroup):
+        return [fault for one in error.exceptions for fault in _config_faults(one)]
+    return []

@@ -12,10 +12,10 @@ import zmq.asyncio
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
 from kvatlas.common.clock import monotonic
-from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.keyspace import shards_of
+from kvatlas.common.errors import ConfigError, IndexUnavailable
+from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.log import configure_logs, logger
-from kvatlas.common.redis_client import RedisArg
+from kvatlas.common.redis_client import LOGIN_REASONS, RedisArg
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.indexer.apply import EndpointCache
@@ -32,6 +32,7 @@ _LOG = logger("indexer")
 TICK_S: Final = 0.1
 WATCH_S: Final = 1.0
 NOT_REACHED: Final = "Redis is not reached"
+REFUSED: Final = "Redis refuses the user, the password or a command"
 
 
 def run(settings: Settings) -> int:
@@ -47,13 +48,14 @@ class Indexer:
         self._settings = settings
         self._models = {model.model: model.index_shards for model in settings.models}
         self.metrics = IndexerMetrics()
-        self._store = IndexStore.connect(settings.redis.url)
+        self._store = IndexStore.connect(settings.redis)
         self._context = zmq.asyncio.Context()
         self._replay_slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
         self.feeds: list[Feed] = []
         self._subscribers: list[Subscriber] = []
         self._fault: str | None = NOT_REACHED
-        self._redis_life = ""
+        self._lives: dict[Shard, str] = {}
+        self._was_reached = False
         for source in configured_sources(settings):
             self._add(source)
 
@@ -108,17 +110,35 @@ class Indexer:
         while True:
             try:
                 await self._store.prepare(self._models)
-                life = await self._store.run_id()
-                self._set_fault(None)
-                if life != self._redis_life:
-                    self._redis_life = life
-                    for feed in self.feeds:
-                        feed.mirror.check()
-                    await self._retire_unknown()
+                await self._check_lives()
+                self._was_reached = True
+                self._set_fault(self._refusal())
             except IndexUnavailable as error:
                 self.metrics.store_errors.labels(error.reason).inc()
-                self._set_fault(NOT_REACHED)
+                refused = error.reason in LOGIN_REASONS
+                if refused and not self._was_reached:
+                    raise ConfigError([f"redis: {REFUSED} ({error.reason})"]) from error
+                self._set_fault(REFUSED if refused else NOT_REACHED)
             await asyncio.sleep(WATCH_S)
+
+    async def _check_lives(self) -> None:
+        """Let mirrors look where Redis stands when another server, or another life, serves them."""
+        shards = [
+            shard for model, count in self._models.items() for shard in shards_of(model, count)
+        ]
+        lives = await self._store.lives(shards)
+        changed = {shard for shard, life in lives.items() if life != self._lives.get(shard)}
+        for feed in self.feeds:
+            if feed.mirror.target.shard in changed:
+                feed.mirror.check()
+        if changed:
+            await self._retire_unknown()
+        self._lives = lives
+
+    def _refusal(self) -> str | None:
+        """Say whether Redis refuses what endpoints need, though it answers."""
+        reasons = {feed.mirror.failing for feed in self.feeds}
+        return REFUSED if reasons & LOGIN_REASONS else None
 
     async def _talk(self) -> None:
         """Take the routers' notes of doubt, and tell how the indexer stands with endpoints."""
@@ -166,4 +186,4 @@ class Indexer:
     def _set_fault(self, fault: str | None) -> None:
         if fault != self._fault:
             self._fault = fault
-            _LOG.info("redis.reached") if fault is None else _LOG.warning("redis.lost")
+            _LOG.info("redis.reached") if fault is None else _LOG.warning("redis.lost", why=fault)

@@ -70,6 +70,8 @@ class Mirror:
         self._refused = False
         self._conflicts = 0
         self._conflict_at = 0.0
+        self.failing: str | None = None
+        """Why the last write failed, if it did."""
 
     @property
     def epoch(self) -> Epoch | None:
@@ -126,8 +128,9 @@ class Mirror:
             try:
                 await self._settle()
                 await self._flush()
-                delay = RETRY_S
+                delay, self.failing = RETRY_S, None
             except IndexUnavailable as error:
+                self.failing = error.reason
                 self._metrics.store_errors.labels(error.reason).inc()
                 self._doubtful = True
                 self._refused = self._refused or isinstance(error, WrongEpoch)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from redis.asyncio import Redis
-
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, WrongEpoch
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId, ModelName
@@ -25,7 +23,9 @@ from kvatlas.common.keyspace import (
     Holder,
     Shard,
 )
-from kvatlas.common.redis_client import RedisArg, Script, connect, guard
+from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives
+from kvatlas.common.redis_routed import OneRedis, RoutedRedis
+from kvatlas.common.setting_sections import RedisSettings
 
 REFUSED = -1
 EPOCH_DIGITS_MAX = 18
@@ -104,7 +104,7 @@ class IndexStore:
     Every method raises IndexUnavailable when Redis does not answer in REDIS_WRITE_S, or refuses.
     """
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: OneRedis | RoutedRedis) -> None:
         self._client = client
         self._open_epoch = Script("open_epoch")
         self._open_pool = Script("open_pool")
@@ -114,11 +114,11 @@ class IndexStore:
         self._take_doubts = Script("take_doubts")
 
     @classmethod
-    def connect(cls, redis_url: str) -> IndexStore:
+    def connect(cls, redis: str | RedisSettings) -> IndexStore:
         """Make a writer; nothing is sent yet."""
         return cls(
             connect(
-                redis_url,
+                redis,
                 timeout_s=limits.REDIS_WRITE_S,
                 connections_max=limits.REDIS_WRITE_CONNECTIONS_MAX,
             )
@@ -144,10 +144,10 @@ class IndexStore:
                 mapping: dict[Any, Any] = {str(name): shards for name, shards in models.items()}
                 await self._client.hset(MODELS_KEY, mapping=mapping)
 
-    async def run_id(self) -> str:
-        """Name this life of the Redis server; another one may have lost what was written."""
-        with guard():
-            return str((await self._client.info("server"))["run_id"])
+    async def lives(self, shards: Sequence[Shard]) -> dict[Shard, str]:
+        """Name the life of each shard's server; another one may have lost what was written."""
+        found = await lives(self._client, [shard.holders for shard in shards])
+        return {shard: found[shard.holders] for shard in shards}
 
     async def position(self, target: Target) -> Position | None:
         """Read back where the index stands; None when it knows nothing of the endpoint."""

@@ -101,14 +101,14 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
         weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
-        index = BlockIndex.connect(settings.redis.url, weights, settings.router.lookup_s)
+        index = BlockIndex.connect(settings.redis, weights, settings.router.lookup_s)
         metrics.windows_undecided.set_function(lambda: index.undecided)
         stack.push_async_callback(index.aclose)
         proxy = Proxy(settings.router, metrics)
         stack.push_async_callback(proxy.aclose)
         renders = RenderServices(settings.models, proxy.session, metrics)
         pipeline = Pipeline(settings, Stages(prompts, renders, index), endpoints, metrics)
-        doubts = Doubts.connect(settings.redis.url, metrics)
+        doubts = Doubts.connect(settings.redis.for_router_writes(), metrics)
         stack.push_async_callback(doubts.aclose)
         checks = HandoverChecks(
             proxy.session,

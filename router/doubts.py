@@ -11,6 +11,7 @@ from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.log import logger
 from kvatlas.common.redis_client import connect, guard
+from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.router.accuracy import Doubt
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.metrics import RouterMetrics
@@ -29,9 +30,9 @@ class Doubts:
         self._queue: asyncio.Queue[tuple[Endpoint, Doubt]] = asyncio.Queue(limits.DOUBTS_QUEUED_MAX)
 
     @classmethod
-    def connect(cls, url: str, metrics: RouterMetrics) -> Self:
+    def connect(cls, redis: str | RedisSettings, metrics: RouterMetrics) -> Self:
         """Make one with a connection of its own: readers' deadlines are not for writes."""
-        client = connect(url, timeout_s=limits.REDIS_WRITE_S, connections_max=CONNECTIONS)
+        client = connect(redis, timeout_s=limits.REDIS_WRITE_S, connections_max=CONNECTIONS)
         return cls(client, metrics)
 
     async def aclose(self) -> None:

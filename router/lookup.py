@@ -21,6 +21,7 @@ from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import HASH_BYTES, Shard
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, Tier
 from kvatlas.common.redis_client import Script, connect, guard
+from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.router.holders import Runs, ShardView, Spans, intersect, weigh
 from kvatlas.router.windows import longest_hit
 
@@ -61,8 +62,8 @@ class BlockIndex:
         self._client = client
         self._limit_s = limits.LOOKUP_S if limit_s is None else limit_s
         self._weights = weights or {}
-        self._script = Script("lookup")
-        self._windows = Script("windows")
+        self._script = Script("lookup", reads_only=True)
+        self._windows = Script("windows", reads_only=True)
         self._views: dict[Shard, ShardView] = {}
         self.undecided = 0
         """Matches of hybrid endpoints that were given up at WINDOW_BLOCKS_MAX, since the start."""
@@ -70,17 +71,18 @@ class BlockIndex:
     @classmethod
     def connect(
         cls,
-        redis_url: str,
+        redis: str | RedisSettings,
         weights: Mapping[ModelName, Mapping[Tier, float]] | None = None,
         limit_s: float | None = None,
     ) -> BlockIndex:
         """Make a reader; nothing is sent before the first lookup."""
         limit_s = limits.LOOKUP_S if limit_s is None else limit_s
         client = connect(
-            redis_url,
+            redis,
             # Only a guard: `match` keeps the deadline, and knows a stall of our own loop.
             timeout_s=5 * limit_s,
             connections_max=limits.REDIS_LOOKUP_CONNECTIONS_MAX,
+            reads_only=True,
         )
         return cls(client, weights, limit_s)
 
@@ -114,8 +116,12 @@ class BlockIndex:
         if not hashes:
             return {}
         packed = b"".join([block.to_bytes(HASH_BYTES, "big") for block in hashes])
-        asked = asyncio.gather(*(self._match_shard(shard, packed) for shard in shards))
-        found = await _in_time(asked, self._limit_s)
+        asked = [asyncio.ensure_future(self._match_shard(shard, packed)) for shard in shards]
+        try:
+            found = await _in_time(asyncio.gather(*asked), self._limit_s)
+        finally:
+            for one in asked:
+                one.cancel()
         return {name: match for matches in found for name, match in matches.items()}
 
     async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
@@ -209,4 +215,11 @@ async def _in_time(asked: asyncio.Future[T], limit_s: float) -> T:
                 return asked.result()
     finally:
         asked.cancel()
+        asked.add_done_callback(_look_away)
     raise IndexUnavailable("timeout")
+
+
+def _look_away(asked: asyncio.Future[T]) -> None:
+    """Take note of how an answer ended that nobody waits for, so that asyncio does not log it."""
+    if not asked.cancelled():
+        asked.exception()

@@ -20,7 +20,14 @@ local function value_at(i)
   local value = seen[i]
   if value == nil then
     local hex = string.format('%02x%02x%02x%02x%02x%02x%02x%02x', string.byte(chain, 8 * i - 7, 8 * i))
-    value = redis.call('HGET', prefix .. string.sub(hex, 1, 4), string.sub(hex, 5))
+    value = redis.pcall('HGET', prefix .. string.sub(hex, 1, 4), string.sub(hex, 5))
+    if type(value) == 'table' then
+      -- A bucket that has gone ahead while its slot moves to another node: nobody holds it here.
+      if not string.find(value.err, 'non local key', 1, true) then
+        error(value.err)
+      end
+      value = false
+    end
     seen[i] = value
   end
   return value

@@ -11,7 +11,14 @@ local prefix, chain = ARGV[1], ARGV[2]
 local runs, last, at = {}, nil, 0
 for i = 1, math.floor(#chain / 8) do
   local hex = string.format('%02x%02x%02x%02x%02x%02x%02x%02x', string.byte(chain, 8 * i - 7, 8 * i))
-  local value = redis.call('HGET', prefix .. string.sub(hex, 1, 4), string.sub(hex, 5)) or ''
+  local value = redis.pcall('HGET', prefix .. string.sub(hex, 1, 4), string.sub(hex, 5)) or ''
+  if type(value) == 'table' then
+    -- A bucket that has gone ahead while its slot moves to another node: nobody holds it here.
+    if not string.find(value.err, 'non local key', 1, true) then
+      error(value.err)
+    end
+    value = ''
+  end
   if value == last then
     runs[at] = i
   else

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvatlas.common.errors import ConfigError
-from kvatlas.common.settings import Settings, load
+from kvatlas.common.settings import RedisSettings, Settings, load
 
 GOOD = """
 redis: {url: "redis://127.0.0.1:6379/0"}
@@ -134,3 +134,34 @@ def test_secrets_are_not_shown() -> None:
     """A URL may hold a password."""
     settings = Settings.model_validate({"redis": {"url": "redis://:secret@h/0"}})
     assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        ({"mode": "sentinel"}, "redis: mode sentinel needs sentinels"),
+        ({"mode": "cluster", "url": "unix:///s"}, "redis: mode cluster needs a redis"),
+        ({"mode": "cluster", "url": "redis://h:1/2"}, "redis: a cluster has database 0 only"),
+        ({"url": "rediss://h:1", "cert_file": "c"}, "redis: cert_file and key_file go together"),
+        ({"ca_file": "c"}, "redis: ca_file and cert_file need a rediss"),
+        ({"read_from_replicas": True}, "redis: read_from_replicas needs mode"),
+        ({"nodes": ["h"]}, "redis.nodes.0: "),
+        ({"nodes": ["user:secret@h:1"]}, "redis.nodes.0: "),
+        ({"url": "http://h:1"}, "redis.url: scheme is one of"),
+    ],
+)
+def test_faults_of_the_redis_section(section: dict[str, object], fault: str) -> None:
+    """What does not fit together is said, without what was given."""
+    with pytest.raises(ConfigError) as caught:
+        Settings.model_validate({"redis": section})
+    (line,) = caught.value.faults
+    assert line.startswith(fault)
+    assert "secret" not in line
+
+
+def test_routers_write_as_they_read_unless_told() -> None:
+    """Another user is taken where one is named."""
+    same = RedisSettings.model_validate({"user": "a"})
+    assert same.for_router_writes() == same
+    other = RedisSettings.model_validate({"user": "a", "router_write_user": "b"})
+    assert other.for_router_writes().user == "b"

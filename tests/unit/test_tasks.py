@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from kvatlas.common.tasks import Supervisor
+from kvatlas.common.errors import ConfigError
+from kvatlas.common.tasks import EX_CONFIG, Supervisor, run_service
 
 
 async def stubborn(cancellations: list[int]) -> None:
@@ -49,3 +50,20 @@ async def test_a_dead_task_ends_the_others() -> None:
         await run()
     assert isinstance(caught.value.exceptions[0], ValueError)
     assert others[0].cancelled()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ConfigError(["redis: no"]), EX_CONFIG), (KeyError("x"), 1)]
+)
+def test_a_service_ends_with_a_status_that_tells_why(error: Exception, status: int) -> None:
+    """What is wrong with a configuration may show only in a task; all else is no fault of it."""
+
+    async def die() -> None:
+        raise error
+
+    async def main(stop: asyncio.Event) -> None:
+        async with Supervisor() as supervisor:
+            supervisor.start(die(), "dies")
+            await stop.wait()
+
+    assert run_service(main) == status

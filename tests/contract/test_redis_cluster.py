@@ -1,0 +1,160 @@
+"""A real Redis Cluster: eight shards, a failover that loses writes, a slot that moves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+
+from kvatlas.common import limits
+from tests.fakes.indexed_fleet import IndexedFleet, indexed_fleet
+from tests.fakes.redis_servers import Cluster, Server, running_cluster
+
+# Six servers start, one dies and is replaced within seconds that are the cluster's, not ours.
+pytestmark = pytest.mark.timeout(60)
+
+SHARDS = 8
+LOOKUP_S = 0.1
+"""Eight scripts on six servers share two cores with everything else."""
+SLACK_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Run three masters and three replicas."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kva-") as folder,
+        running_cluster(Path(folder)) as made,
+    ):
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def lookup_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give lookups the time that this machine needs for them."""
+    monkeypatch.setattr(limits, "LOOKUP_S", LOOKUP_S)
+
+
+@asynccontextmanager
+async def started(cluster: Cluster, seed: int, **more: Any) -> AsyncIterator[IndexedFleet]:
+    """Run a fleet over an empty cluster, with everything in the index that the engines hold."""
+    for master in cluster.masters():
+        with master.client() as client:
+            client.flushall()
+    places = [server.address for server in cluster.servers[1:]]
+    redis = {"mode": "cluster", "url": cluster.servers[0].url, "nodes": places, **more}
+    async with indexed_fleet(redis, cluster.masters, SHARDS, seed) as running:
+        yield running
+
+
+async def test_eight_shards_live_on_three_masters(cluster: Cluster) -> None:
+    """Each shard is whole on one master, every master has some, and lookups merge them."""
+    async with started(cluster, seed=1) as running:
+        owners = {cluster.owner(shard.holders).port for shard in running.fleet.all_shards()}
+        assert len(owners) == 3
+
+
+async def test_replicas_answer_lookups(cluster: Cluster) -> None:
+    """With read_from_replicas the scripts of lookups run on replicas, and find the same."""
+    async with started(cluster, seed=2, read_from_replicas=True) as running:
+        before = scripts_run(cluster)
+        for engine in running.fleet.engines:
+            await running.index.match(running.fleet.all_shards(), engine.longest())
+        ran = {port: count - before[port] for port, count in scripts_run(cluster).items()}
+        masters = {server.port for server in cluster.masters()}
+        assert sum(count for port, count in ran.items() if port not in masters) >= 16 * SHARDS
+
+
+def scripts_run(cluster: Cluster) -> dict[int, int]:
+    """Count the calls of scripts by server."""
+    counts = {}
+    for server in cluster.servers:
+        with server.client() as client:
+            stats = client.info("commandstats")
+        counts[server.port] = sum(
+            int(stats[name]["calls"]) for name in stats if name.startswith("cmdstat_evalsha")
+        )
+    return counts
+
+
+async def test_a_slot_moves_under_load(cluster: Cluster) -> None:
+    """While a shard moves key by key lookups go on; then no block is lost and none too many."""
+    async with started(cluster, seed=3) as running, running.looking() as looking:
+        shard = running.fleet.shard_of(running.fleet.engines[0])
+        slot, old = key_slot(shard.holders.encode()), cluster.owner(shard.holders)
+        new = next(server for server in cluster.masters() if server is not old)
+        moving = asyncio.create_task(asyncio.to_thread(cluster.move_slot, slot, new, 0.001))
+        while not moving.done():
+            await running.fleet.steps(1, pause_s=0.02)
+        assert await moving > 100
+        await running.fleet.steps(10)
+        await running.settled()
+        assert cluster.owner(shard.holders) is new
+        await running.finds_all()
+        assert looking.found > 0
+        # They may fall short or, on a busy machine, be late; they are never refused.
+        assert looking.failures.keys() <= {"timeout"}
+        assert looking.slowest_s < LOOKUP_S + SLACK_S
+
+
+async def test_a_failover_that_loses_writes_is_healed(cluster: Cluster) -> None:
+    """A replica that missed acknowledged writes takes over; the index is made right again."""
+    async with started(cluster, seed=4) as running, running.looking() as looking:
+        victim = cluster.owner(running.fleet.shard_of(running.fleet.engines[0]).holders)
+        masters, replica = cluster.masters(), replica_of(cluster, victim)
+        os.kill(replica.pid, signal.SIGSTOP)
+        try:
+            with victim.client() as client:
+                # What is on its way would still arrive; what follows finds no way.
+                client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+            await running.fleet.steps(10)
+            await running.settled(masters)
+            await asyncio.to_thread(victim.kill)
+        finally:
+            os.kill(replica.pid, signal.SIGCONT)
+        await running.fleet.steps(5)
+        await promoted(replica)
+        await running.settled()
+        await running.finds_all()
+        assert running.rewrites() > 0, "nothing was lost: the test tests nothing"
+        assert looking.failures
+        assert looking.slowest_s < LOOKUP_S + SLACK_S
+        # Not in a thread: a process that is bound to us ends with the thread that began it.
+        victim.start()
+    await well(cluster)
+
+
+def replica_of(cluster: Cluster, master: Server) -> Server:
+    """Find the replica of a master."""
+    for server in cluster.servers:
+        with server.client() as client:
+            if client.info("replication").get("master_port") == master.port:
+                return server
+    raise AssertionError("it has no replica")
+
+
+async def promoted(server: Server) -> None:
+    """Wait until a replica has become a master."""
+    for _ in range(300):
+        with server.client() as client:
+            if client.info("replication")["role"] == "master":
+                return
+        await asyncio.sleep(0.05)
+    raise AssertionError("no failover")
+
+
+async def well(cluster: Cluster) -> None:
+    """Wait until the cluster is whole, for the next test."""
+    for _ in range(300):
+        if await asyncio.to_thread(cluster.is_well):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the cluster is not well")

@@ -1,0 +1,262 @@
+"""The users that deploy/redis ships: each can do its work, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError
+
+from kvatlas.cli.index_reader import IndexReader
+from kvatlas.cli.redis_server import find_redis_server
+from kvatlas.common.ids import EndpointName
+from kvatlas.common.keyspace import Shard
+from kvatlas.common.redis_client import connect
+from kvatlas.common.setting_sections import RedisSettings
+from kvatlas.indexer.store import BEFORE_FIRST, IndexStore, Position, Progress, Target
+from tests.fakes.block_fleet import MODEL
+from tests.fakes.indexed_fleet import indexed_fleet
+from tests.fakes.publisher import CLEARED
+from tests.fakes.redis_servers import Server, plain_options, redis7, running
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "redis"
+USERS = ("indexer", "router-read", "router-write")
+SHARD = Shard(MODEL, 0)
+DOUBTS = SHARD.base + "doubts"
+WRITING = "return redis.call('HSET', KEYS[1], 'a', 'b')"
+HIDDEN = "return redis.call('HGET', 'other', 'a')"
+"""It names a key that it has not declared."""
+READING = "return redis.call('HGET', KEYS[1], 'a')"
+
+pytestmark = pytest.mark.usefixtures("patient")
+
+
+@dataclass
+class Guarded:
+    """A Redis with these users, and one for the test itself."""
+
+    server: Server
+    folder: Path
+
+    def settings(self, user: str, **more: Any) -> dict[str, Any]:
+        """Configure kvatlas to log in as a user."""
+        return {
+            "url": self.server.url,
+            "user": user,
+            "password_file": self.folder / f"{user}.pw",
+            **more,
+        }
+
+    def client(self, user: str) -> Redis:
+        """Log in as a user."""
+        password = (self.folder / f"{user}.pw").read_text().strip()
+        return self.server.client(username=user, password=password)
+
+    def refused(self) -> list[str]:
+        """List what was refused to our users, and why."""
+        with self.server.client() as client:
+            entries = client.acl_log()
+        return [f"{one['username']} {one['reason']} {one['object']}" for one in entries]
+
+
+@pytest.fixture(scope="module", params=["6.2", "7.0"])
+def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
+    """Run a Redis of each kind with the ACL file that is made for it."""
+    binary = find_redis_server() if request.param == "6.2" else redis7()
+    with tempfile.TemporaryDirectory(prefix="kva-") as name:
+        folder = Path(name)
+        for user in USERS:
+            (folder / f"{user}.pw").write_text(f"secret of {user}\n")
+        command = [DEPLOY / "users.sh", DEPLOY / f"users-{request.param}.acl"]
+        passwords = [folder / f"{user}.pw" for user in USERS]
+        made = subprocess.run([*command, *passwords], capture_output=True, check=True, text=True)
+        file = folder / "users.acl"
+        file.write_text(f"{made.stdout}user test on nopass ~* &* +@all\n")
+        options = [*plain_options(), "--aclfile", str(file)]
+        if request.param == "7.0":
+            # Without it Redis itself refuses what our rights are to refuse.
+            options += ["--enable-debug-command", "yes"]
+        server = Server(folder, options, binary)
+        server.login = {"username": "test", "password": "any"}
+        with running([server]):
+            yield Guarded(server, folder)
+
+
+@pytest.fixture(autouse=True)
+def empty(guarded: Guarded) -> None:
+    """Begin each test with an empty Redis and an empty log of refusals."""
+    with guarded.server.client() as client:
+        client.flushall()
+        client.acl_log_reset()
+
+
+async def test_the_indexer_can_do_all_it_does(guarded: Guarded) -> None:
+    """Epochs, entries, clears, sweeps and endpoints that are gone; nothing of it is refused."""
+    redis = guarded.settings("indexer")
+    reader = guarded.settings("router-read")
+    async with indexed_fleet(redis, lambda: [guarded.server], 1, 5, reader) as running:
+        engine = running.fleet.engines[0]
+        await engine.publisher.publish(CLEARED)
+        engine.prompts.clear()
+        await running.settled()
+    store = IndexStore.connect(RedisSettings(**redis))
+    for name in await store.known_endpoints(SHARD):
+        await store.retire(Target(name, SHARD), 0.0)
+    dead = await store.dead_holders(SHARD)
+    await store.sweep(SHARD, dead, 0)
+    await store.release(SHARD, dead)
+    await store.aclose()
+    assert guarded.refused() == []
+
+
+async def test_the_reader_can_look_up_and_inspect(guarded: Guarded) -> None:
+    """Lookups and `kvatlas inspect` need no right to write."""
+    redis = guarded.settings("indexer")
+    read = guarded.settings("router-read")
+    async with indexed_fleet(redis, lambda: [guarded.server], 1, 6, read) as running:
+        reader = IndexReader(RedisSettings(**read))
+        for engine in running.fleet.engines:
+            chain = engine.longest()
+            (model,) = await reader.models()
+            assert (await reader.match(model, chain))[engine.name].blocks == len(chain)
+            holders = await reader.holders(model, chain[0])
+            assert [one.endpoint for one in holders] == [engine.name]
+        await reader.aclose()
+    assert guarded.refused() == []
+
+
+async def test_the_writer_of_routers_leaves_notes(guarded: Guarded) -> None:
+    """A router logs in as another user for the little that it writes."""
+    settings = RedisSettings(
+        **guarded.settings(
+            "router-read",
+            router_write_user="router-write",
+            router_write_password_file=guarded.folder / "router-write.pw",
+        )
+    )
+    client = connect(settings.for_router_writes(), timeout_s=1.0, connections_max=1)
+    await client.hset(DOUBTS, "10.0.0.1:8000", "3 over")
+    await client.aclose()
+    assert guarded.refused() == []
+
+
+COMMANDS: list[tuple[str, tuple[Any, ...]]] = [
+    *((user, (name, *arguments))
+      for user in USERS
+      for name, *arguments in (
+          ("FLUSHALL",), ("FLUSHDB",), ("KEYS", "*"), ("SCAN", 0), ("CONFIG", "GET", "*"),
+          ("CONFIG", "SET", "maxmemory", 1), ("DEBUG", "SLEEP", 0), ("ACL", "LIST"),
+          ("SHUTDOWN", "NOSAVE"), ("REPLICAOF", "NO", "ONE"), ("CLIENT", "KILL", "TYPE", "normal"),
+          ("CLUSTER", "RESET"), ("MONITOR",), ("SUBSCRIBE", "a"), ("PUBLISH", "a", "b"),
+          ("SCRIPT", "FLUSH"), ("MIGRATE", "127.0.0.1", 1, "a", 0, 1), ("RENAME", "a", "b"),
+          ("HSET", "other", "a", "b"), ("HGET", "other", "a"), ("DEL", "other"),
+          ("EVAL", WRITING, 1, "other"), ("EVAL", READING, 1, "other"), ("EVAL", HIDDEN, 0),
+          ("EVAL_RO", READING, 1, "other"), ("EVAL_RO", HIDDEN, 0),
+      )),
+    ("router-read", ("HSET", SHARD.holders, "a", "b")),
+    ("router-read", ("HDEL", SHARD.holders, "a")),
+    ("router-read", ("DEL", SHARD.holders)),
+    ("router-read", ("HSET", DOUBTS, "a", "b")),
+    ("router-read", ("EVAL", WRITING, 1, SHARD.holders)),
+    ("router-read", ("EVAL_RO", WRITING, 1, SHARD.holders)),
+    ("router-write", ("HSET", SHARD.holders, "a", "b")),
+    ("router-write", ("HSET", SHARD.bucket(1), "a", "b")),
+    ("router-write", ("HSET", "kvatlas:models", "a", "b")),
+    ("router-write", ("HGET", SHARD.holders, "a")),
+    ("router-write", ("DEL", DOUBTS)),
+    ("router-write", ("EVAL", WRITING, 1, DOUBTS)),
+]  # fmt: skip
+
+
+def test_no_command_is_newer_than_6_2(guarded: Guarded) -> None:
+    """What users may call is in Redis 6.2, and so in Valkey; but for the read-only pair."""
+    words = (DEPLOY / "users-7.0.acl").read_text().split()
+    names = {word[1:].split("|")[0] for word in words if word.startswith("+")}
+    with guarded.server.client() as client:
+        known = {name.lower() for name in client.command()}
+    newer = {"eval_ro", "evalsha_ro"}
+    assert names - known == (newer if known.isdisjoint(newer) else set())
+
+
+REFUSALS = (
+    "no permissions",
+    "can't run this command",
+    "unknown command 'EVAL_RO'",
+    "unknown command `EVAL_RO`",
+    "acl failure in script",
+    "can't access at least one of the keys",
+)
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_all_else_is_refused(guarded: Guarded, user: str) -> None:
+    """Each forbidden command of each user fails for lack of rights, and changes nothing."""
+    with guarded.client(user) as client:
+        answers = {
+            str(command): answer(client, command) for who, command in COMMANDS if who == user
+        }
+    assert {
+        command: text
+        for command, text in answers.items()
+        if not any(refusal.lower() in text.lower() for refusal in REFUSALS)
+    } == {}
+    with guarded.server.client() as client:
+        assert client.dbsize() == 0
+
+
+def answer(client: Redis, command: tuple[Any, ...]) -> str:
+    """Try a command, and give what Redis says to it."""
+    run: Callable[..., Any] = client.execute_command
+    try:
+        return f"done: {run(*command)}"
+    except RedisError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("user", [None, *USERS])
+def test_nobody_enters_without_a_password(guarded: Guarded, user: str | None) -> None:
+    """The default user is off, and a wrong password is no password."""
+    login = {"username": user, "password": "wrong"} if user else {}
+    client = guarded.server.client(**{"username": None, "password": None, **login})
+    with client, pytest.raises(AuthenticationError):
+        client.ping()
+
+
+async def test_a_changed_password_needs_no_restart(guarded: Guarded) -> None:
+    """The password file is read for each connection."""
+    file = guarded.folder / "changing.pw"
+    file.write_text("secret of indexer")
+    settings = RedisSettings(**{**guarded.settings("indexer"), "password_file": file})
+    store = IndexStore.connect(settings)
+    await store.prepare({MODEL: 1})
+    with guarded.server.client() as client:
+        client.acl_setuser("indexer", enabled=True, passwords=["+another", "-secret of indexer"])
+        try:
+            file.write_text("another\n")
+            client.client_kill_filter(_type="normal", skipme=True)
+            await asyncio.sleep(0.05)  # what is closed is seen to be closed
+            target = Target(EndpointName("10.0.0.9:8000"), SHARD)
+            epoch = await store.open_epoch(target, None, "start", 0.0)
+            await store.apply(target, Position(epoch, BEFORE_FIRST), Progress(0, 0.0), [])
+        finally:
+            old = ["-another", "+secret of indexer"]
+            client.acl_setuser("indexer", enabled=True, passwords=old)
+    await store.aclose()
+
+
+def test_passwords_stand_in_no_text(guarded: Guarded) -> None:
+    """Neither settings nor clients show a password or where a URL hides one."""
+    settings = RedisSettings(url="redis://user:canary-1@127.0.0.1:1/0")
+    client = connect(settings, timeout_s=1.0, connections_max=1)
+    assert "canary-1" not in f"{settings!r} {settings} {client!r} {client.connection_pool!r}"
+    secret = connect(RedisSettings(**guarded.settings("indexer")), timeout_s=1.0, connections_max=1)
+    assert "secret of" not in f"{secret!r} {secret.connection_pool!r}"
+    asyncio.run(client.aclose())
+    asyncio.run(secret.aclose())
