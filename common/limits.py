@@ -177,8 +177,9 @@ HELD_BATCHES_MAX: Final = 1_000
 HELD_BYTES_MAX: Final = 64 * 1024 * 1024
 DIGESTS_KEPT: Final = 16_384
 """Digests of applied batches, to tell a duplicate from a restart; above vLLM's 10,000."""
-FORGOTTEN_HASHES_MAX: Final = 200_000
-"""Engine hashes kept per endpoint after their last copy is gone, to place later children."""
+FORGOTTEN_HASHES_MIN: Final = 10_000
+"""Engine hashes kept per endpoint after their last copy is gone, to place later children; or as
+many as it held at most, if that is more: a doubt forgets none."""
 PRESENT_HASHES_MAX: Final = 4_000_000
 """Blocks that one endpoint may claim to hold; more is a lie or a fault."""
 POOLS_PER_ENDPOINT_MAX: Final = 64

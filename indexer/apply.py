@@ -57,6 +57,7 @@ class EndpointCache:
         self._absent: OrderedDict[EngineHash, None] = OrderedDict()
         self._copies: dict[EngineHash, int] = {}
         """Pools that hold an engine hash, by hash; those with none are in `_absent`."""
+        self._most_held = 0
         self.groups = Groups()
         """KV-cache groups, as far as events have told; kept over doubts and clears."""
         self.block_size = 0
@@ -77,6 +78,8 @@ class EndpointCache:
                 self._learn(event, delta)
         for event in batch.events:
             self._count(event, delta)
+        self._most_held = max(self._most_held, len(self._copies))
+        self._trim()
         if not self.groups.are_matchable:
             delta.present.clear()
         return delta
@@ -108,6 +111,7 @@ class EndpointCache:
         return self._counts
 
     def _clear(self) -> None:
+        self._most_held = max(self._most_held, len(self._copies))
         for engine_hash in self._copies:
             self._absent[engine_hash] = None
         self._copies.clear()
@@ -160,7 +164,6 @@ class EndpointCache:
             self._clear()
             delta.cleared = True
             delta.present.clear()
-        self._trim()
 
     def _store(self, event: BlockStored, delta: Delta) -> None:
         counts = self._counts.get(event.pool)
@@ -210,6 +213,7 @@ class EndpointCache:
 
     def _trim(self) -> None:
         """Drop the hashes that have been absent the longest."""
-        while len(self._absent) > limits.FORGOTTEN_HASHES_MAX:
+        kept = max(limits.FORGOTTEN_HASHES_MIN, self._most_held)
+        while len(self._absent) > kept:
             engine_hash, _ = self._absent.popitem(last=False)
             self._known.pop(engine_hash, None)

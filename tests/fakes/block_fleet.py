@@ -20,6 +20,8 @@ from tests.fakes.publisher import FakePublisher, removed, stored
 MODEL = ModelName("org/big model")
 SIZE = 4
 CHAIN_MAX = 12
+SCAN_KEYS = 1_000
+"""Read in one round trip."""
 
 
 @dataclass
@@ -156,11 +158,19 @@ def scan(servers: Iterable[Redis], shards: Sequence[Shard]) -> dict[EndpointName
     """Read every entry on every server, without the product's lookup."""
     parts = {shard.base: FoundShard() for shard in shards}
     for server in servers:
-        for raw in server.scan_iter("kvatlas:{*", count=1_000):
-            base, brace, name = raw.decode().partition("}:")
-            if name == "holders" or name.startswith("b:"):
-                fields: Any = server.hgetall(raw)
-                parts[base + brace].take(name, fields)
+        names = [
+            (raw, base + brace, name)
+            for raw in server.scan_iter("kvatlas:{*", count=1_000)
+            for base, brace, name in [raw.decode().partition("}:")]
+            if name == "holders" or name.startswith("b:")
+        ]
+        for start in range(0, len(names), SCAN_KEYS):
+            some = names[start : start + SCAN_KEYS]
+            pipe = server.pipeline(transaction=False)
+            for raw, _, _ in some:
+                pipe.hgetall(raw)
+            for (_, base, name), fields in zip(some, pipe.execute(), strict=True):
+                parts[base].take(name, fields)
     found: dict[EndpointName, set[BlockHash]] = {}
     for part in parts.values():
         for name, block in part.holdings():

@@ -61,10 +61,12 @@ class FakePublisher:
         replays: start sequences that were asked for.
         topic_in_replay: the reply form of vLLM 0.27 and later, else that of 0.24 and earlier.
         silent: whether replays are left unanswered.
+        replay_max: batches that the log holds, the oldest go first; None for all.
     """
 
     topic_in_replay: bool = True
     silent: bool = False
+    replay_max: int | None = None
     replay_log: dict[int, bytes] = field(default_factory=dict)
     lose_once: set[int] = field(default_factory=set)
     replays: list[int] = field(default_factory=list)
@@ -127,6 +129,8 @@ class FakePublisher:
         seq = self.next_seq
         self.next_seq += 1
         self.replay_log[seq] = batch(*events) if payload is None else payload
+        if self.replay_max is not None:
+            self.replay_log.pop(seq - self.replay_max, None)
         return seq
 
     async def resend(self, seq: int) -> None:

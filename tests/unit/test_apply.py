@@ -234,13 +234,26 @@ def test_a_doubt_keeps_the_map(cache: EndpointCache) -> None:
 def test_what_has_been_absent_the_longest_is_forgotten(
     cache: EndpointCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The map is bounded; present blocks never leave it."""
-    monkeypatch.setattr(limits, "FORGOTTEN_HASHES_MAX", 2)
+    """Twice what the endpoint held at most stays known, and what is present is never forgotten."""
+    monkeypatch.setattr(limits, "FORGOTTEN_HASHES_MIN", 2)
     for number in range(10):
         apply(cache, stored(number, tokens=[number] * 4))
-    assert len(present(cache)) == 10
-    apply(cache, *(removed(number) for number in range(10)))
-    assert set(cache._known) == {8, 9}
+        apply(cache, *([removed(number - 3)] if number >= 3 else []))
+    assert len(present(cache)) == 3
+    assert set(cache._known) == {3, 4, 5, 6, 7, 8, 9}
+    cache.forget()
+    assert set(cache._known) == {6, 7, 8, 9}
+
+
+def test_a_doubt_forgets_no_hash_of_what_was_held(
+    cache: EndpointCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: their children can be placed after it."""
+    monkeypatch.setattr(limits, "FORGOTTEN_HASHES_MIN", 2)
+    for number in range(10):
+        apply(cache, stored(number, tokens=[number] * 4))
+    cache.forget()
+    assert set(cache._known) == set(range(10))
 
 
 def test_liars_are_bounded(cache: EndpointCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Minutes of load with faults in turn: `make soak`."""

@@ -1,0 +1,322 @@
+"""Run engines, indexers and a Redis for minutes, break one after the other, and see what is left.
+
+    python -m tests.soak.run [--minutes M] [--indexers N] [--engines N] [--json FILE]
+
+A cycle of a minute: an engine restarts, an indexer is killed with -9 and started again, Redis is
+killed with -9 and comes back empty, all under events at 30 % of what was measured first. At its
+end the load pauses, and Redis must hold exactly what the engines hold. Memory, connections, files
+and threads are read at the same point of every cycle; their slopes must be flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from kvatlas.cli.bound import bound_command
+from kvatlas.common.errors import IndexUnavailable
+from kvatlas.router.lookup import BlockIndex
+from tests.fakes.block_fleet import BlockFleet
+from tests.fakes.redis_servers import Server, free_port, plain_options
+from tests.fakes.redis_servers import running as run_servers
+from tests.soak.engines import CHAIN_BLOCKS, Load, TurningEngine, turning_fleet
+
+CYCLE_S = 60.0
+SHARE_OF_CAPACITY = 0.3
+CAPACITY_CHAINS = 4_000
+SETTLE_S = 15.0
+LOOKUP_PAUSE_S = 0.02
+SLOPE_MAX = 0.02
+"""Growth per cycle, as a share of the median; what is below is the noise of allocators."""
+WARM_CYCLES = 2
+"""The first cycles fill caches and pools; slopes are taken after them."""
+
+
+@dataclass
+class Process:
+    """An indexer process."""
+
+    config: Path
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Run it."""
+        line = [sys.executable, "-m", "kvatlas.cli.main", "indexer", "--config", str(self.config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                bound_command(line), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait(5)
+            self.process = None
+
+    @property
+    def pid(self) -> int:
+        """Give the process id."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"{self.log} says why it ended"
+        return self.process.pid
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a cycle leaves behind.
+
+    Attributes:
+        settled_s: from the last event until Redis held what the engines held.
+        indexer_mb: resident memory of all indexers.
+        indexer_files: their open files and sockets.
+        indexer_threads: their threads.
+        redis_mb: used_memory.
+        redis_connections: connected clients.
+        redis_keys: keys.
+    """
+
+    settled_s: float
+    indexer_mb: float
+    indexer_files: int
+    indexer_threads: int
+    redis_mb: float
+    redis_connections: int
+    redis_keys: int
+
+
+@dataclass
+class Place:
+    """Everything that runs."""
+
+    fleet: BlockFleet
+    redis: Server
+    indexers: list[Process]
+    index: BlockIndex
+    source: random.Random
+    lookups: int = 0
+    failed_lookups: int = 0
+    samples: list[Sample] = field(default_factory=list)
+
+    async def look_up(self) -> None:
+        """Look chains up for ever, as a router does."""
+        while True:
+            engine = self.source.choice(self.fleet.engines)
+            if engine.prompts:
+                try:
+                    await self.index.match(self.fleet.all_shards(), engine.longest())
+                    self.lookups += 1
+                except IndexUnavailable:
+                    self.failed_lookups += 1
+            await asyncio.sleep(LOOKUP_PAUSE_S)
+
+    async def caught_up(self) -> float:
+        """Wait until the last batch of each engine is in Redis; give the seconds."""
+        began = time.monotonic()
+        last = {
+            self.fleet.shard_of(engine).endpoint(engine.name): engine.publisher.next_seq - 1
+            for engine in self.fleet.engines
+        }
+        with self.redis.client() as client:
+            while any(client.hget(key, "seq") != b"%d" % seq for key, seq in last.items()):
+                assert time.monotonic() - began < SETTLE_S, "not caught up"
+                await asyncio.sleep(0.005)
+        return time.monotonic() - began
+
+    async def settled(self) -> float:
+        """Wait until all is in Redis, compare it with what the engines hold; give the seconds."""
+        caught_up_s = await self.caught_up()
+        with self.redis.client() as client:
+            await self.fleet.settled([client], SETTLE_S)
+        return caught_up_s
+
+    async def sample(self) -> None:
+        """Wait until all is settled, and read what it costs."""
+        settled_s = await self.settled()
+        with self.redis.client() as client:
+            memory, clients = client.info("memory"), client.info("clients")
+            keys = client.dbsize()
+        processes = [Path(f"/proc/{indexer.pid}") for indexer in self.indexers]
+        status = [dict(_fields(process / "status")) for process in processes]
+        self.samples.append(
+            Sample(
+                settled_s=settled_s,
+                indexer_mb=sum(int(one["VmRSS"].split()[0]) for one in status) / 1_024,
+                indexer_files=sum(len(list((process / "fd").iterdir())) for process in processes),
+                indexer_threads=sum(int(one["Threads"]) for one in status),
+                redis_mb=memory["used_memory"] / 2**20,
+                redis_connections=clients["connected_clients"],
+                redis_keys=int(keys),
+            )
+        )
+
+    async def restart_engine(self) -> None:
+        """Let an engine die and come back empty."""
+        engine = self.source.choice(self.fleet.engines)
+        assert isinstance(engine, TurningEngine)
+        await engine.restart()
+
+    async def kill_indexer(self) -> None:
+        """Kill an indexer and start it again."""
+        indexer = self.source.choice(self.indexers)
+        indexer.kill()
+        indexer.start()
+
+    async def kill_redis(self) -> None:
+        """Kill Redis; it comes back empty."""
+        self.redis.kill()
+        await asyncio.to_thread(self.redis.start)
+
+
+def main() -> int:
+    """Run the soak; 0 when the index was right after each cycle and nothing grew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--indexers", type=int, default=1)
+    parser.add_argument("--engines", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    return asyncio.run(_soak(options))
+
+
+async def _soak(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="kva-soak-") as folder, ExitStack() as stack:
+        redis = Server(Path(folder) / "redis", plain_options())
+        stack.enter_context(run_servers([redis]))
+        async with turning_fleet(options.engines, options.seed) as fleet:
+            indexers = stack.enter_context(
+                _indexers(Path(folder), fleet, redis.url, options.indexers)
+            )
+            index = BlockIndex.connect(redis.url)
+            place = Place(fleet, redis, indexers, index, random.Random(options.seed))
+            looking = asyncio.create_task(place.look_up())
+            try:
+                capacity = await _capacity(place)
+                rate = SHARE_OF_CAPACITY * capacity
+                print(
+                    f"{capacity:,.0f} blocks/s applied at most, {rate:,.0f} in the soak", flush=True
+                )
+                await _cycles(place, rate, max(1, round(options.minutes * 60 / CYCLE_S)))
+            finally:
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
+                await index.aclose()
+    return _report(place, rate, options.json)
+
+
+@contextmanager
+def _indexers(folder: Path, fleet: BlockFleet, redis: str, count: int) -> Iterator[list[Process]]:
+    """Run indexers until the context ends."""
+    made = []
+    try:
+        for number in range(count):
+            settings = fleet.settings({"url": redis}).model_dump(
+                mode="json", include={"redis": {"url"}, "models": True, "endpoints": True}
+            )
+            settings["indexer"] = {"admin_port": free_port()}
+            config = folder / f"indexer{number}.yaml"
+            config.write_text(yaml.safe_dump(settings))
+            made.append(Process(config, folder / f"indexer{number}.log"))
+            made[-1].start()
+        yield made
+    finally:
+        for indexer in made:
+            indexer.kill()
+
+
+async def _capacity(place: Place) -> float:
+    """Measure how many blocks per second go from engines into Redis, engines' own work included."""
+    engines = [engine for engine in place.fleet.engines if isinstance(engine, TurningEngine)]
+    for engine in engines:
+        await engine.step()
+    await place.settled()
+    began = time.monotonic()
+    for number in range(CAPACITY_CHAINS):
+        await engines[number % len(engines)].step()
+        if number % 64 == 0:
+            await asyncio.sleep(0)
+    await place.caught_up()
+    return CAPACITY_CHAINS * CHAIN_BLOCKS / (time.monotonic() - began)
+
+
+async def _cycles(place: Place, rate: float, count: int) -> None:
+    """Break one thing after the other under load."""
+    engines = [engine for engine in place.fleet.engines if isinstance(engine, TurningEngine)]
+    load = Load(engines, rate)
+    faults = (place.restart_engine, place.kill_indexer, place.kill_redis)
+    for number in range(count):
+        for fault in faults:
+            await load.run(CYCLE_S / (len(faults) + 1))
+            await fault()
+        await load.run(CYCLE_S / (len(faults) + 1))
+        await place.sample()
+        print(f"cycle {number + 1}: {place.samples[-1]}", flush=True)
+
+
+def _report(place: Place, rate: float, file: Path | None) -> int:
+    """Print what the cycles left behind."""
+    samples = place.samples
+    warm = samples[WARM_CYCLES:]
+    table = Table("after each cycle", "median", "slope per cycle", "flat", title="soak")
+    grew = []
+    for name in Sample.__dataclass_fields__:
+        values = [float(getattr(sample, name)) for sample in warm]
+        if not values:
+            continue
+        median, slope = statistics.median(values), _slope(values)
+        is_flat = slope <= SLOPE_MAX * max(median, 1.0)
+        if name != "settled_s" and not is_flat:
+            grew.append(name)
+        flat = "" if name == "settled_s" else "yes" if is_flat else "no"
+        table.add_row(name, f"{median:,.2f}", f"{slope:+.3f}", flat)
+    Console().print(table)
+    print(
+        f"{len(samples)} cycles of an engine restart, an indexer's kill -9 and an empty Redis at "
+        f"{rate:,.0f} blocks/s: the index was right after each, at most "
+        f"{max(sample.settled_s for sample in samples):.2f} s after the last event; "
+        f"{place.lookups:,} lookups, {place.failed_lookups:,} fell back"
+    )
+    if file:
+        figures = {"blocks_per_s": rate, "cycles": [asdict(sample) for sample in samples]}
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for name in grew:
+        print(f"grew: {name}")
+    return 1 if grew else 0
+
+
+def _slope(values: list[float]) -> float:
+    """Give the median of the slopes between all pairs (Theil-Sen): one odd cycle changes little."""
+    slopes = [
+        (later - earlier) / (at - before)
+        for before, earlier in enumerate(values)
+        for at, later in enumerate(values[before + 1 :], before + 1)
+    ]
+    return statistics.median(slopes) if slopes else 0.0
+
+
+def _fields(file: Path) -> Iterator[tuple[str, str]]:
+    for line in file.read_text().splitlines():
+        name, _, value = line.partition(":")
+        yield name, value.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
