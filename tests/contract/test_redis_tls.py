@@ -19,7 +19,7 @@ from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.indexer.store import IndexStore
-from tests.fakes.redis_servers import Server, free_port, plain_options, redis7, running
+from tests.fakes.redis_servers import Server, free_port, plain_options, redis7
 
 MODELS = {ModelName("m"): 1}
 
@@ -145,8 +145,17 @@ async def test_tls_of_redis_itself(keys: Keys) -> None:
         *("--tls-key-file", key, "--tls-ca-cert-file", str(keys.ca)),
         *("--tls-auth-clients", "yes"),
     ]
-    with running([Server(keys.folder / "redis", options, redis7())]):
+    server = Server(keys.folder / "redis", options, redis7())
+    try:
+        server.start()
+    except AssertionError as error:
+        if "TLS support" in str(error):
+            pytest.skip("this redis-server was built without TLS")
+        raise
+    try:
         await check(port, keys, asks=True)
+    finally:
+        server.kill()
 
 
 def test_files_that_are_not_there_are_faults_of_the_configuration() -> None:

@@ -15,7 +15,6 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from kvatlas.cli.index_reader import IndexReader
-from kvatlas.cli.redis_server import find_redis_server
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.redis_client import connect
@@ -24,7 +23,7 @@ from kvatlas.indexer.store import BEFORE_FIRST, IndexStore, Position, Progress, 
 from tests.fakes.block_fleet import MODEL
 from tests.fakes.indexed_fleet import indexed_fleet
 from tests.fakes.publisher import CLEARED
-from tests.fakes.redis_servers import Server, plain_options, redis7, running
+from tests.fakes.redis_servers import Server, plain_options, redis6, redis7, running
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "redis"
 USERS = ("indexer", "router-read", "router-write")
@@ -69,7 +68,7 @@ class Guarded:
 @pytest.fixture(scope="module", params=["6.2", "7.0"])
 def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
     """Run a Redis of each kind with the ACL file that is made for it."""
-    binary = find_redis_server() if request.param == "6.2" else redis7()
+    binary = redis6() if request.param == "6.2" else redis7()
     with tempfile.TemporaryDirectory(prefix="kva-") as name:
         folder = Path(name)
         for user in USERS:

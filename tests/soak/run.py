@@ -135,8 +135,12 @@ class Place:
             for engine in self.fleet.engines
         }
         with self.redis.client() as client:
-            while any(client.hget(key, "seq") != b"%d" % seq for key, seq in last.items()):
-                assert time.monotonic() - began < SETTLE_S, "not caught up"
+            while behind := {
+                key: (seq, client.hmget(key, "seq", "phase", "reason"))
+                for key, seq in last.items()
+                if client.hget(key, "seq") != b"%d" % seq
+            }:
+                assert time.monotonic() - began < SETTLE_S, behind
                 await asyncio.sleep(0.005)
         return time.monotonic() - began
 
