@@ -68,6 +68,11 @@ class Shard:
         """Name the HASH of notes that routers leave: endpoint -> `epoch words`."""
         return self.base + "doubts"
 
+    @property
+    def relearning(self) -> str:
+        """Name the HASH of endpoints whose hits routers have announced: endpoint -> epoch."""
+        return self.base + "relearning"
+
     def endpoint(self, name: EndpointName) -> str:
         """Name the HASH with the state of an endpoint: epoch, sequence, blocks, ..."""
         return f"{self.base}endpoint:{name}"

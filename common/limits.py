@@ -180,6 +180,15 @@ DIGESTS_KEPT: Final = 16_384
 FORGOTTEN_HASHES_MIN: Final = 10_000
 """Engine hashes kept per endpoint after their last copy is gone, to place later children; or as
 many as it held at most, if that is more: a doubt forgets none."""
+RELEARN_S: Final = 600.0
+"""For which routers have an endpoint announce its hits after an epoch that began without what it
+had cached before; what stays hot is hit within it."""
+RELEARN_GRACE_S: Final = 60.0
+"""For which announced hits may still come, from requests that waited."""
+IDLE_PROBES_MAX: Final = 64
+"""Requests of one token to idle engines at once; the others wait for another idle time."""
+RELEARN_POLL_S: Final = 1.0
+"""Between two looks of a router at which endpoints are relearned."""
 PRESENT_HASHES_MAX: Final = 4_000_000
 """Blocks that one endpoint may claim to hold; more is a lie or a fault."""
 POOLS_PER_ENDPOINT_MAX: Final = 64

@@ -229,6 +229,9 @@ class RouterSettings(_Section):
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
         ask_usage: ask for the usage of streams whose clients did not, and take it out again.
+        relearn: have an engine whose cache is known in part announce what its requests hit.
+        idle_probe_s: after so long without a request an engine gets one of a single token, so
+            that it tells of a cache that was cleared meanwhile; 0 for never.
         handover_check_share: share of the handed-over prompts that are checked, 0 to 1.
     """
 
@@ -244,6 +247,8 @@ class RouterSettings(_Section):
     metrics_interval_s: Seconds = 0.5
     probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0
     ask_usage: bool = True
+    relearn: bool = True
+    idle_probe_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     handover_check_share: Annotated[float, Field(ge=0, le=1)] = limits.HANDOVER_CHECK_SHARE
     body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
     body_read_s: Seconds = limits.BODY_READ_S

@@ -63,8 +63,13 @@ class EndpointCache:
         self.block_size = 0
         """Tokens per block, as of the newest event that tells; 0 before."""
 
-    def apply(self, batch: Batch) -> Delta:
+    def apply(self, batch: Batch, *, counts_copies: bool = True) -> Delta:
         """Take over a batch.
+
+        Args:
+            batch: the batch.
+            counts_copies: whether the store of a present block is a further copy of it; else it
+                may as well be an announced hit, and leaves the count as it is.
 
         Events with token ids are read first to learn their hashes: in a hybrid model's batch the
         groups with windows name blocks that only the later full-attention event explains.
@@ -77,7 +82,7 @@ class EndpointCache:
             if isinstance(event, BlockStored):
                 self._learn(event, delta)
         for event in batch.events:
-            self._count(event, delta)
+            self._count(event, delta, counts_copies=counts_copies)
         self._most_held = max(self._most_held, len(self._copies))
         self._trim()
         if not self.groups.are_matchable:
@@ -155,9 +160,9 @@ class EndpointCache:
                     delta.present[pool, former] = False
                 delta.present[pool, block] = True
 
-    def _count(self, event: Event, delta: Delta) -> None:
+    def _count(self, event: Event, delta: Delta, *, counts_copies: bool) -> None:
         if isinstance(event, BlockStored):
-            self._store(event, delta)
+            self._store(event, delta, counts_copies=counts_copies)
         elif isinstance(event, BlockRemoved):
             self._remove(event, delta)
         else:
@@ -165,7 +170,7 @@ class EndpointCache:
             delta.cleared = True
             delta.present.clear()
 
-    def _store(self, event: BlockStored, delta: Delta) -> None:
+    def _store(self, event: BlockStored, delta: Delta, *, counts_copies: bool) -> None:
         counts = self._counts.get(event.pool)
         if counts is None:
             if len(self._counts) >= limits.POOLS_PER_ENDPOINT_MAX:
@@ -181,7 +186,9 @@ class EndpointCache:
                 self._copies[engine_hash] = self._copies.get(engine_hash, 0) + 1
                 self._absent.pop(engine_hash, None)
                 self._note(delta, event.pool, engine_hash, present=True)
-            counts[engine_hash] = count + 1
+                counts[engine_hash] = 1
+            elif counts_copies:
+                counts[engine_hash] = count + 1
 
     def _remove(self, event: BlockRemoved, delta: Delta) -> None:
         counts = self._counts.get(event.pool, {})

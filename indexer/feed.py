@@ -15,6 +15,7 @@ from kvatlas.indexer.decode import decode
 from kvatlas.indexer.events import Batch
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.mirror import Mirror
+from kvatlas.indexer.relearning import Relearning
 from kvatlas.indexer.sequence import NewEpoch, Ready, Sequencer
 
 _LOG = logger("feed")
@@ -33,6 +34,7 @@ class Feed:
         self.cache = mirror.cache
         self.mirror = mirror
         self._metrics = metrics
+        self._relearning = Relearning()
         self.orphans = 0
         self.unknown_removed = 0
         self._counted: Counter[str] = Counter()
@@ -46,6 +48,7 @@ class Feed:
                 _LOG.info("epoch.ended", endpoint=self.name, reason=step.reason)
                 self.cache.forget(engine_gone=step.reason == "restart")
                 self.mirror.forget(step.reason)
+                self._relearning.new_epoch()
             else:
                 self._apply(step)
         self._count_sequence()
@@ -71,7 +74,17 @@ class Feed:
             "replays": counts["replay"],
             "orphans": self.orphans,
             "unknown_removals": self.unknown_removed,
+            "relearning": self._relearned_epoch(),
         }
+
+    def _relearned_epoch(self) -> str:
+        """Name the epoch in which routers should have hits announced, or give an empty text.
+
+        In groups with windows an engine would announce blocks that it does not hold there.
+        """
+        epoch = self.mirror.epoch
+        is_asking = self._relearning.is_asking(monotonic()) and self.cache.groups.are_full
+        return str(epoch) if is_asking and epoch is not None else ""
 
     def reject(self, reason: str) -> None:
         """Note a message that does not even have a sequence."""
@@ -93,7 +106,11 @@ class Feed:
                 skipped=skipped,
             )
             return
-        delta = self.cache.apply(batch)
+        now = monotonic()
+        self._relearning.batch(step.seq, now)
+        delta = self.cache.apply(batch, counts_copies=self._relearning.is_counting(now))
+        if delta.cleared:
+            self._relearning.cleared(now)
         self.mirror.update(step.seq, batch.time_s, delta)
         self._count_batch(batch, delta)
 

@@ -55,6 +55,11 @@ class Groups:
         return self._fault is None
 
     @property
+    def are_full(self) -> bool:
+        """Tell whether every group caches every block."""
+        return all(group.kind in FULL_KINDS for group in self._groups.values())
+
+    @property
     def device_pools(self) -> list[Pool]:
         """List the GPU pool of each group, where there are several."""
         if len(self._groups) < 2:

@@ -245,6 +245,7 @@ class IndexStore:
         await self.open_epoch(target, None, "removed", now_s)
         with guard():
             await self._client.srem(target.shard.endpoints, target.name)
+            await self._client.hdel(target.shard.relearning, target.name)
             await self._client.delete(target.key)
 
     async def dead_holders(self, shard: Shard) -> Dead:
@@ -297,6 +298,11 @@ class IndexStore:
             for target, fields in stands:
                 mapping: dict[Any, Any] = dict(fields)
                 pipe.hset(target.key, mapping=mapping)
+                # Of its own, so that routers read one small key instead of every state.
+                if relearned := fields.get("relearning"):
+                    pipe.hset(target.shard.relearning, target.name, relearned)
+                else:
+                    pipe.hdel(target.shard.relearning, target.name)
             await pipe.execute()
 
     async def aclose(self) -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 from kvatlas.common.admin import admin_app, readyz_handler, serving
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.keyspace import shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.settings import RouterSettings, Settings
@@ -21,13 +22,15 @@ from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import PROMPT_PATHS, RouterHttp
+from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Pipeline, Stages
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
-from kvatlas.router.proof import Proof
+from kvatlas.router.proof import Parts, Proof
 from kvatlas.router.proxy import Proxy
+from kvatlas.router.relearning import Relearning
 from kvatlas.router.render_service import RenderServices
 
 _LOG = logger("router")
@@ -116,7 +119,12 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             [m.model for m in settings.models if m.token_handover],
             metrics,
         )
-        proof = Proof(settings, doubts, checks, metrics)
+        relearning = None
+        if settings.router.relearn:
+            shards = [s for m in settings.models for s in shards_of(m.model, m.index_shards)]
+            relearning = Relearning(settings.redis, shards)
+            stack.push_async_callback(relearning.aclose)
+        proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
         http = RouterHttp(settings, pipeline, proxy, proof, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         prober = Prober(proxy.session, endpoints, probes, metrics)
@@ -129,6 +137,11 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         tasks.start(doubts.run(), "doubts")
         tasks.start(checks.run(), "handover_checks")
         options = settings.router
+        if relearning is not None:
+            tasks.start(relearning.run(), "relearning")
+        if options.idle_probe_s:
+            idle = IdleProbes(proxy.session, endpoints, metrics, options.idle_probe_s)
+            tasks.start(idle.run(), "idle_probes")
         running.admin_port = await stack.enter_async_context(
             serving(_admin(running), options.admin_host, options.admin_port)
         )

@@ -47,9 +47,13 @@ class Flight:
 
     endpoint: Endpoint
     pending_tokens: int
+    _is_awaited: bool = True
 
     def began(self) -> None:
         """Note the first byte: its prompt has been computed."""
+        if self._is_awaited:
+            self._is_awaited = False
+            self.endpoint.awaited -= 1
         self.endpoint.pending_tokens -= self.pending_tokens
         self.pending_tokens = 0
 
@@ -63,6 +67,7 @@ class Endpoint:
         ranks: how many the engine has; with more than one it is told by a header which.
         block_size: configured or learned from the engine, None before.
         requests: own requests under way, exact.
+        awaited: those that await their first byte.
         pending_tokens: uncached prompt tokens of those that await their first byte.
         others_running: requests of others that run there, as of the last scrape.
         others_waiting: requests of others that have been waiting over two scrapes.
@@ -81,6 +86,7 @@ class Endpoint:
     block_size: int | None
     ranks: int = 1
     requests: int = 0
+    awaited: int = 0
     pending_tokens: int = 0
     others_running: int = 0
     others_waiting: int = 0
@@ -101,6 +107,7 @@ class Endpoint:
     def flight(self, uncached_tokens: int) -> Iterator[Flight]:
         """Count a request in, and out again whatever happens."""
         self.requests += 1
+        self.awaited += 1
         self.pending_tokens += uncached_tokens
         flight = Flight(self, uncached_tokens)
         try:

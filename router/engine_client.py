@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.errors import KvatlasError
+
+RANK_HEADER: Final = "X-data-parallel-rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +22,14 @@ class Asked:
         api_key: that it wants, or None.
         timeout_s: for one answer.
         bytes_max: largest answer that is read.
+        rank: of data parallelism that is to answer; None where the engine has one, or any may.
     """
 
     url: str
     api_key: str | None
     timeout_s: float = limits.PROBE_TIMEOUT_S
     bytes_max: int = limits.PROBE_ANSWER_BYTES_MAX
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ async def ask(
         Silence: there was no answer in time, or none that is HTTP.
     """
     headers = {"Authorization": f"Bearer {asked.api_key}"} if asked.api_key else {}
+    if asked.rank is not None:
+        headers[RANK_HEADER] = str(asked.rank)
     if body is not None:
         headers["Content-Type"] = "application/json"
     try:

@@ -60,6 +60,15 @@ class RouterMetrics:
         self.doubts = self._counter(
             "doubts", "Endpoints put into doubt: noted, failed or dropped.", "endpoint", "outcome"
         )
+        self.relearned = self._counter(
+            "relearned", "Requests that made an engine announce what they hit.", "endpoint"
+        )
+        self.idle_probes = self._counter(
+            "idle_probes",
+            "Requests of one token to idle engines: answered or failed.",
+            "endpoint",
+            "outcome",
+        )
         self.handovers = self._counter(
             "handovers",
             "Chats of models with token_handover: handed_over, refused by the engine and sent again"

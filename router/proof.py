@@ -8,7 +8,7 @@ from typing import Final
 from kvatlas.common.clock import monotonic
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.settings import Settings
-from kvatlas.router import handover
+from kvatlas.router import handover, relearning
 from kvatlas.router.accuracy import Prediction, Window, compare, is_comparable
 from kvatlas.router.body import ClientBody, add, cut
 from kvatlas.router.doubts import Doubts
@@ -16,6 +16,7 @@ from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged
+from kvatlas.router.relearning import Relearning
 from kvatlas.router.usage import (
     STREAM_OPTIONS,
     AnswerReader,
@@ -77,15 +78,27 @@ class Sent:
     is_handed_over: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What acts on what requests tell.
+
+    Attributes:
+        relearning: None where engines are not made to announce what they hit.
+    """
+
+    doubts: Doubts
+    checks: HandoverChecks
+    relearning: Relearning | None = None
+
+
 class Proof:
     """Make requests tell how right the index is, and act on what they tell."""
 
-    def __init__(
-        self, settings: Settings, doubts: Doubts, checks: HandoverChecks, metrics: RouterMetrics
-    ) -> None:
+    def __init__(self, settings: Settings, parts: Parts, metrics: RouterMetrics) -> None:
         self._asks_usage = settings.router.ask_usage
-        self._doubts = doubts
-        self._checks = checks
+        self._doubts = parts.doubts
+        self._checks = parts.checks
+        self._relearning = parts.relearning
         self._metrics = metrics
         self._hands_over = {m.model for m in settings.models if m.token_handover}
         self._windows: dict[EndpointName, Window] = {}
@@ -102,6 +115,10 @@ class Proof:
         is_handed_over = may_hand_over and self._may_hand_over(case)
         if is_handed_over and ids is not None:
             raw = add(raw, handover.MEMBER, handover.params(ids))
+        known = self._relearning
+        if known is not None and known.wants(case.endpoint, case.body.fields):
+            raw = add(raw, relearning.MEMBER, relearning.VALUE)
+            self._metrics.relearned.labels(case.endpoint.name).inc()
         return Sent(raw, asked, is_handed_over)
 
     def _asked(self, case: Case) -> Asked | None:

@@ -24,11 +24,11 @@ from kvatlas.common.errors import (
 )
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoint import Endpoint, Flight
+from kvatlas.router.engine_client import RANK_HEADER
 from kvatlas.router.headers import Header, to_client, to_engine
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.usage import AnswerReader
 
-RANK_HEADER: Final = "X-data-parallel-rank"
 TORN: Final = b"data: " + orjson.dumps(
     {
         "error": {

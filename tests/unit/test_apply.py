@@ -256,6 +256,15 @@ def test_a_doubt_forgets_no_hash_of_what_was_held(
     assert set(cache._known) == set(range(10))
 
 
+def test_announced_hits_restore_presence_and_count_nothing(cache: EndpointCache) -> None:
+    """However often a hit is announced, one removal ends it; what was not known becomes present."""
+    for _ in range(90):
+        cache.apply(Batch(0.0, (stored(1, 2),), 0), counts_copies=False)
+    assert present(cache) == {(GPU, FIRST), (GPU, SECOND)}
+    assert apply(cache, removed(2)).present == {(GPU, SECOND): False}
+    assert present(cache) == {(GPU, FIRST)}
+
+
 def test_liars_are_bounded(cache: EndpointCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and pools beyond the bounds are counted and left out."""
     monkeypatch.setattr(limits, "PRESENT_HASHES_MAX", 1)

@@ -1,0 +1,179 @@
+"""An index that begins in the middle of an engine's life learns what stays hot; idle engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from redis.asyncio import Redis
+
+from kvatlas.common import limits
+from kvatlas.common.keyspace import shards_of
+from kvatlas.common.prompt import CHAT_PATH, demo_model_path
+from kvatlas.common.settings import Settings
+from kvatlas.simulator.app import engine
+from tests.fakes.place import CHAT, SIZE, Place, routed, settings_for
+from tests.fakes.services import indexing
+
+pytestmark = pytest.mark.usefixtures("patient")
+
+SHARD = shards_of("m", 1)[0]  # type: ignore[arg-type]
+OTHER = {**CHAT, "messages": [{"role": "user", "content": "And what of the harbour? " * 20}]}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look more often than in production."""
+    monkeypatch.setattr(limits, "RELEARN_POLL_S", 0.05)
+
+
+@asynccontextmanager
+async def late(
+    redis_url: str, engine_options: dict[str, Any], **options: Any
+) -> AsyncIterator[Place]:
+    """Run an engine that has cached a chat, then an indexer that comes too late to hear of it."""
+    fast = {
+        "port": 0,
+        "events": "tcp://127.0.0.1:0",
+        "replay": "tcp://127.0.0.1:0",
+        "block_size": SIZE,
+        "time_scale": 1_000.0,
+        "replay_batches": 1,
+        **engine_options,
+    }
+    model = {"name": "m", "tokenizer": str(demo_model_path())}
+    async with engine(Settings.model_validate({"models": [model], "engine": fast})) as real:
+        assert real.sources.events
+        assert real.sources.replay
+        async with aiohttp.ClientSession() as session:
+            for chat in (CHAT, OTHER):
+                async with session.post(real.url + CHAT_PATH, json=chat) as reply:
+                    assert reply.status == 200
+        events = {"events": real.sources.events, "replay": real.sources.replay}
+        settings = settings_for(real.url, redis_url, events, **options)
+        async with indexing(settings) as indexer, routed(settings, real.url) as place:
+            place.indexer = indexer
+            yield place
+
+
+async def until(check: Callable[[], Any], what: str) -> None:
+    """Wait until something holds."""
+    for _ in range(200):
+        found = check()
+        if await found if asyncio.iscoroutine(found) else found:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(what)
+
+
+def relearned(place: Place) -> float:
+    """Count the requests that made the engine announce what they hit."""
+    return place.count(place.running.metrics.relearned, place.endpoint.name)
+
+
+async def predicted(place: Place) -> float:
+    """Send the chat; give the tokens that it was predicted to hit."""
+    counter = place.running.metrics.match_tokens
+    before = place.count(counter, "m")
+    await place.chat()
+    await asyncio.sleep(0.1)
+    return place.count(counter, "m") - before
+
+
+async def flagged(redis_url: str) -> bool:
+    """Tell whether the index says that hits are wanted."""
+    async with Redis.from_url(redis_url) as client:
+        return bool(await client.exists(SHARD.relearning))
+
+
+async def test_what_stays_hot_is_learned_again(redis_url: str) -> None:
+    """The first hit is a surprise and is announced; the next one is predicted."""
+    async with late(redis_url, {}) as place:
+        await until(lambda: flagged(redis_url), "relearning")
+        async with Redis.from_url(redis_url, decode_responses=True) as client:
+            state = await client.hgetall(SHARD.endpoint(place.endpoint.name))
+            assert state["relearning"] == state["epoch"]
+        await asyncio.sleep(0.2)
+        assert await predicted(place) == 0
+        assert relearned(place) == 1
+
+        async def known() -> bool:
+            return await predicted(place) > 0
+
+        await until(known, "the chat's blocks")
+        predictions = place.running.metrics.predictions
+        assert place.count(predictions, place.endpoint.name, "under") >= 1
+        assert place.count(predictions, place.endpoint.name, "exact") >= 1
+        assert place.count(predictions, place.endpoint.name, "over") == 0
+
+
+async def test_hits_that_were_announced_often_leave_no_phantom(redis_url: str) -> None:
+    """After the engine has evicted the blocks, the index holds none of them."""
+    async with late(redis_url, {"num_blocks": 64, "max_model_len": 1_000}) as place:
+        await until(lambda: flagged(redis_url), "relearning")
+        await asyncio.sleep(0.2)
+        for _ in range(10):
+            await predicted(place)
+        assert await predicted(place) > 0
+        for number in range(6):
+            words = f"Tell me of bridge {number}. " * 40
+            await place.chat({**CHAT, "messages": [{"role": "user", "content": words}]})
+        await place.settled()
+        assert await predicted(place) == 0
+        predictions = place.running.metrics.predictions
+        assert place.count(predictions, place.endpoint.name, "over") == 0
+
+
+async def test_an_operator_may_do_without(redis_url: str) -> None:
+    """With `relearn: false` no request is changed, and hits stay surprises."""
+    async with late(redis_url, {}, relearn=False) as place:
+        await until(lambda: flagged(redis_url), "relearning")
+        for _ in range(3):
+            assert await predicted(place) == 0
+
+
+async def test_bodies_with_arguments_of_their_own_are_left_alone(redis_url: str) -> None:
+    """A client's `vllm_xargs` stays as it is."""
+    async with late(redis_url, {}) as place:
+        await until(lambda: flagged(redis_url), "relearning")
+        await asyncio.sleep(0.2)
+        await place.chat({**CHAT, "vllm_xargs": {"a": 1}})
+        assert relearned(place) == 0
+
+
+async def test_an_engine_that_is_known_from_its_start_announces_nothing(redis_url: str) -> None:
+    """Where the replay reaches back to the first batch there is nothing to be learned."""
+    async with late(redis_url, {"replay_batches": 1_000}) as place:
+
+        async def known() -> bool:
+            return await predicted(place) > 0
+
+        await until(known, "the chat's blocks")
+        assert not await flagged(redis_url)
+        assert relearned(place) == 0
+
+
+async def test_an_idle_engine_tells_of_a_clear(redis_url: str) -> None:
+    """A request of one token brings out what an idle engine has kept to itself."""
+    async with late(redis_url, {"replay_batches": 1_000}, idle_probe_s=0.5) as place:
+
+        async def known() -> bool:
+            return await predicted(place) > 0
+
+        await until(known, "the chat's blocks")
+        async with place.session.post(f"{place.engine_url}/reset_prefix_cache") as reply:
+            assert reply.status == 200
+
+        async def forgotten() -> bool:
+            async with Redis.from_url(redis_url) as client:
+                state = SHARD.endpoint(place.endpoint.name)
+                return await client.hget(state, "reason") == b"cleared"
+
+        await until(forgotten, "the clear")
+        probes = place.running.metrics.idle_probes
+        assert place.count(probes, place.endpoint.name, "answered") >= 1
+        assert place.count(probes, place.endpoint.name, "failed") == 0

@@ -1,0 +1,52 @@
+"""When an endpoint's hits are announced, and when copies are counted."""
+
+from __future__ import annotations
+
+from kvatlas.common import limits
+from kvatlas.indexer.relearning import Relearning
+
+NOW = 100.0
+END = NOW + limits.RELEARN_S
+COUNTS = END + limits.RELEARN_GRACE_S
+
+
+def started(seq: int) -> Relearning:
+    """Begin an epoch with a batch."""
+    relearning = Relearning()
+    relearning.new_epoch()
+    relearning.batch(seq, NOW)
+    return relearning
+
+
+def test_an_epoch_that_begins_with_the_engine_knows_all() -> None:
+    """Nothing is asked for and every copy counts."""
+    relearning = started(0)
+    assert not relearning.is_asking(NOW)
+    assert relearning.is_counting(NOW)
+
+
+def test_an_epoch_that_begins_later_is_blind_to_what_was_before() -> None:
+    """Hits are asked for for a while; copies count again when the last may have come."""
+    relearning = started(7)
+    relearning.batch(8, NOW + 1)
+    assert relearning.is_asking(NOW)
+    assert not relearning.is_asking(END)
+    assert not relearning.is_counting(COUNTS - 1)
+    assert relearning.is_counting(COUNTS)
+
+
+def test_an_engine_that_was_cleared_has_nothing_to_be_learned() -> None:
+    """Routers stop asking at once; what they asked for before may still come."""
+    relearning = started(7)
+    relearning.cleared(NOW + 1)
+    assert not relearning.is_asking(NOW + 1)
+    assert not relearning.is_counting(NOW + 1)
+
+
+def test_a_new_life_ends_it() -> None:
+    """Its requests are new ones, but for those that come within the grace."""
+    relearning = started(7)
+    relearning.new_epoch()
+    relearning.batch(0, NOW + 1)
+    assert not relearning.is_asking(NOW + 1)
+    assert relearning.is_counting(NOW + 1 + limits.RELEARN_GRACE_S)
