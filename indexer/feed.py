@@ -93,6 +93,8 @@ class Feed:
         self.sequencer.unreadable(monotonic())
 
     def _apply(self, step: Ready) -> None:
+        now = monotonic()
+        self._relearning.batch(step.seq, now)
         try:
             batch = decode(step.payload)
         except MalformedBatch as error:
@@ -106,8 +108,6 @@ class Feed:
                 skipped=skipped,
             )
             return
-        now = monotonic()
-        self._relearning.batch(step.seq, now)
         delta = self.cache.apply(batch, counts_copies=self._relearning.is_counting(now))
         if delta.cleared:
             self._relearning.cleared(now)

@@ -122,8 +122,12 @@ def test_explain_and_inspect_agree_about_a_prompt(fleet: Fleet) -> None:
         if matches.get(endpoint):
             break
         time.sleep(0.1)
-    explained = json.loads(command("explain", "--url", admin, "--json", "-", stdin=body))
-    assert explained["endpoint"] == endpoint
+    for _ in range(50):
+        explained = json.loads(command("explain", "--url", admin, "--json", "-", stdin=body))
+        # On a busy machine a lookup may be late, and the decision by load.
+        if explained["fallback"] is None:
+            break
+    assert (explained["endpoint"], explained["fallback"]) == (endpoint, None)
     told = {c["endpoint"]: c["match_blocks"] for c in explained["candidates"] if c["match_blocks"]}
     assert told == matches
     assert f"{endpoint} (chosen)" in command("explain", "--url", admin, "-", stdin=body)
