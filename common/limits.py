@@ -149,6 +149,10 @@ TOPOLOGY_AGE_MAX_S: Final = 10.0
 REPLICA_AVOID_S: Final = 5.0
 """For which lookups leave a replica alone that has failed."""
 REDIS_PASSWORD_BYTES_MAX: Final = 4_096
+REDIS_RECONNECT_S: Final = 0.1
+"""Pause after a connection that could not be made."""
+REDIS_WAITING_MAX: Final = 10_000
+"""Commands under way on one shared connection; more are refused at once."""
 REDIS_LOOKUP_CONNECTIONS_MAX: Final = 32
 REDIS_WRITE_CONNECTIONS_MAX: Final = 16
 OPS_PER_SCRIPT_MAX: Final = 1_000

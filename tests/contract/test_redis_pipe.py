@@ -1,0 +1,156 @@
+"""The shared connection: replies find their callers, whatever happens to others or to Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from kvatlas.cli.redis_server import RedisServer, running_redis
+from kvatlas.common import limits
+from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.redis_pipe import Address, RedisPipe
+
+
+def pipe_to(server: RedisServer) -> RedisPipe:
+    """Make a pipe to a server's unix socket."""
+
+    async def locate() -> Address:
+        return Address(path=urlsplit(server.url).path)
+
+    return RedisPipe(locate)
+
+
+@pytest.fixture
+async def pipe(redis_server: RedisServer) -> AsyncIterator[RedisPipe]:
+    """Give a pipe to the session's Redis."""
+    made = pipe_to(redis_server)
+    yield made
+    made.close()
+
+
+async def test_replies_are_redis_own(pipe: RedisPipe) -> None:
+    """Strings, numbers, nothing and lists come back as Redis sent them."""
+    assert await pipe.call("SET", "pipe:a", b"\x00\xff") == b"OK"
+    assert await pipe.call("GET", "pipe:a") == b"\x00\xff"
+    assert await pipe.call("GET", "pipe:none") is None
+    assert await pipe.call("EVAL", "return {1, 'a', {2}}", 0) == [1, b"a", [2]]
+
+
+async def test_what_is_asked_at_once_travels_together(pipe: RedisPipe) -> None:
+    """A thousand calls of one turn of the loop use one connection and far fewer writes."""
+    await pipe.call("PING")
+    before = await pipe.call("INFO", "stats")
+    answers = await asyncio.gather(*(pipe.call("ECHO", str(n)) for n in range(1_000)))
+    assert answers == [str(n).encode() for n in range(1_000)]
+    after = await pipe.call("INFO", "stats")
+
+    def number(page: bytes, name: bytes) -> int:
+        return int(page.split(name + b":")[1].split()[0])
+
+    connections = b"total_connections_received"
+    assert number(after, connections) == number(before, connections)
+    reads = b"total_reads_processed"
+    assert number(after, reads) - number(before, reads) < 100
+
+
+async def test_who_leaves_harms_nobody(pipe: RedisPipe) -> None:
+    """Callers cancelled at any moment leave everybody else's replies where they belong."""
+    source = random.Random(1)
+    await pipe.call("PING")
+    for _ in range(20):
+        calls = [asyncio.create_task(pipe.call("ECHO", str(n))) for n in range(50)]
+        await asyncio.sleep(source.choice([0, 0, 0.0005]))
+        left = {n for n in range(50) if source.random() < 0.4}
+        for n in left:
+            calls[n].cancel()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for n, answer in enumerate(answers):
+            assert answer == str(n).encode() or (n in left and isinstance(answer, BaseException))
+    assert await pipe.call("ECHO", "last") == b"last"
+
+
+async def test_who_leaves_during_the_connection_harms_nobody(redis_server: RedisServer) -> None:
+    """The attempt to connect is everybody's: it survives the caller that began it."""
+    pipe = pipe_to(redis_server)
+    first = asyncio.create_task(pipe.call("PING"))
+    others = [asyncio.create_task(pipe.call("ECHO", str(n))) for n in range(5)]
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await asyncio.gather(*others) == [str(n).encode() for n in range(5)]
+    pipe.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (("EVALSHA", "0" * 40, 0), "noscript"),
+        (("LPUSH", "pipe:text", "x"), "wrongtype"),
+        (("NONSENSE",), "error"),
+    ],
+)
+async def test_errors_have_a_reason(
+    pipe: RedisPipe, command: tuple[str | int, ...], reason: str
+) -> None:
+    """What Redis answers instead of a result is a word of a closed set, and spoils nothing."""
+    await pipe.call("SET", "pipe:text", "a")
+    with pytest.raises(IndexUnavailable) as caught:
+        await pipe.call(*command)
+    assert caught.value.reason == reason
+    assert await pipe.call("GET", "pipe:text") == b"a"
+
+
+async def test_too_many_waiting_are_refused(
+    pipe: RedisPipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the bound a call fails at once; those before it are answered."""
+    await pipe.call("PING")
+    monkeypatch.setattr(limits, "REDIS_WAITING_MAX", 10)
+    answers = await asyncio.gather(
+        *(pipe.call("ECHO", str(n)) for n in range(15)), return_exceptions=True
+    )
+    assert answers[:10] == [str(n).encode() for n in range(10)]
+    assert [getattr(answer, "reason", None) for answer in answers[10:]] == ["pool"] * 5
+
+
+async def test_a_redis_that_dies_and_comes_back() -> None:
+    """What waits fails at once, then calls fail quickly, then they work again by themselves."""
+    with tempfile.TemporaryDirectory(prefix="kva-") as folder:
+        path = Path(folder)
+        with running_redis(path) as server:
+            pipe = pipe_to(server)
+            assert await pipe.call("PING") == b"PONG"
+            os.kill(server.pid, signal.SIGSTOP)
+            waiting = asyncio.create_task(pipe.call("PING"))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            os.kill(server.pid, signal.SIGKILL)
+            with pytest.raises(IndexUnavailable) as caught:
+                await asyncio.wait_for(waiting, 2)
+            assert caught.value.reason == "connection"
+            with pytest.raises(IndexUnavailable):
+                await pipe.call("PING")
+        with running_redis(path) as server:
+            await asyncio.sleep(limits.REDIS_RECONNECT_S)
+            assert await pipe.call("PING") == b"PONG"
+            pipe.close()
+
+
+async def test_a_refused_greeting_is_no_connection(redis_server: RedisServer) -> None:
+    """A password that Redis does not want fails the call with its reason."""
+
+    async def locate() -> Address:
+        greeting = (("AUTH", "nobody", "wrong"),)
+        return Address(path=urlsplit(redis_server.url).path, greeting=greeting)
+
+    pipe = RedisPipe(locate)
+    with pytest.raises(IndexUnavailable) as caught:
+        await pipe.call("PING")
+    assert caught.value.reason == "wrongpass"
