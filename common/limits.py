@@ -153,7 +153,8 @@ REDIS_RECONNECT_S: Final = 0.1
 """Pause after a connection that could not be made."""
 REDIS_WAITING_MAX: Final = 10_000
 """Commands under way on one shared connection; more are refused at once."""
-REDIS_LOOKUP_CONNECTIONS_MAX: Final = 32
+REDIS_UNSENT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Of these, waiting for a server that does not read; a lookup of 100,000 tokens is 50 kB."""
 REDIS_WRITE_CONNECTIONS_MAX: Final = 16
 OPS_PER_SCRIPT_MAX: Final = 1_000
 """Entries that one call of the writer script changes: under 5 ms of Redis."""

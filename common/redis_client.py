@@ -15,18 +15,20 @@ from importlib import resources
 from typing import Any, Final, cast
 
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.redis_options import (
     Node,
+    Options,
     address,
     connection_options,
     node_of,
     seeds,
     sentinel_options,
 )
+from kvatlas.common.redis_pipe import SharedRedis
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.redis_topology import ClusterTopology, SentinelTopology, Topology
 from kvatlas.common.setting_sections import RedisSettings
@@ -43,14 +45,19 @@ LOGIN_REASONS: Final = frozenset({"auth", "noauth", "wrongpass", "noperm"})
 
 
 def connect(
-    where: str | RedisSettings, *, timeout_s: float, connections_max: int, reads_only: bool = False
+    where: str | RedisSettings,
+    *,
+    timeout_s: float,
+    connections_max: int | None,
+    reads_only: bool = False,
 ) -> OneRedis | RoutedRedis:
     """Make a client that never waits longer than it is told and never retries by itself.
 
     Args:
         where: the settings, or the URL of a single server.
         timeout_s: for one reply, and for a free connection.
-        connections_max: connections to each server at most.
+        connections_max: connections to each server at most; None where all calls share one
+            (`redis_pipe`), which takes plain commands and gives replies as Redis sent them.
         reads_only: nothing is written, so that replicas will do where the settings allow it.
 
     Raises:
@@ -58,16 +65,22 @@ def connect(
     """
     settings = RedisSettings(url=where) if isinstance(where, str) else where
     options = connection_options(settings, timeout_s=timeout_s)
-    options |= {"max_connections": connections_max, "timeout": timeout_s}
-    if settings.mode == "single":
-        pool = BlockingConnectionPool(**options, **address(settings))
+
+    def make_one(**where: Any) -> OneRedis:
+        if connections_max is None:
+            return SharedRedis(ConnectionPool(**options, **where).make_connection, timeout_s)
+        bounds: Options = {"max_connections": connections_max, "timeout": timeout_s}
+        pool = BlockingConnectionPool(**options, **bounds, **where)
         return cast("OneRedis", OneRedis.from_pool(pool))
+
+    if settings.mode == "single":
+        return make_one(**address(settings))
     topology = _topology(settings, replicas=reads_only and settings.read_from_replicas)
     if settings.mode == "cluster" and topology.reads_replicas:
         options["redis_connect_func"] = _greet_replica
 
     def make(node: Node) -> Redis:
-        return Redis.from_pool(BlockingConnectionPool(**options, host=node[0], port=node[1]))
+        return make_one(host=node[0], port=node[1])
 
     return RoutedRedis(topology, make)
 
@@ -128,7 +141,9 @@ def guard() -> Iterator[None]:
     except redis_errors.AuthenticationError as error:
         raise IndexUnavailable("auth") from error
     except (redis_errors.ConnectionError, OSError) as error:
-        raise IndexUnavailable("connection") from error
+        # A login that is refused while a connection is made arrives wrapped.
+        refused = isinstance(error.__cause__, redis_errors.AuthenticationError)
+        raise IndexUnavailable("auth" if refused else "connection") from error
     except redis_errors.RedisError as error:
         raise IndexUnavailable(_reason(error)) from error
 

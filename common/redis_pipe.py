@@ -1,207 +1,246 @@
-"""One connection to Redis that many callers share: what they ask at once travels together.
+"""A Redis client whose calls share one connection: what is asked at once travels together.
 
-redis-py takes a connection per call and about 100 us of Python; a router asks one question per
-request. Here a call writes its command and gets a future; commands of the same turn of the loop
-leave in one write, replies come back in order. A caller that leaves harms no other: its reply is
-read and dropped. The connection is made anew, with a pause, when it breaks; nothing is sent twice.
+redis-py takes a connection out of a pool for each call, and 100 us of Python; a router asks one
+small question per request. Here a call writes its command and gets a future; commands of one turn
+of the loop leave in one write, and replies come back in order. A caller that leaves harms no
+other: its reply is read and dropped. redis-py makes the connection (addresses, TLS, login, as all
+others of ours) and hands it over; hiredis reads the replies.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import hiredis
+from redis import exceptions as redis_errors
+from redis._parsers import BaseParser
+from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import AbstractConnection
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.redis_client import RedisArg, reason_of
+from kvatlas.common.redis_routed import NoPool, OneRedis, is_astray
 
 Reply = Any
 """What hiredis reads: bytes, int, None, lists of these."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a Redis is, and how to greet it.
-
-    Attributes:
-        host, port: of a TCP socket; without them `path` names a unix socket.
-        tls: None for a plain connection.
-        greeting: commands that open every connection, such as AUTH and SELECT; secret.
-    """
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
-    greeting: tuple[tuple[RedisArg, ...], ...] = field(default=(), repr=False)
-
-
-Locate = Callable[[], Awaitable[Address]]
-"""Find out where Redis is at the moment; asked before every connection."""
-
-
-class RedisPipe:
-    """A shared connection; made when it is first used.
-
-    Args:
-        locate: where to connect to.
-    """
-
-    def __init__(self, locate: Locate) -> None:
-        self._locate = locate
-        self._wire: _Wire | None = None
-        self._connecting: asyncio.Task[_Wire] | None = None
-        self._not_before = 0.0
-
-    async def call(self, *command: RedisArg) -> Reply:
-        """Send a command and wait for its reply, however long that takes.
-
-        Raises:
-            IndexUnavailable: there is no connection, it broke, or Redis answered with an error.
-                Whether a command that was sent was run is then unknown.
-        """
-        wire = self._wire
-        if wire is None or wire.is_closed:
-            wire = await self._connected()
-        return await wire.send(_packed(command))
-
-    def close(self) -> None:
-        """Close the connection; what waits for a reply fails."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._wire is not None:
-            self._wire.close()
-
-    async def _connected(self) -> _Wire:
-        """Wait for the one attempt that all callers share."""
-        if self._connecting is None:
-            if monotonic() < self._not_before:
-                raise IndexUnavailable("connection")
-            self._connecting = asyncio.create_task(self._connect(), name="redis connect")
-            self._connecting.add_done_callback(self._note)
-        # A caller's deadline must not end the attempt for the others.
-        return await asyncio.shield(self._connecting)
-
-    def _note(self, attempt: asyncio.Task[_Wire]) -> None:
-        self._connecting = None
-        if attempt.cancelled():
-            return
-        if attempt.exception() is None:
-            self._wire = attempt.result()
-        else:
-            self._not_before = monotonic() + limits.REDIS_RECONNECT_S
-
-    async def _connect(self) -> _Wire:
-        try:
-            async with asyncio.timeout(limits.REDIS_CONNECT_S):
-                wire = await _open(await self._locate())
-        except TimeoutError as error:
-            raise IndexUnavailable("timeout") from error
-        except OSError as error:
-            raise IndexUnavailable("connection") from error
-        return wire
-
-
-def _packed(command: Sequence[RedisArg]) -> bytes:
-    packed: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # typed as a 1-tuple
-    return packed
-
-
-async def _open(address: Address) -> _Wire:
-    loop = asyncio.get_running_loop()
-    if address.path:
-        _, wire = await loop.create_unix_connection(_Wire, address.path)
-    else:
-        _, wire = await loop.create_connection(_Wire, address.host, address.port, ssl=address.tls)
-    try:
-        for command in address.greeting:
-            await wire.send(_packed(command))
-    except BaseException:
-        wire.close()
-        raise
-    return wire
-
 
 MORE: Final = False
 """What hiredis gives while a reply is incomplete."""
 
 
-class _Wire(asyncio.Protocol):
-    """One connection: commands out, replies in, in order."""
+class SharedRedis(OneRedis):
+    """A client of one server; its connection is made at first use, and again after it broke.
 
-    def __init__(self) -> None:
+    Nothing is sent twice. Replies are as Redis sent them.
+
+    Args:
+        make: makes a connection, not yet connected.
+        timeout_s: silence of the server, while it owes replies, after which the connection counts
+            as broken. How long a call waits is for its caller to say.
+    """
+
+    def __init__(self, make: Callable[[], AbstractConnection], timeout_s: float) -> None:
+        super().__init__(connection_pool=NoPool())
+        self._make = make
+        self._timeout_s = timeout_s
+        self._wire: Wire | None = None
+        self._connecting: asyncio.Task[Wire] | None = None
+        self._not_before = 0.0
+        self._refusal: BaseException | None = None
+        self._is_closed = False
+
+    async def execute_command(self, *args: Any, **options: Any) -> Reply:
+        """Run a command.
+
+        Raises:
+            RedisError: there is no connection, it broke, or Redis answered with an error. Whether
+                a command that was sent was run is then unknown.
+        """
+        del options
+        wire = await self.wire()
+        try:
+            return await wire.send(args)
+        except redis_errors.ResponseError as error:
+            if is_astray(error):
+                # The address may mean another server next time.
+                wire.close()
+            raise
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:  # noqa: FBT001, FBT002 - redis-py's
+        """Collect commands that are sent one right behind the other."""
+        if transaction or shard_hint:
+            raise ValueError("a shared connection has no transactions")
+        return _SharedPipeline(self)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's
+        """Close the connection; what waits for a reply fails."""
+        del close_connection_pool
+        self._is_closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        if self._wire is not None:
+            self._wire.close()
+
+    async def wire(self) -> Wire:
+        """Give the connection; a call's deadline does not end the attempt for the others.
+
+        Raises:
+            RedisError, OSError: there is none.
+        """
+        if self._wire is not None and not self._wire.is_closed:
+            return self._wire
+        if self._connecting is None:
+            if self._is_closed or monotonic() < self._not_before:
+                raise redis_errors.ConnectionError("no connection") from self._refusal
+            self._connecting = asyncio.create_task(self._connect(), name="redis connect")
+            self._connecting.add_done_callback(self._note)
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> Wire:
+        connection = self._make()
+        try:
+            async with asyncio.timeout(limits.REDIS_CONNECT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return Wire(connection, self._timeout_s)
+
+    def _note(self, attempt: asyncio.Task[Wire]) -> None:
+        self._connecting = None
+        if attempt.cancelled():
+            return
+        error = attempt.exception()
+        if error is None:
+            self._wire, self._refusal = attempt.result(), None
+        else:
+            # A login that was refused stays the reason while nothing is tried.
+            self._refusal = error.__cause__
+            self._not_before = monotonic() + limits.REDIS_RECONNECT_S
+
+
+class Wire(asyncio.Protocol):
+    """One connection: commands out, replies in, in order.
+
+    Args:
+        connection: redis-py's, connected and greeted; its transport is taken over.
+        timeout_s: as for SharedRedis.
+    """
+
+    def __init__(self, connection: AbstractConnection, timeout_s: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._reader = hiredis.Reader(notEnoughData=MORE)
+        self._timeout_s = timeout_s
+        self._reader = hiredis.Reader(notEnoughData=MORE, replyError=BaseParser.parse_error)
         self._waiting: deque[asyncio.Future[Reply]] = deque()
         self._unsent: list[bytes] = []
-        self._transport: asyncio.Transport | None = None
+        self._heard_at = 0.0
         self.is_closed = False
+        writer = connection._writer  # noqa: SLF001 - there is no other way to its transport
+        if writer is None:
+            raise redis_errors.ConnectionError("closed")
+        # Whoever lets a writer go closes its transport.
+        self._writer = writer
+        connection._reader = connection._writer = None  # noqa: SLF001
+        # uvloop's transports are none of asyncio's classes.
+        self._transport = cast("asyncio.Transport", writer.transport)
+        self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            self._fail(redis_errors.ConnectionError("closed"))
 
-    def send(self, packed: bytes) -> asyncio.Future[Reply]:
+    def send(self, command: Sequence[Any]) -> asyncio.Future[Reply]:
         """Queue a command; those of one turn of the loop are written together."""
+        now = monotonic()
+        if self._waiting and now - self._heard_at > self._timeout_s:
+            self.close(redis_errors.TimeoutError("the server owes replies and is silent"))
         reply: asyncio.Future[Reply] = self._loop.create_future()
         if self.is_closed:
-            reply.set_exception(IndexUnavailable("connection"))
-        elif len(self._waiting) >= limits.REDIS_WAITING_MAX:
-            reply.set_exception(IndexUnavailable("pool"))
+            reply.set_exception(redis_errors.ConnectionError("closed"))
+        elif (
+            len(self._waiting) >= limits.REDIS_WAITING_MAX
+            or self._transport.get_write_buffer_size() > limits.REDIS_UNSENT_BYTES_MAX
+        ):
+            reply.set_exception(redis_errors.MaxConnectionsError("too many calls wait"))
         else:
             if not self._unsent:
                 self._loop.call_soon(self._flush)
-            self._unsent.append(packed)
+            if not self._waiting:
+                self._heard_at = now
+            self._unsent.append(_packed(command))
             self._waiting.append(reply)
         return reply
 
-    def close(self) -> None:
+    def close(self, why: Exception | None = None) -> None:
         """Break the connection off."""
-        if self._transport is not None:
-            self._transport.abort()
-        self._fail()
+        self._transport.abort()
+        self._fail(why or redis_errors.ConnectionError("closed"))
 
     def _flush(self) -> None:
-        if self._unsent and self._transport is not None and not self.is_closed:
+        if self._unsent and not self.is_closed:
             self._transport.write(b"".join(self._unsent))
         self._unsent.clear()
 
     # --- what the transport calls ----------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        # uvloop's transports are none of asyncio's classes.
-        self._transport = cast("asyncio.Transport", transport)
-
     def data_received(self, data: bytes) -> None:
         """Give replies to those who wait."""
+        self._heard_at = monotonic()
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not MORE:
                 self._deliver(reply)
         except (hiredis.ProtocolError, IndexError):
-            self.close()
+            self.close(redis_errors.InvalidResponse("not what Redis says"))
 
     def _deliver(self, reply: Reply) -> None:
         waiting = self._waiting.popleft()
         if waiting.done():
             return
-        if isinstance(reply, hiredis.ReplyError):
-            waiting.set_exception(IndexUnavailable(reason_of(str(reply)) or "error"))
+        if isinstance(reply, Exception):
+            waiting.set_exception(reply)
         else:
             waiting.set_result(reply)
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """End."""
-        self._fail()
+        del exc
+        self._fail(redis_errors.ConnectionError("lost"))
 
-    def _fail(self) -> None:
+    def _fail(self, why: Exception) -> None:
         self.is_closed = True
         self._unsent.clear()
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.done():
-                waiting.set_exception(IndexUnavailable("connection"))
+                waiting.set_exception(why)
+
+
+class _SharedPipeline(Pipeline):
+    """Commands that stay together on a shared connection."""
+
+    def __init__(self, shared: SharedRedis) -> None:
+        super().__init__(
+            shared.connection_pool, shared.response_callbacks, transaction=False, shard_hint=None
+        )
+        self._shared = shared
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002 - redis-py's
+        """Run what was collected."""
+        stack, self.command_stack = self.command_stack, []
+        wire = await self._shared.wire()
+        replies = await asyncio.gather(
+            *(wire.send(args) for args, _ in stack), return_exceptions=True
+        )
+        if raise_on_error:
+            for reply in replies:
+                if isinstance(reply, BaseException):
+                    raise reply
+        return replies
+
+
+def _packed(command: Sequence[Any]) -> bytes:
+    packed: bytes = hiredis.pack_command(tuple(command))
+    return packed

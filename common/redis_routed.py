@@ -71,7 +71,7 @@ class RoutedRedis(Redis):
     """
 
     def __init__(self, topology: Topology, make: Callable[[Node], Redis]) -> None:
-        super().__init__(connection_pool=_NoPool())
+        super().__init__(connection_pool=NoPool())
         self._topology = topology
         self._make = make
         self._clients: dict[Node, Redis] = {}
@@ -209,8 +209,9 @@ class _RoutedPipeline(Pipeline):
         return replies
 
 
-class _NoPool(ConnectionPool):
+class NoPool(ConnectionPool):
     """Stands where redis-py wants a pool; every server has its own."""
 
     async def get_connection(self, *args: Any, **options: Any) -> NoReturn:
+        """Refuse: a command came this way that cannot."""
         raise NotImplementedError("not a command that can be routed")

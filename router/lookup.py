@@ -9,6 +9,8 @@ models a second call reads what their windows hold (common/lua/windows.lua).
 from __future__ import annotations
 
 import asyncio
+import sys
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -81,7 +83,7 @@ class BlockIndex:
             redis,
             # Only a guard: `match` keeps the deadline, and knows a stall of our own loop.
             timeout_s=5 * limit_s,
-            connections_max=limits.REDIS_LOOKUP_CONNECTIONS_MAX,
+            connections_max=None,
             reads_only=True,
         )
         return cls(client, weights, limit_s)
@@ -115,7 +117,7 @@ class BlockIndex:
         """
         if not hashes:
             return {}
-        packed = b"".join([block.to_bytes(HASH_BYTES, "big") for block in hashes])
+        packed = _packed(hashes)
         asked = [asyncio.ensure_future(self._match_shard(shard, packed)) for shard in shards]
         try:
             found = await _in_time(asyncio.gather(*asked), self._limit_s)
@@ -200,6 +202,14 @@ class BlockIndex:
         """Close the connections."""
         with guard():
             await self._client.aclose()
+
+
+def _packed(hashes: Sequence[BlockHash]) -> bytes:
+    """Write block hashes as 8 bytes each, big-endian."""
+    packed = array("Q", hashes)
+    if sys.byteorder == "little":
+        packed.byteswap()
+    return packed.tobytes()
 
 
 async def _in_time(asked: asyncio.Future[T], limit_s: float) -> T:

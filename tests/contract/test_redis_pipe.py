@@ -8,35 +8,51 @@ import random
 import signal
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import pytest
 
 from kvatlas.cli.redis_server import RedisServer, running_redis
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.redis_pipe import Address, RedisPipe
+from kvatlas.common.redis_client import connect, guard
+from kvatlas.common.redis_pipe import SharedRedis
+from kvatlas.common.setting_sections import RedisSettings
+
+SILENCE_S = 0.3
 
 
-def pipe_to(server: RedisServer) -> RedisPipe:
+@dataclass
+class Pipe:
+    """A shared connection, and its errors as ours."""
+
+    redis: SharedRedis
+
+    async def call(self, *command: Any) -> Any:
+        """Run a command."""
+        with guard():
+            return await self.redis.execute_command(*command)
+
+
+def pipe_to(server: RedisServer, **more: Any) -> Pipe:
     """Make a pipe to a server's unix socket."""
-
-    async def locate() -> Address:
-        return Address(path=urlsplit(server.url).path)
-
-    return RedisPipe(locate)
+    settings = RedisSettings(url=server.url, **more)
+    made = connect(settings, timeout_s=SILENCE_S, connections_max=None)
+    assert isinstance(made, SharedRedis)
+    return Pipe(made)
 
 
 @pytest.fixture
-async def pipe(redis_server: RedisServer) -> AsyncIterator[RedisPipe]:
+async def pipe(redis_server: RedisServer) -> AsyncIterator[Pipe]:
     """Give a pipe to the session's Redis."""
     made = pipe_to(redis_server)
     yield made
-    made.close()
+    await made.redis.aclose()
 
 
-async def test_replies_are_redis_own(pipe: RedisPipe) -> None:
+async def test_replies_are_redis_own(pipe: Pipe) -> None:
     """Strings, numbers, nothing and lists come back as Redis sent them."""
     assert await pipe.call("SET", "pipe:a", b"\x00\xff") == b"OK"
     assert await pipe.call("GET", "pipe:a") == b"\x00\xff"
@@ -44,7 +60,7 @@ async def test_replies_are_redis_own(pipe: RedisPipe) -> None:
     assert await pipe.call("EVAL", "return {1, 'a', {2}}", 0) == [1, b"a", [2]]
 
 
-async def test_what_is_asked_at_once_travels_together(pipe: RedisPipe) -> None:
+async def test_what_is_asked_at_once_travels_together(pipe: Pipe) -> None:
     """A thousand calls of one turn of the loop use one connection and far fewer writes."""
     await pipe.call("PING")
     before = await pipe.call("INFO", "stats")
@@ -61,7 +77,7 @@ async def test_what_is_asked_at_once_travels_together(pipe: RedisPipe) -> None:
     assert number(after, reads) - number(before, reads) < 100
 
 
-async def test_who_leaves_harms_nobody(pipe: RedisPipe) -> None:
+async def test_who_leaves_harms_nobody(pipe: Pipe) -> None:
     """Callers cancelled at any moment leave everybody else's replies where they belong."""
     source = random.Random(1)
     await pipe.call("PING")
@@ -85,7 +101,7 @@ async def test_who_leaves_during_the_connection_harms_nobody(redis_server: Redis
     await asyncio.sleep(0)
     first.cancel()
     assert await asyncio.gather(*others) == [str(n).encode() for n in range(5)]
-    pipe.close()
+    await pipe.redis.aclose()
 
 
 @pytest.mark.parametrize(
@@ -93,11 +109,11 @@ async def test_who_leaves_during_the_connection_harms_nobody(redis_server: Redis
     [
         (("EVALSHA", "0" * 40, 0), "noscript"),
         (("LPUSH", "pipe:text", "x"), "wrongtype"),
-        (("NONSENSE",), "error"),
+        (("NONSENSE",), "responseerror"),
     ],
 )
 async def test_errors_have_a_reason(
-    pipe: RedisPipe, command: tuple[str | int, ...], reason: str
+    pipe: Pipe, command: tuple[str | int, ...], reason: str
 ) -> None:
     """What Redis answers instead of a result is a word of a closed set, and spoils nothing."""
     await pipe.call("SET", "pipe:text", "a")
@@ -107,9 +123,7 @@ async def test_errors_have_a_reason(
     assert await pipe.call("GET", "pipe:text") == b"a"
 
 
-async def test_too_many_waiting_are_refused(
-    pipe: RedisPipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_too_many_waiting_are_refused(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound a call fails at once; those before it are answered."""
     await pipe.call("PING")
     monkeypatch.setattr(limits, "REDIS_WAITING_MAX", 10)
@@ -140,17 +154,62 @@ async def test_a_redis_that_dies_and_comes_back() -> None:
         with running_redis(path) as server:
             await asyncio.sleep(limits.REDIS_RECONNECT_S)
             assert await pipe.call("PING") == b"PONG"
-            pipe.close()
+            await pipe.redis.aclose()
 
 
-async def test_a_refused_greeting_is_no_connection(redis_server: RedisServer) -> None:
+async def test_a_refused_greeting_is_no_connection(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
     """A password that Redis does not want fails the call with its reason."""
-
-    async def locate() -> Address:
-        greeting = (("AUTH", "nobody", "wrong"),)
-        return Address(path=urlsplit(redis_server.url).path, greeting=greeting)
-
-    pipe = RedisPipe(locate)
+    file = tmp_path / "password"
+    file.write_text("wrong")
+    pipe = pipe_to(redis_server, user="nobody", password_file=file)
     with pytest.raises(IndexUnavailable) as caught:
         await pipe.call("PING")
-    assert caught.value.reason == "wrongpass"
+    assert caught.value.reason == "auth"
+    with pytest.raises(IndexUnavailable):
+        await pipe.call("PING")
+    await pipe.redis.aclose()
+
+
+async def test_a_redis_that_is_silent_is_left() -> None:
+    """A connection on which replies are owed for too long is broken off and made anew."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kva-") as folder,
+        running_redis(Path(folder)) as server,
+    ):
+        pipe = pipe_to(server)
+        assert await pipe.call("PING") == b"PONG"
+        first = pipe.redis._wire
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            waiting = asyncio.create_task(pipe.call("PING"))
+            await asyncio.sleep(SILENCE_S + 0.1)
+            with pytest.raises(IndexUnavailable):
+                await asyncio.wait_for(pipe.call("PING"), 1)
+            with pytest.raises(IndexUnavailable) as caught:
+                await waiting
+            assert caught.value.reason == "timeout"
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        await asyncio.sleep(limits.REDIS_RECONNECT_S + 0.05)
+        assert await pipe.call("PING") == b"PONG"
+        assert pipe.redis._wire is not first
+        await pipe.redis.aclose()
+
+
+async def test_commands_of_a_pipeline_stay_together(pipe: Pipe) -> None:
+    """Whatever else is asked at once, nothing comes between them."""
+    await pipe.call("DEL", "pipe:list")
+
+    async def pair(number: int) -> None:
+        both = pipe.redis.pipeline(transaction=False)
+        both.execute_command("RPUSH", "pipe:list", f"{number} first")
+        both.execute_command("RPUSH", "pipe:list", f"{number} second")
+        await both.execute()
+
+    await asyncio.gather(*(pair(n) for n in range(100)))
+    found = await pipe.call("LRANGE", "pipe:list", 0, -1)
+    pairs = [(a.split()[0], b.split()[0]) for a, b in zip(found[::2], found[1::2], strict=True)]
+    assert all(a == b for a, b in pairs)
+    assert len(pairs) == 100
