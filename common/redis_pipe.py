@@ -119,7 +119,8 @@ class SharedRedis(OneRedis):
             self._wire, self._refusal = attempt.result(), None
         else:
             # A login that was refused stays the reason while nothing is tried.
-            self._refusal = error.__cause__
+            is_login = isinstance(error, redis_errors.AuthenticationError)
+            self._refusal = error if is_login else error.__cause__
             self._not_before = monotonic() + limits.REDIS_RECONNECT_S
 
 
