@@ -8,6 +8,7 @@ JSON of all holders, and walks to the first block that nobody holds.
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -80,26 +81,29 @@ def measure(pairs: int, lengths: Sequence[int], endpoints: int) -> dict[str, Any
         running_redis(Path(folder)) as server,
         Redis.from_url(server.url) as client,
     ):
-        index = Baseline(client)
+        index, source = Baseline(client), random.Random(6)
         before, begun = _used(client), time.perf_counter()
-        index.add([(number << 20) + 7 for number in range(pairs)], [0])
+        index.add(_draw(source, pairs), [0])
         took = time.perf_counter() - begun
         spread_bytes = (_used(client) - before) / pairs
         before, shared_blocks = _used(client), max(1, pairs // 16 // endpoints)
-        index.add([(number << 20) + 9 for number in range(shared_blocks)], range(endpoints))
+        index.add(_draw(source, shared_blocks), range(endpoints))
         shared_bytes = (_used(client) - before) / (shared_blocks * endpoints)
         return {
             "pairs": pairs,
             "redis_bytes_per_pair": spread_bytes,
             "redis_bytes_per_holder": shared_bytes,
             "blocks_per_s": pairs / took,
-            "lookups": {length: _lookup(index, length, endpoints) for length in lengths},
+            "lookups": {length: _lookup(index, _draw(source, length), endpoints) for length in lengths},
         }
 
 
-def _lookup(index: Baseline, length: int, endpoints: int) -> dict[str, float]:
-    chain = [(number << 20) + length + 11 for number in range(length)]
-    common = length // 8
+def _draw(source: random.Random, blocks: int) -> list[int]:
+    return [source.getrandbits(64) for _ in range(blocks)]
+
+
+def _lookup(index: Baseline, chain: list[int], endpoints: int) -> dict[str, float]:
+    length, common = len(chain), len(chain) // 8
     index.add(chain[:common], range(endpoints))
     for deep in range(3):
         index.add(chain[common : length - 7 * deep], [deep])

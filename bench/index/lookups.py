@@ -27,6 +27,8 @@ PROMPTS = 8
 RAGGED_PROMPTS = 150
 RAGGED_BLOCKS = 640
 RAGGED_ENGINES = 12
+RAGGED_SHARES = (0.05, 0.6)
+"""Of the holders of a prompt: how many hold it with holes, or without its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +132,17 @@ class Ragged:
         return found
 
 
-def ragged(fleet: Fleet) -> list[Ragged]:
-    """Let engines hold prompts with holes, without their beginning, and in part."""
-    source, chance = PromptSource(seed=9), random.Random(9)
+def ragged(fleet: Fleet, share: float) -> list[Ragged]:
+    """Let engines hold prompts in part; a share of them with holes or without the beginning."""
+    seed = 9 + int(100 * share)
+    source, chance = PromptSource(seed), random.Random(seed)
     cases, work = [], []
     for _ in range(RAGGED_PROMPTS):
         prompt = source.draw(RAGGED_BLOCKS)
         case = Ragged(prompt.block_hashes(), {})
         for engine in chance.sample(range(len(fleet.names)), RAGGED_ENGINES):
             end = chance.randrange(1, RAGGED_BLOCKS + 1)
-            gone = _holes(chance, end)
+            gone = _holes(chance, end) if chance.random() < share else set()
             case.held[engine] = set(range(end)) - gone
             work += [(engine, body) for body in prompt.stores(end)]
             if gone:
@@ -151,11 +154,8 @@ def ragged(fleet: Fleet) -> list[Ragged]:
 
 
 def _holes(chance: random.Random, end: int) -> set[int]:
-    """Choose what is missing: mostly nothing, else some runs, or the beginning."""
-    kind = chance.random()
-    if kind < 0.4:
-        return set()
-    if kind < 0.6:
+    """Choose what is missing: the beginning, or some runs."""
+    if chance.random() < 1 / 3:
         return set(range(chance.randrange(0, end)))
     gone: set[int] = set()
     for _ in range(chance.randrange(1, 4)):
@@ -196,5 +196,7 @@ async def accuracy(fleet: Fleet, cases: Sequence[Ragged]) -> dict[str, Any]:
 
 
 def measure_ragged(fleet: Fleet) -> dict[str, Any]:
-    """Fill ragged chains in and compare."""
-    return uvloop.run(accuracy(fleet, ragged(fleet)))
+    """Fill ragged chains in and compare: a few ragged holders, and most of them."""
+    return {
+        str(share): uvloop.run(accuracy(fleet, ragged(fleet, share))) for share in RAGGED_SHARES
+    }
