@@ -32,7 +32,7 @@ class Baseline:
 
     def add(self, blocks: Sequence[int], endpoints: Sequence[int]) -> None:
         """Let endpoints hold blocks; the engine's hashes are made up from the blocks'."""
-        fields = {_field(endpoint): "" for endpoint in endpoints}
+        fields: dict[Any, Any] = {_field(endpoint): "" for endpoint in endpoints}
         for start in range(0, len(blocks), BLOCKS_PER_PIPELINE):
             pipe = self._client.pipeline(transaction=False)
             for block in blocks[start : start + BLOCKS_PER_PIPELINE]:
@@ -94,7 +94,9 @@ def measure(pairs: int, lengths: Sequence[int], endpoints: int) -> dict[str, Any
             "redis_bytes_per_pair": spread_bytes,
             "redis_bytes_per_holder": shared_bytes,
             "blocks_per_s": pairs / took,
-            "lookups": {length: _lookup(index, _draw(source, length), endpoints) for length in lengths},
+            "lookups": {
+                length: _lookup(index, _draw(source, length), endpoints) for length in lengths
+            },
         }
 
 

@@ -94,7 +94,7 @@ def _engine(context: zmq.Context[zmq.Socket[bytes]], port: int, number: int) -> 
         "model_name": MODEL,
         "block_size": BLOCK_SIZE,
     })  # fmt: skip
-    if not socket.poll(START_S * 1_000):
+    if not socket.poll(int(START_S * 1_000)):
         raise BenchError("Dynamo's indexer did not subscribe")
     socket.recv()
     return socket
@@ -152,11 +152,9 @@ def _is_up(port: int) -> bool:
 def _call(port: int, path: str, body: Any = None) -> bytes:
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(  # noqa: S310 - loopback
-        f"http://127.0.0.1:{port}{path}", data, headers
-    )
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=10.0) as answer:  # noqa: S310 - as above
+        with urllib.request.urlopen(request, timeout=10.0) as answer:  # noqa: S310 - loopback
             content: bytes = answer.read()
             return content
     except urllib.error.HTTPError as error:
@@ -179,9 +177,7 @@ async def _speed(port: int, requests: Sequence[bytes], at_once: Sequence[int]) -
     figures: dict[str, Any] = {"p50_ms": sorted(times)[len(times) // 2] * 1e3}
     for number in at_once:
         times, begun = [], time.perf_counter()
-        await asyncio.gather(
-            *(_ask(port, requests, times, begun + MANY_S) for _ in range(number))
-        )
+        await asyncio.gather(*(_ask(port, requests, times, begun + MANY_S) for _ in range(number)))
         figures[f"per_s_at_{number}"] = len(times) / (time.perf_counter() - begun)
     return figures
 

@@ -138,9 +138,7 @@ def _write_config(
     names = [f"10.1.{number // 250}.{number % 250 + 1}:8000" for number in range(len(addresses))]
     config = {
         "redis": {"url": redis},
-        "models": [
-            {"name": MODEL, "tokenizer": str(demo_model_path()), "block_size": BLOCK_SIZE}
-        ],
+        "models": [{"name": MODEL, "tokenizer": str(demo_model_path()), "block_size": BLOCK_SIZE}],
         "endpoints": [
             {"url": f"http://{name}", "model": MODEL, "events": address}
             for name, address in zip(names, addresses, strict=True)

@@ -72,7 +72,7 @@ async def speed(url: str, asked: Asked, at_once: Sequence[int]) -> dict[str, Any
 
 
 async def _one(index: BlockIndex, asked: Asked) -> float:
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + ONE_S
     while time.perf_counter() < end:
         chain = asked.chains[len(times) % len(asked.chains)]

@@ -38,7 +38,8 @@ def pairs_in(fleet: Fleet) -> int:
     """Count (block, endpoint) pairs in Redis itself, by reading every bucket."""
     pairs = 0
     for key in fleet.client.scan_iter(match="kvatlas:*}:b:*", count=1_000):
-        pairs += sum(value.count(b" ") + 1 for value in fleet.client.hvals(key))
+        values: list[Any] = fleet.client.hvals(key)
+        pairs += sum(value.count(b" ") + 1 for value in values)
     return pairs
 
 
