@@ -72,7 +72,7 @@ def _lookups(console: Console, figures: dict[str, Any], others: int) -> None:
         figures["at_once"] = growth.lookups_at_once(fleet)
         figures["ragged"] = lookups.measure_ragged(fleet)
     # Its copy of the other blocks: a tenth, for its queues drop what comes fast.
-    figures["dynamo"] = dynamo.measure(ENGINES, lookups.LENGTHS, [16, 64], others // 10)
+    figures["dynamo"] = dynamo.measure(ENGINES, lookups.LENGTHS, lookups.AT_ONCE, others // 10)
     report.lookups(console, figures["lookups"], figures["baseline"], figures["dynamo"])
     report.ragged(console, figures["ragged"])
     report.growth(console, "lookups at once", figures["at_once"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,5 +82,11 @@ def _or_why(measure: Any, number: int) -> dict[str, Any]:
     try:
         found: dict[str, Any] = measure(number)
     except BenchError as error:
-        return {"not_measured": str(error)[-300:]}
+        return {"not_measured": _reason(str(error))}
     return found
+
+
+def _reason(text: str) -> str:
+    """Shorten the end of a log to the error that it tells of."""
+    errors = re.findall(r'"exc_value": "([^"]+)"', text)
+    return errors[-1] if errors else text[-120:]

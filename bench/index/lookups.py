@@ -19,6 +19,7 @@ from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.router.lookup import BlockIndex
 
 LENGTHS = (64, 640, 6_400)
+AT_ONCE = (16, 64)
 DEEP = 3
 """Endpoints that hold nearly all of a prompt; all others hold its first eighth."""
 ONE_S = 2.0
@@ -105,7 +106,7 @@ def measure(fleet: Fleet, lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
         asked = draw(length, seed=length + engines)
         fleet.fill(nested(asked, engines))
         before = cpu_s(fleet.redis.pid)
-        figures[str(length)] = uvloop.run(speed(fleet.redis.url, asked, [16]))
+        figures[str(length)] = uvloop.run(speed(fleet.redis.url, asked, AT_ONCE))
         figures[str(length)]["redis_cpu_s"] = cpu_s(fleet.redis.pid) - before
     return figures
 

@@ -86,7 +86,7 @@ def check_alive(child: subprocess.Popen[bytes], log: Path) -> None:
         BenchError: it ended; with the end of its log.
     """
     if child.poll() is not None:
-        tail = log.read_text(errors="replace")[-2_000:]
+        tail = log.read_text(errors="replace")[-8_000:]
         raise BenchError(f"it ended with status {child.returncode}: {tail}")
 
 
