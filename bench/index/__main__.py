@@ -1,6 +1,7 @@
 """Measure the index and print tables: `python -m bench.index [--json FILE] [--only PART ...]`.
 
-Without options it takes eight minutes or so. `--big` adds 10 M blocks: 8 GB and ten minutes more.
+Without options it takes eight minutes or so. `--big` adds 10 M blocks, which take
+some GB and minutes more.
 """
 
 from __future__ import annotations
