@@ -10,7 +10,7 @@ UV_VENV := .cache/uv
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-engine test-valkey soak lint format tokenizer lock wheel check-wheel check-image check-k8s bench clean
+.PHONY: help setup demo up test test-engine test-valkey soak lint format tokenizer lock wheel check-wheel check-image check-k8s bench bench-index clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ check-k8s: $(DEV) ## Render and validate the Kubernetes manifests
 
 bench: $(DEV) ## Run the benchmarks
 	for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+bench-index: $(DEV) ## Measure the index: memory, writes, lookups, growth (JSON=FILE for the figures)
+	$(BIN)/python -m bench.index $(if $(JSON),--json "$(JSON)")
 
 lock: ## Lock the dependencies anew
 	test -x $(UV_VENV)/bin/uv || { $(PYTHON) -m venv $(UV_VENV) && $(UV_VENV)/bin/pip install -q uv; }

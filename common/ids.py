@@ -7,7 +7,7 @@ number of tokens: both are integers, and mixing them up is wrong without being a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType
 from urllib.parse import quote
 
 ModelName = NewType("ModelName", str)
@@ -29,9 +29,10 @@ HolderId = NewType("HolderId", int)
 """A small number that stands in block entries for one pool of one endpoint in one epoch."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Pool:
+class Pool(NamedTuple):
     """One pool of blocks of an engine: a medium and a KV-cache group.
+
+    A tuple, because the indexer hashes it once per block: a dataclass takes 0.3 us for that.
 
     Attributes:
         medium: where the blocks live, lower case as vLLM names it ("gpu", "cpu", ...).

@@ -137,8 +137,12 @@ class EndpointCache:
             parent = self._parent(event)
             if parent is not None:
                 blocks = chain(parent, event.token_ids, event.block_size, event.extras)
+                known, copies, absent = self._known, self._copies, self._absent
                 for engine_hash, block in zip(event.hashes, blocks, strict=True):
-                    if self._known.get(engine_hash) != block:
+                    if engine_hash not in known and engine_hash not in copies:
+                        known[engine_hash] = block
+                        absent[engine_hash] = None
+                    elif known.get(engine_hash) != block:
                         self._remember(engine_hash, block, delta)
 
     def _parent(self, event: BlockStored) -> BlockHash | None:
@@ -177,15 +181,21 @@ class EndpointCache:
                 delta.over_limit += len(event.hashes)
                 return
             counts = self._counts[event.pool] = {}
+        pool, known, present = event.pool, self._known, delta.present
+        copies, absent = self._copies, self._absent
         for engine_hash in event.hashes:
             count = counts.get(engine_hash, 0)
             if count == 0:
-                if len(self._copies) >= limits.PRESENT_HASHES_MAX:
+                if len(copies) >= limits.PRESENT_HASHES_MAX:
                     delta.over_limit += 1
                     continue
-                self._copies[engine_hash] = self._copies.get(engine_hash, 0) + 1
-                self._absent.pop(engine_hash, None)
-                self._note(delta, event.pool, engine_hash, present=True)
+                copies[engine_hash] = copies.get(engine_hash, 0) + 1
+                absent.pop(engine_hash, None)
+                block = known.get(engine_hash)
+                if block is None:
+                    delta.orphans += 1
+                else:
+                    present[pool, block] = True
                 counts[engine_hash] = 1
             elif counts_copies:
                 counts[engine_hash] = count + 1
@@ -198,7 +208,9 @@ class EndpointCache:
                 delta.unknown_removed += 1
             elif count == 1:
                 del counts[engine_hash]
-                self._note(delta, event.pool, engine_hash, present=False)
+                block = self._known.get(engine_hash)
+                if block is not None:
+                    delta.present[event.pool, block] = False
                 self._left_pool(engine_hash)
             else:
                 counts[engine_hash] = count - 1
@@ -210,13 +222,6 @@ class EndpointCache:
         else:
             del self._copies[engine_hash]
             self._absent[engine_hash] = None
-
-    def _note(self, delta: Delta, pool: Pool, engine_hash: EngineHash, *, present: bool) -> None:
-        block = self._known.get(engine_hash)
-        if block is not None:
-            delta.present[pool, block] = present
-        elif present:
-            delta.orphans += 1
 
     def _trim(self) -> None:
         """Drop the hashes that have been absent the longest."""

@@ -1,0 +1,103 @@
+"""Processes on this machine: start them, stop them, ask what they used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kvatlas.cli.bound import bound_command
+
+CACHE = Path.home() / ".cache" / "kvatlas"
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+STOP_S = 8.0
+
+
+class BenchError(Exception):
+    """A benchmark cannot run; the message says why."""
+
+
+def prefer_redis_7() -> None:
+    """Let tests/redis7.sh's server be found where none is on the PATH."""
+    if shutil.which("redis-server") is None and (CACHE / "redis-7.0/redis-server").exists():
+        os.environ["PATH"] += os.pathsep + str(CACHE / "redis-7.0")
+
+
+def free_port() -> int:
+    """Find a loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def cpu_s(pid: int) -> float:
+    """Give the CPU time of a process, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def resident_bytes(pid: int) -> int:
+    """Give the memory that a process has resident."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise BenchError(f"process {pid} is gone")
+
+
+def load_average() -> float:
+    """Give the load of the last minute: whether others share the machine."""
+    return os.getloadavg()[0]
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program until the context ends; it dies with this process."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("KVATLAS_")}
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            bound_command(command),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=env,
+            start_new_session=True,
+        )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait(STOP_S)
+
+
+def check_alive(child: subprocess.Popen[bytes], log: Path) -> None:
+    """Make sure that a child runs.
+
+    Raises:
+        BenchError: it ended; with the end of its log.
+    """
+    if child.poll() is not None:
+        tail = log.read_text(errors="replace")[-8_000:]
+        raise BenchError(f"it ended with status {child.returncode}: {tail}")
+
+
+class Deadline:
+    """A time to give up at."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self._end = time.monotonic() + seconds
+        self._what = what
+
+    def check(self) -> None:
+        """Raise BenchError when the time is over."""
+        if time.monotonic() > self._end:
+            raise BenchError(f"{self._what}: not in time")
