@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections import Counter
 from typing import Final
@@ -32,6 +33,12 @@ _LOG = logger("indexer")
 TICK_S: Final = 0.1
 WATCH_S: Final = 1.0
 NOT_REACHED: Final = "Redis is not reached"
+SOCKETS_LEAST: Final = 64
+SOCKETS_PER_ENDPOINT: Final = 4
+"""Events, both ends of their monitor, and a replay."""
+FILES_PER_SOCKET: Final = 2
+FILES_ELSE: Final = 256
+"""Redis, the admin port, logs."""
 REFUSED: Final = "Redis refuses the user, the password or a command"
 
 
@@ -49,14 +56,15 @@ class Indexer:
         self._models = {model.model: model.index_shards for model in settings.models}
         self.metrics = IndexerMetrics()
         self._store = IndexStore.connect(settings.redis)
-        self._context = zmq.asyncio.Context()
+        sources = configured_sources(settings)
+        self._context = _context_for(len(sources))
         self._replay_slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
         self.feeds: list[Feed] = []
         self._subscribers: list[Subscriber] = []
         self._fault: str | None = NOT_REACHED
         self._lives: dict[Shard, str] = {}
         self._was_reached = False
-        for source in configured_sources(settings):
+        for source in sources:
             self._add(source)
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -187,3 +195,18 @@ class Indexer:
         if fault != self._fault:
             self._fault = fault
             _LOG.info("redis.reached") if fault is None else _LOG.warning("redis.lost", why=fault)
+
+
+def _context_for(endpoints: int) -> zmq.asyncio.Context:
+    """Make a ZMQ context with room for every endpoint; its default ends at 1,023 sockets."""
+    sockets = SOCKETS_LEAST + SOCKETS_PER_ENDPOINT * endpoints
+    files = FILES_ELSE + FILES_PER_SOCKET * sockets
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        allowed = files if hard == resource.RLIM_INFINITY else min(files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < files:
+            _LOG.warning("files.few", allowed=allowed, wanted=files)
+    context = zmq.asyncio.Context()
+    context.set(zmq.MAX_SOCKETS, sockets)
+    return context
