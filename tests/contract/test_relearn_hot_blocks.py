@@ -13,10 +13,9 @@ from redis.asyncio import Redis
 
 from kvatlas.common import limits
 from kvatlas.common.keyspace import shards_of
-from kvatlas.common.prompt import CHAT_PATH, demo_model_path
-from kvatlas.common.settings import Settings
+from kvatlas.common.prompt import CHAT_PATH
 from kvatlas.simulator.app import engine
-from tests.fakes.place import CHAT, SIZE, Place, routed, settings_for
+from tests.fakes.place import CHAT, Place, fast_engine, routed, settings_for, sources_of
 from tests.fakes.services import indexing
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -36,25 +35,12 @@ async def late(
     redis_url: str, engine_options: dict[str, Any], **options: Any
 ) -> AsyncIterator[Place]:
     """Run an engine that has cached a chat, then an indexer that comes too late to hear of it."""
-    fast = {
-        "port": 0,
-        "events": "tcp://127.0.0.1:0",
-        "replay": "tcp://127.0.0.1:0",
-        "block_size": SIZE,
-        "time_scale": 1_000.0,
-        "replay_batches": 1,
-        **engine_options,
-    }
-    model = {"name": "m", "tokenizer": str(demo_model_path())}
-    async with engine(Settings.model_validate({"models": [model], "engine": fast})) as real:
-        assert real.sources.events
-        assert real.sources.replay
+    async with engine(fast_engine(**{"replay_batches": 1, **engine_options})) as real:
         async with aiohttp.ClientSession() as session:
             for chat in (CHAT, OTHER):
                 async with session.post(real.url + CHAT_PATH, json=chat) as reply:
                     assert reply.status == 200
-        events = {"events": real.sources.events, "replay": real.sources.replay}
-        settings = settings_for(real.url, redis_url, events, **options)
+        settings = settings_for(real.url, redis_url, sources_of(real), **options)
         async with indexing(settings) as indexer, routed(settings, real.url) as place:
             place.indexer = indexer
             yield place

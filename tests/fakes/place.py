@@ -20,6 +20,7 @@ from kvatlas.common.settings import ModelSettings, Settings
 from kvatlas.indexer.app import Indexer
 from kvatlas.router.app import Running, router
 from kvatlas.router.endpoint import Endpoint, EngineFacts
+from kvatlas.simulator.app import Running as RunningEngine
 from kvatlas.simulator.app import engine
 from tests.fakes.services import indexing
 from tests.fakes.upstream import Behaviour, Upstream, upstream
@@ -151,24 +152,34 @@ async def routed(settings: Settings, engine_url: str) -> AsyncIterator[Place]:
         yield place
 
 
-@asynccontextmanager
-async def simulated(
-    redis_url: str, engine_options: dict[str, Any] | None = None, **options: Any
-) -> AsyncIterator[Place]:
-    """Run a simulated engine, an indexer and a router."""
+def fast_engine(**options: Any) -> Settings:
+    """Configure a simulated engine that is a thousand times faster than a real one."""
     fast = {
         "port": 0,
         "events": "tcp://127.0.0.1:0",
         "replay": "tcp://127.0.0.1:0",
         "block_size": SIZE,
         "time_scale": 1_000.0,
-        **(engine_options or {}),
+        **options,
     }
     model = {"name": "m", "tokenizer": str(demo_model_path())}
-    async with engine(Settings.model_validate({"models": [model], "engine": fast})) as real:
-        assert real.sources.events
-        assert real.sources.replay
-        events = {"events": real.sources.events, "replay": real.sources.replay}
+    return Settings.model_validate({"models": [model], "engine": fast})
+
+
+def sources_of(running: RunningEngine) -> dict[str, str]:
+    """Give where a simulated engine's events and replays are, as an endpoint's settings."""
+    assert running.sources.events
+    assert running.sources.replay
+    return {"events": running.sources.events, "replay": running.sources.replay}
+
+
+@asynccontextmanager
+async def simulated(
+    redis_url: str, engine_options: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Place]:
+    """Run a simulated engine, an indexer and a router."""
+    async with engine(fast_engine(**(engine_options or {}))) as real:
+        events = sources_of(real)
         settings = settings_for(real.url, redis_url, events, **options)
         async with indexing(settings) as indexer, routed(settings, real.url) as place:
             place.indexer = indexer
