@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from kvatlas.cli.bound import bound_command
+from kvatlas.cli.processes import free_port, stop
 from kvatlas.common.errors import KvatlasError
 
 START_S = 15.0
@@ -89,7 +88,7 @@ def running_redis(folder: Path, *options: str, tcp: bool = False) -> Iterator[Re
     Raises:
         RedisServerError: it cannot be started, or another process answers in its place.
     """
-    port = _free_port() if tcp else 0
+    port = free_port() if tcp else 0
     path = folder / "redis.sock"
     where = ["--port", str(port), "--bind", "127.0.0.1"] if tcp else [
         *("--port", "0"), *("--unixsocket", str(path)), *("--unixsocketperm", "700"),
@@ -110,7 +109,7 @@ def running_redis(folder: Path, *options: str, tcp: bool = False) -> Iterator[Re
         _await_ready(url, process)
         yield RedisServer(url, process.pid)
     finally:
-        _stop(process)
+        stop(process, STOP_S)
 
 
 def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -125,21 +124,3 @@ def _await_ready(url: str, process: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.02)
     raise RedisServerError("redis-server did not start in time")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

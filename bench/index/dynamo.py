@@ -25,8 +25,9 @@ from xxhash import xxh3_64_intdigest
 
 from bench.index.events import BLOCK_SIZE, MODEL, Prompt, stamped
 from bench.index.lookups import DEEP, MANY_S, ONE_S, draw, nested
-from bench.index.machine import CACHE, BenchError, Deadline, check_alive, cpu_s, free_port, running
+from bench.index.machine import CACHE, BenchError, Deadline, check_alive, cpu_s, running
 from bench.index.memory import spread
+from kvatlas.cli.processes import free_port
 
 PYTHON = CACHE / "dynamo/venv/bin/python"
 INSTALL = Path(__file__).parents[1] / "dynamo.sh"

@@ -17,7 +17,8 @@ import zmq
 from redis import Redis
 
 from bench.index.events import BLOCK_SIZE, MODEL, stamped
-from bench.index.machine import BenchError, Deadline, check_alive, free_port, running
+from bench.index.machine import BenchError, Deadline, check_alive, running
+from kvatlas.cli.processes import free_port
 from kvatlas.cli.redis_server import RedisServer, running_redis
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.keyspace import Shard

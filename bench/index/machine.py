@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kvatlas.cli.bound import bound_command
+from kvatlas.cli.processes import stop
 
 CACHE = Path.home() / ".cache" / "kvatlas"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -26,14 +26,6 @@ def prefer_redis_7() -> None:
     """Let tests/redis7.sh's server be found where none is on the PATH."""
     if shutil.which("redis-server") is None and (CACHE / "redis-7.0/redis-server").exists():
         os.environ["PATH"] += os.pathsep + str(CACHE / "redis-7.0")
-
-
-def free_port() -> int:
-    """Find a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def cpu_s(pid: int) -> float:
@@ -71,12 +63,7 @@ def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
     try:
         yield child
     finally:
-        child.terminate()
-        try:
-            child.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait(STOP_S)
+        stop(child, STOP_S)
 
 
 def check_alive(child: subprocess.Popen[bytes], log: Path) -> None:

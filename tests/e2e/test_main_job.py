@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,6 +16,7 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
+from kvatlas.cli.processes import free_port
 from kvatlas.cli.redis_server import RedisServer, running_redis
 from kvatlas.common.prompt import demo_model_path
 from kvatlas.common.settings import Settings
@@ -30,14 +30,6 @@ pytestmark = pytest.mark.usefixtures("patient")
 MODEL = "demo"
 SECRET = "zyzzyva-marker"  # noqa: S105 - a marker, to be found nowhere
 SYSTEM = "You answer questions about the canals of the old town, in full sentences. " * 12
-
-
-def free_port() -> int:
-    """Find a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import IO
 import httpx2
 import yaml
 
+from kvatlas.cli.processes import free_port
 from kvatlas.cli.redis_server import running_redis
 
 BLOCK_SIZE = 32
@@ -102,14 +102,6 @@ class Fleet:
     def engines(self) -> tuple[Engine, ...]:
         """List the engines."""
         return tuple(server.engine for server in self.servers)
-
-
-def free_port() -> int:
-    """Find a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def await_ok(url: str, process: subprocess.Popen[bytes], limit_s: float) -> None:

@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 from rich.console import Console
 from rich.table import Table
 
+from kvatlas.cli.processes import free_port
 from kvatlas.cli.redis_server import running_redis
 from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
@@ -42,7 +43,6 @@ from tests.engine.fleet import (
     Engine,
     await_ok,
     child,
-    free_port,
     vllm_command,
     vllm_environment,
     write_config,

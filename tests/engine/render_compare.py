@@ -28,10 +28,11 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from kvatlas.cli.processes import free_port
 from kvatlas.common.errors import KvatlasError, PromptUnavailable
 from kvatlas.common.prompt import PromptBuilder
 from kvatlas.common.settings import ModelSettings
-from tests.engine.fleet import await_ok, child, free_port, vllm_environment
+from tests.engine.fleet import await_ok, child, vllm_environment
 from tests.engine.models import MAX_MODEL_LEN, MODELS, Model
 from tests.engine.random_requests import Request, Requests
 

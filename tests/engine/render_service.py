@@ -25,6 +25,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
+from kvatlas.cli.processes import free_port
 from kvatlas.common.errors import KvatlasError
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, PromptBuilder
@@ -35,7 +36,7 @@ from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.probe import check_tokenizer
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
-from tests.engine.fleet import MAX_MODEL_LEN, await_ok, child, free_port, vllm_environment
+from tests.engine.fleet import MAX_MODEL_LEN, await_ok, child, vllm_environment
 
 NAME = "tiny"
 REQUESTS = 60

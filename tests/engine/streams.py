@@ -24,6 +24,7 @@ from prometheus_client.samples import Sample
 from rich.console import Console
 from rich.table import Table
 
+from kvatlas.cli.processes import free_port
 from kvatlas.cli.redis_server import running_redis
 from kvatlas.common.log import configure_logs
 from kvatlas.common.settings import Settings
@@ -34,7 +35,6 @@ from tests.engine.fleet import (
     Engine,
     await_ok,
     child,
-    free_port,
     vllm_command,
     vllm_environment,
 )
