@@ -66,11 +66,11 @@ def connect(
     settings = RedisSettings(url=where) if isinstance(where, str) else where
     options = connection_options(settings, timeout_s=timeout_s)
 
-    def make_one(**where: Any) -> OneRedis:
+    def make_one(**place: Any) -> OneRedis:
         if connections_max is None:
-            return SharedRedis(ConnectionPool(**options, **where).make_connection, timeout_s)
+            return SharedRedis(ConnectionPool(**options, **place).make_connection, timeout_s)
         bounds: Options = {"max_connections": connections_max, "timeout": timeout_s}
-        pool = BlockingConnectionPool(**options, **bounds, **where)
+        pool = BlockingConnectionPool(**options, **bounds, **place)
         return cast("OneRedis", OneRedis.from_pool(pool))
 
     if settings.mode == "single":

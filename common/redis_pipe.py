@@ -49,7 +49,8 @@ class SharedRedis(OneRedis):
         self._wire: Wire | None = None
         self._connecting: asyncio.Task[Wire] | None = None
         self._not_before = 0.0
-        self._refusal: BaseException | None = None
+        self._failure: BaseException = redis_errors.ConnectionError("no connection")
+        """Of the last attempt to connect."""
         self._is_closed = False
 
     async def execute_command(self, *args: Any, **options: Any) -> Reply:
@@ -93,12 +94,19 @@ class SharedRedis(OneRedis):
         """
         if self._wire is not None and not self._wire.is_closed:
             return self._wire
-        if self._connecting is None:
-            if self._is_closed or monotonic() < self._not_before:
-                raise redis_errors.ConnectionError("no connection") from self._refusal
-            self._connecting = asyncio.create_task(self._connect(), name="redis connect")
-            self._connecting.add_done_callback(self._note)
-        return await asyncio.shield(self._connecting)
+        attempt = self._connecting
+        if attempt is None:
+            if self._is_closed:
+                raise redis_errors.ConnectionError("closed")
+            if monotonic() < self._not_before:
+                raise self._failure.with_traceback(None)
+            attempt = asyncio.create_task(self._connect(), name="redis connect")
+            attempt.add_done_callback(self._note)
+            self._connecting = attempt
+        await asyncio.wait([attempt])
+        if attempt.cancelled():
+            raise redis_errors.ConnectionError("closed")
+        return attempt.result()
 
     async def _connect(self) -> Wire:
         connection = self._make()
@@ -116,11 +124,9 @@ class SharedRedis(OneRedis):
             return
         error = attempt.exception()
         if error is None:
-            self._wire, self._refusal = attempt.result(), None
+            self._wire = attempt.result()
         else:
-            # A login that was refused stays the reason while nothing is tried.
-            is_login = isinstance(error, redis_errors.AuthenticationError)
-            self._refusal = error if is_login else error.__cause__
+            self._failure = error
             self._not_before = monotonic() + limits.REDIS_RECONNECT_S
 
 

@@ -167,9 +167,22 @@ async def test_a_refused_greeting_is_no_connection(
     with pytest.raises(IndexUnavailable) as caught:
         await pipe.call("PING")
     assert caught.value.reason == "auth"
-    with pytest.raises(IndexUnavailable):
+    with pytest.raises(IndexUnavailable) as caught:
         await pipe.call("PING")
+    assert caught.value.reason == "auth", "the reason stays while nothing is tried"
     await pipe.redis.aclose()
+
+
+async def test_closing_fails_who_waits_for_the_connection(redis_server: RedisServer) -> None:
+    """With a reason, not as if the caller itself had been cancelled."""
+    pipe = pipe_to(redis_server)
+    waiting = asyncio.create_task(pipe.call("PING"))
+    await asyncio.sleep(0)
+    await pipe.redis.aclose()
+    for call in (waiting, pipe.call("PING")):
+        with pytest.raises(IndexUnavailable) as caught:
+            await call
+        assert caught.value.reason == "connection"
 
 
 async def test_a_redis_that_is_silent_is_left() -> None:
