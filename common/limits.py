@@ -128,6 +128,8 @@ HANDOVER_CHECKS_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bodies that wait for their check; two of the largest."""
 TOKENIZE_ANSWER_BYTES_PER_TOKEN: Final = 16
 """Most that an answer of /tokenize may take per token; an id and its comma are under 10."""
+IDLE_PROBES_MAX: Final = 64
+"""Requests of one token to idle engines at once; the others wait for another idle time."""
 
 # --- Redis ------------------------------------------------------------------------------------
 REDIS_CONNECT_S: Final = 1.0
@@ -190,8 +192,6 @@ RELEARN_S: Final = 600.0
 had cached before; what stays hot is hit within it."""
 RELEARN_GRACE_S: Final = 60.0
 """For which announced hits may still come, from requests that waited."""
-IDLE_PROBES_MAX: Final = 64
-"""Requests of one token to idle engines at once; the others wait for another idle time."""
 RELEARN_POLL_S: Final = 1.0
 """Between two looks of a router at which endpoints are relearned."""
 PRESENT_HASHES_MAX: Final = 4_000_000

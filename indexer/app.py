@@ -33,13 +33,13 @@ _LOG = logger("indexer")
 TICK_S: Final = 0.1
 WATCH_S: Final = 1.0
 NOT_REACHED: Final = "Redis is not reached"
+REFUSED: Final = "Redis refuses the user, the password or a command"
 SOCKETS_LEAST: Final = 64
 SOCKETS_PER_ENDPOINT: Final = 4
 """Events, both ends of their monitor, and a replay."""
 FILES_PER_SOCKET: Final = 2
 FILES_ELSE: Final = 256
 """Redis, the admin port, logs."""
-REFUSED: Final = "Redis refuses the user, the password or a command"
 
 
 def run(settings: Settings) -> int:

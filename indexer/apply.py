@@ -83,7 +83,6 @@ class EndpointCache:
                 self._learn(event, delta)
         for event in batch.events:
             self._count(event, delta, counts_copies=counts_copies)
-        self._most_held = max(self._most_held, len(self._copies))
         self._trim()
         if not self.groups.are_matchable:
             delta.present.clear()
@@ -116,7 +115,6 @@ class EndpointCache:
         return self._counts
 
     def _clear(self) -> None:
-        self._most_held = max(self._most_held, len(self._copies))
         for engine_hash in self._copies:
             self._absent[engine_hash] = None
         self._copies.clear()
@@ -199,6 +197,7 @@ class EndpointCache:
                 counts[engine_hash] = 1
             elif counts_copies:
                 counts[engine_hash] = count + 1
+        self._most_held = max(self._most_held, len(copies))
 
     def _remove(self, event: BlockRemoved, delta: Delta) -> None:
         counts = self._counts.get(event.pool, {})

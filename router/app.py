@@ -119,11 +119,10 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             [m.model for m in settings.models if m.token_handover],
             metrics,
         )
-        relearning = None
-        if settings.router.relearn:
-            shards = [s for m in settings.models for s in shards_of(m.model, m.index_shards)]
-            relearning = Relearning(settings.redis, shards)
-            stack.push_async_callback(relearning.aclose)
+        models = settings.models if settings.router.relearn else []
+        shards = [shard for m in models for shard in shards_of(m.model, m.index_shards)]
+        relearning = Relearning(settings.redis, shards)
+        stack.push_async_callback(relearning.aclose)
         proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
         http = RouterHttp(settings, pipeline, proxy, proof, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
@@ -137,8 +136,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         tasks.start(doubts.run(), "doubts")
         tasks.start(checks.run(), "handover_checks")
         options = settings.router
-        if relearning is not None:
-            tasks.start(relearning.run(), "relearning")
+        tasks.start(relearning.run(), "relearning")
         if options.idle_probe_s:
             idle = IdleProbes(proxy.session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")

@@ -103,6 +103,11 @@ class Endpoint:
         """Tell whether it has answered lately."""
         return self.failures < FAILURES_UNHEALTHY
 
+    @property
+    def asked_rank(self) -> int | None:
+        """Give the rank that a request has to name: without it an engine of several chooses one."""
+        return self.rank if self.ranks > 1 else None
+
     @contextmanager
     def flight(self, uncached_tokens: int) -> Iterator[Flight]:
         """Count a request in, and out again whatever happens."""

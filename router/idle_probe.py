@@ -69,8 +69,7 @@ class IdleProbes:
 
     async def _probe(self, endpoint: Endpoint) -> None:
         body = orjson.dumps({"model": endpoint.model, "prompt": [TOKEN], "max_tokens": 1})
-        rank = endpoint.rank if endpoint.ranks > 1 else None
-        asked = Asked(endpoint.url, endpoint.api_key, rank=rank)
+        asked = Asked(endpoint.url, endpoint.api_key, rank=endpoint.asked_rank)
         try:
             answered = (await ask(self._session, asked, COMPLETIONS_PATH, body)).status == OK
         except Silence:

@@ -80,15 +80,11 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What acts on what requests tell.
-
-    Attributes:
-        relearning: None where engines are not made to announce what they hit.
-    """
+    """What acts on what requests tell."""
 
     doubts: Doubts
     checks: HandoverChecks
-    relearning: Relearning | None = None
+    relearning: Relearning
 
 
 class Proof:
@@ -115,8 +111,7 @@ class Proof:
         is_handed_over = may_hand_over and self._may_hand_over(case)
         if is_handed_over and ids is not None:
             raw = add(raw, handover.MEMBER, handover.params(ids))
-        known = self._relearning
-        if known is not None and known.wants(case.endpoint, case.body.fields):
+        if self._relearning.wants(case.endpoint, case.body.fields):
             raw = add(raw, relearning.MEMBER, relearning.VALUE)
             self._metrics.relearned.labels(case.endpoint.name).inc()
         return Sent(raw, asked, is_handed_over)

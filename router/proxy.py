@@ -118,9 +118,8 @@ class Proxy:
             UpstreamTimeout: it did not answer in time.
         """
         ours = list(outgoing.ours)
-        if endpoint.ranks > 1:
-            # Rank 0 as well: without the header the engine chooses a rank itself.
-            ours.append((RANK_HEADER, str(endpoint.rank)))
+        if endpoint.asked_rank is not None:
+            ours.append((RANK_HEADER, str(endpoint.asked_rank)))
         if endpoint.api_key:
             ours.append(("Authorization", f"Bearer {endpoint.api_key}"))
         request = self.session.post(

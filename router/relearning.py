@@ -29,7 +29,12 @@ CONNECTIONS: Final = 1
 
 
 class Relearning:
-    """Which endpoints are being relearned, as of the last look."""
+    """Which endpoints are being relearned, as of the last look.
+
+    Args:
+        redis: where the index is.
+        shards: of the models whose endpoints may be relearned.
+    """
 
     def __init__(self, redis: str | RedisSettings, shards: Sequence[Shard]) -> None:
         self._client = connect(
