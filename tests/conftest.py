@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,9 @@ from redis import Redis
 
 from kvatlas.cli.redis_server import RedisServer, running_redis
 from kvatlas.common import limits
+from kvatlas.router.lookup import BlockIndex
+from tests.fakes.index_writer import Writer
+from tests.fakes.indexed_fleet import LOOKUP_S
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Captures and golden files that are not part of the repository."""
@@ -47,3 +50,26 @@ def shared() -> Path:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give Redis more than 20 ms, for tests of what is found and not of how soon."""
     monkeypatch.setattr(limits, "LOOKUP_S", 2.0)
+
+
+@pytest.fixture
+async def writer(redis_url: str) -> AsyncIterator[Writer]:
+    """Give a writer on an empty Redis."""
+    made = Writer(redis_url)
+    yield made
+    await made.store.aclose()
+
+
+@pytest.fixture
+async def index(redis_url: str) -> AsyncIterator[BlockIndex]:
+    """Give a reader."""
+    made = BlockIndex.connect(redis_url)
+    await made.warm()
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give Redis what several servers on one machine need, for tests of how soon lookups end."""
+    monkeypatch.setattr(limits, "LOOKUP_S", LOOKUP_S)

@@ -11,9 +11,7 @@ from redis.asyncio import Redis
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.router.lookup import BlockIndex
-from tests.contract.test_lookup import SHARD, Writer, chain_of, index, matched, named, writer
-
-__all__ = ["index", "writer"]
+from tests.fakes.index_writer import SHARD, Writer, chain_of, matched, named
 
 pytestmark = pytest.mark.usefixtures("patient")
 

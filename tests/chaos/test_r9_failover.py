@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from kvatlas.common import limits
-from tests.fakes.indexed_fleet import IndexedFleet, indexed_fleet
+from tests.fakes.indexed_fleet import LOOKUP_S, SLACK_S, IndexedFleet, indexed_fleet
 from tests.fakes.redis_servers import (
     Server,
     Watched,
@@ -28,10 +27,7 @@ from tests.fakes.redis_servers import (
 from tests.fakes.redis_servers import running as run_servers
 
 # Sentinels need seconds to agree that a master is gone, and more to make another one.
-pytestmark = pytest.mark.timeout(60)
-
-LOOKUP_S = 0.1
-SLACK_S = 0.4
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("brisk")]
 
 
 @pytest.fixture
@@ -42,12 +38,6 @@ def watched() -> Iterator[Watched]:
         running_sentinels(Path(folder)) as made,
     ):
         yield made
-
-
-@pytest.fixture(autouse=True)
-def lookup_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give lookups the time that this machine needs for them."""
-    monkeypatch.setattr(limits, "LOOKUP_S", LOOKUP_S)
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,92 +16,16 @@ from redis.asyncio import Redis
 from kvatlas.cli.redis_server import running_redis
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, IndexUnavailable, WrongEpoch
-from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId, ModelName, Pool
-from kvatlas.common.keyspace import SCHEMA_KEY, Holder, Shard, shard_of, shards_of
+from kvatlas.common.ids import BlockHash, Epoch, HolderId, Pool
+from kvatlas.common.keyspace import SCHEMA_KEY, Holder, shards_of
 from kvatlas.common.kv_groups import Tier
 from kvatlas.indexer.metrics import IndexerMetrics
-from kvatlas.indexer.store import Change, Dead, IndexStore, Position, Progress, Target
+from kvatlas.indexer.store import Change, Dead, Position, Progress
 from kvatlas.indexer.sweep import sweep_once
 from kvatlas.router.lookup import BlockIndex
+from tests.fakes.index_writer import GPU, MODEL, SHARD, Writer, chain_of, matched, named
 
 pytestmark = pytest.mark.usefixtures("patient")
-
-MODEL = ModelName("m")
-SHARD = Shard(MODEL, 0)
-GPU = Pool("gpu", 0)
-
-
-def chain_of(length: int, seed: int = 0) -> list[BlockHash]:
-    """Make a chain of random hashes."""
-    source = random.Random(seed)
-    return [BlockHash(source.getrandbits(64)) for _ in range(length)]
-
-
-class Writer:
-    """Write blocks as the indexer does, one epoch per endpoint."""
-
-    def __init__(self, url: str, shards: int = 1) -> None:
-        self.store = IndexStore.connect(url)
-        self.shards = shards
-        self.positions: dict[EndpointName, Position] = {}
-
-    def target(self, name: EndpointName) -> Target:
-        """Find an endpoint's shard."""
-        return Target(name, shard_of(MODEL, name, self.shards))
-
-    async def open(self, name: EndpointName) -> None:
-        """Open an epoch."""
-        epoch = await self.store.open_epoch(self.target(name), None, "start", 1.0)
-        self.positions[name] = Position(epoch, -1)
-
-    async def set(
-        self,
-        name: EndpointName,
-        blocks: list[BlockHash],
-        *,
-        present: bool = True,
-        kind: str = "full_attention",
-        pool: Pool = GPU,
-    ) -> int:
-        """Write blocks as present or absent."""
-        if name not in self.positions:
-            await self.open(name)
-        at, target = self.positions[name], self.target(name)
-        holder = Holder(name, at.epoch, pool, kind)
-        number = await self.store.open_pool(target.shard, holder, {"block_size": 16})
-        changes = [Change(block, number, present, holder.is_windowed) for block in blocks]
-        changed = await self.store.apply(target, at, Progress(at.seq + 1, 1.0), changes)
-        self.positions[name] = Position(at.epoch, at.seq + 1)
-        return changed
-
-
-@pytest.fixture
-async def writer(redis_url: str) -> AsyncIterator[Writer]:
-    """Give a writer on an empty Redis."""
-    made = Writer(redis_url)
-    yield made
-    await made.store.aclose()
-
-
-@pytest.fixture
-async def index(redis_url: str) -> AsyncIterator[BlockIndex]:
-    """Give a reader."""
-    made = BlockIndex.connect(redis_url)
-    await made.warm()
-    yield made
-    await made.aclose()
-
-
-async def matched(
-    index: BlockIndex, shards: Sequence[Shard], chain: list[BlockHash]
-) -> dict[EndpointName, int]:
-    """Look a chain up and give the blocks alone."""
-    return {name: match.blocks for name, match in (await index.match(shards, chain)).items()}
-
-
-def named(number: int) -> EndpointName:
-    """Name an endpoint."""
-    return EndpointName(f"10.0.0.{number}:8000")
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 17, 64, 640])

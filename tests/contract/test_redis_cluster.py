@@ -14,17 +14,13 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from kvatlas.common import limits
-from tests.fakes.indexed_fleet import IndexedFleet, indexed_fleet
+from tests.fakes.indexed_fleet import LOOKUP_S, SLACK_S, IndexedFleet, indexed_fleet
 from tests.fakes.redis_servers import Cluster, Server, running_cluster
 
 # Six servers start, one dies and is replaced within seconds that are the cluster's, not ours.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("brisk")]
 
 SHARDS = 8
-LOOKUP_S = 0.1
-"""Eight scripts on six servers share two cores with everything else."""
-SLACK_S = 0.4
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +31,6 @@ def cluster() -> Iterator[Cluster]:
         running_cluster(Path(folder)) as made,
     ):
         yield made
-
-
-@pytest.fixture(autouse=True)
-def lookup_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give lookups the time that this machine needs for them."""
-    monkeypatch.setattr(limits, "LOOKUP_S", LOOKUP_S)
 
 
 @asynccontextmanager

@@ -19,6 +19,10 @@ from tests.fakes.redis_servers import Server
 from tests.fakes.services import indexing
 
 TICK_S = 0.01
+LOOKUP_S = 0.1
+"""Scripts on several servers share two cores with everything else (fixture `brisk`)."""
+SLACK_S = 0.4
+"""By which a lookup may be later than that on a busy machine."""
 
 
 @dataclass

@@ -1,0 +1,71 @@
+"""Write an index as the indexer does, and look chains up in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from kvatlas.common.ids import BlockHash, EndpointName, ModelName, Pool
+from kvatlas.common.keyspace import Holder, Shard, shard_of
+from kvatlas.indexer.store import Change, IndexStore, Position, Progress, Target
+from kvatlas.router.lookup import BlockIndex
+
+MODEL = ModelName("m")
+SHARD = Shard(MODEL, 0)
+GPU = Pool("gpu", 0)
+
+
+def chain_of(length: int, seed: int = 0) -> list[BlockHash]:
+    """Make a chain of random hashes."""
+    source = random.Random(seed)
+    return [BlockHash(source.getrandbits(64)) for _ in range(length)]
+
+
+class Writer:
+    """Write blocks as the indexer does, one epoch per endpoint."""
+
+    def __init__(self, url: str, shards: int = 1) -> None:
+        self.store = IndexStore.connect(url)
+        self.shards = shards
+        self.positions: dict[EndpointName, Position] = {}
+
+    def target(self, name: EndpointName) -> Target:
+        """Find an endpoint's shard."""
+        return Target(name, shard_of(MODEL, name, self.shards))
+
+    async def open(self, name: EndpointName) -> None:
+        """Open an epoch."""
+        epoch = await self.store.open_epoch(self.target(name), None, "start", 1.0)
+        self.positions[name] = Position(epoch, -1)
+
+    async def set(
+        self,
+        name: EndpointName,
+        blocks: list[BlockHash],
+        *,
+        present: bool = True,
+        kind: str = "full_attention",
+        pool: Pool = GPU,
+    ) -> int:
+        """Write blocks as present or absent."""
+        if name not in self.positions:
+            await self.open(name)
+        at, target = self.positions[name], self.target(name)
+        holder = Holder(name, at.epoch, pool, kind)
+        number = await self.store.open_pool(target.shard, holder, {"block_size": 16})
+        changes = [Change(block, number, present, holder.is_windowed) for block in blocks]
+        changed = await self.store.apply(target, at, Progress(at.seq + 1, 1.0), changes)
+        self.positions[name] = Position(at.epoch, at.seq + 1)
+        return changed
+
+
+async def matched(
+    index: BlockIndex, shards: Sequence[Shard], chain: list[BlockHash]
+) -> dict[EndpointName, int]:
+    """Look a chain up and give the blocks alone."""
+    return {name: match.blocks for name, match in (await index.match(shards, chain)).items()}
+
+
+def named(number: int) -> EndpointName:
+    """Name an endpoint."""
+    return EndpointName(f"10.0.0.{number}:8000")
