@@ -24,6 +24,7 @@ BUCKET_DIGITS: Final = 4
 BUCKETS: Final = 16**BUCKET_DIGITS
 HASH_BYTES: Final = 8
 VERSION_FIELD: Final = "version"
+EPOCH_DIGITS_MAX: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,11 @@ class Holder:
             )
         except KeyError as error:
             raise ValueError(f"no {error} in a holder") from error
+
+
+def read_epoch(text: bytes) -> Epoch | None:
+    """Read an epoch that somebody else may have written; None where it is none."""
+    return Epoch(int(text)) if len(text) <= EPOCH_DIGITS_MAX and text.isdigit() else None
 
 
 def parse_holder_ids(value: bytes) -> tuple[HolderId, ...]:

@@ -82,7 +82,8 @@ class EndpointCache:
             if isinstance(event, BlockStored):
                 self._learn(event, delta)
         for event in batch.events:
-            self._count(event, delta, counts_copies=counts_copies)
+            # Nothing that was announced before a clear is there to be counted twice.
+            self._count(event, delta, counts_copies=counts_copies or delta.cleared)
         self._trim()
         if not self.groups.are_matchable:
             delta.present.clear()

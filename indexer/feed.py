@@ -31,6 +31,7 @@ class Feed:
         name = mirror.target.name
         self.name = name
         self.sequencer = Sequencer(has_replay=has_replay)
+        self._has_replay = has_replay
         self.cache = mirror.cache
         self.mirror = mirror
         self._metrics = metrics
@@ -94,7 +95,8 @@ class Feed:
 
     def _apply(self, step: Ready) -> None:
         now = monotonic()
-        self._relearning.batch(step.seq, now)
+        is_oldest = step.is_replayed or not self._has_replay
+        self._relearning.batch(step.seq, now, is_oldest=is_oldest)
         try:
             batch = decode(step.payload)
         except MalformedBatch as error:
@@ -110,7 +112,7 @@ class Feed:
             return
         delta = self.cache.apply(batch, counts_copies=self._relearning.is_counting(now))
         if delta.cleared:
-            self._relearning.cleared(now)
+            self._relearning.cleared()
         self.mirror.update(step.seq, batch.time_s, delta)
         self._count_batch(batch, delta)
 

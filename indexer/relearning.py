@@ -9,7 +9,11 @@ a real second copy goes uncounted, and the block is taken for gone when the firs
 
 from __future__ import annotations
 
+from typing import Final
+
 from kvatlas.common import limits
+
+NEVER: Final = float("-inf")
 
 
 class Relearning:
@@ -17,33 +21,35 @@ class Relearning:
 
     def __init__(self) -> None:
         self._is_new = False
-        self._asks_until = float("-inf")
-        self._counts_from = float("-inf")
+        self._asks_until = NEVER
+        self._counts_from = NEVER
 
     def new_epoch(self) -> None:
         """Note that everything was forgotten; the next batch tells how much can be known again."""
         self._is_new = True
 
-    def cleared(self, now: float) -> None:
-        """Note that the engine holds nothing: nothing is left to be learned."""
-        self._asks_until = min(self._asks_until, now)
-
-    def batch(self, seq: int, now: float) -> None:
+    def batch(self, seq: int, now: float, *, is_oldest: bool) -> None:
         """Note the sequence of a batch; in a new epoch the first one says what is missing.
 
         Args:
             seq: 0 is the first of an engine's life.
             now: monotonic seconds.
+            is_oldest: the engine has none before it. Of a replay that failed nothing is known:
+                a later one may bring the announcements again, behind the engine's first batch,
+                where they would be counted.
         """
         if not self._is_new:
             return
         self._is_new = False
-        if seq > 0:
+        if seq == 0:
+            self.cleared()
+        elif is_oldest:
             self._asks_until = now + limits.RELEARN_S
             self._counts_from = self._asks_until + limits.RELEARN_GRACE_S
-        else:
-            self._asks_until = min(self._asks_until, now)
-            self._counts_from = min(self._counts_from, now + limits.RELEARN_GRACE_S)
+
+    def cleared(self) -> None:
+        """Note that the engine began with nothing, or holds nothing: all that comes is known."""
+        self._asks_until = self._counts_from = NEVER
 
     def is_asking(self, now: float) -> bool:
         """Tell whether routers should have hits announced."""

@@ -27,10 +27,15 @@ BAD_BATCHES_REMEMBERED: Final = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A batch whose turn it is."""
+    """A batch whose turn it is.
+
+    Attributes:
+        is_replayed: it came in a replay, so in a new epoch it is the oldest that the engine has.
+    """
 
     seq: int
     payload: bytes
+    is_replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +222,7 @@ class Sequencer:
         self._digests[seq] = xxh3_128_digest(payload)
         if len(self._digests) > limits.DIGESTS_KEPT:
             self._digests.popitem(last=False)
-        self._steps.append(Ready(seq, payload))
+        self._steps.append(Ready(seq, payload, is_replayed=self.phase == "replaying"))
 
     def _hold(self, seq: int, payload: bytes) -> None:
         self._held.append((seq, payload))

@@ -22,13 +22,13 @@ from kvatlas.common.keyspace import (
     SCHEMA_VERSION,
     Holder,
     Shard,
+    read_epoch,
 )
 from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
 
 REFUSED = -1
-EPOCH_DIGITS_MAX = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +286,9 @@ class IndexStore:
         flat = await self._take_doubts.run(self._client, (shard.doubts,), args)
         doubts = {}
         for name, note in zip(flat[::2], flat[1::2], strict=True):
-            epoch = note.split(b" ", 1)[0]
-            if len(epoch) <= EPOCH_DIGITS_MAX and epoch.isdigit():
-                doubts[EndpointName(name.decode(errors="replace"))] = Epoch(int(epoch))
+            epoch = read_epoch(note.split(b" ", 1)[0])
+            if epoch is not None:
+                doubts[EndpointName(name.decode(errors="replace"))] = epoch
         return doubts
 
     async def tell(self, stands: Sequence[tuple[Target, Mapping[str, RedisArg]]]) -> None:

@@ -121,7 +121,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         )
         models = settings.models if settings.router.relearn else []
         shards = [shard for m in models for shard in shards_of(m.model, m.index_shards)]
-        relearning = Relearning(settings.redis, shards)
+        relearning = Relearning(settings.redis, shards, index.epoch_of)
         stack.push_async_callback(relearning.aclose)
         proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
         http = RouterHttp(settings, pipeline, proxy, proof, metrics)

@@ -126,6 +126,11 @@ class BlockIndex:
                 one.cancel()
         return {name: match for matches in found for name, match in matches.items()}
 
+    def epoch_of(self, shard: Shard, name: EndpointName) -> Epoch | None:
+        """Give the epoch of an endpoint that holds anything, as of the newest lookup."""
+        view = self._views.get(shard)
+        return view.epochs.get(name) if view else None
+
     async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
         view = self._views.get(shard) or ShardView(self._weights_of(shard))
         args = (shard.bucket_prefix, view.version, packed)

@@ -8,13 +8,13 @@ counted as copies. Clients cannot ask for it themselves (`body.STEERING`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.ids import EndpointName
-from kvatlas.common.keyspace import Shard
+from kvatlas.common.ids import EndpointName, Epoch
+from kvatlas.common.keyspace import Shard, read_epoch
 from kvatlas.common.log import logger
 from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.setting_sections import RedisSettings
@@ -34,9 +34,16 @@ class Relearning:
     Args:
         redis: where the index is.
         shards: of the models whose endpoints may be relearned.
+        epoch_of: the epoch that lookups see, None while the endpoint holds nothing. When it is
+            another one, what is announced would be counted.
     """
 
-    def __init__(self, redis: str | RedisSettings, shards: Sequence[Shard]) -> None:
+    def __init__(
+        self,
+        redis: str | RedisSettings,
+        shards: Sequence[Shard],
+        epoch_of: Callable[[Shard, EndpointName], Epoch | None],
+    ) -> None:
         self._client = connect(
             redis,
             timeout_s=limits.REDIS_WRITE_S,
@@ -44,7 +51,8 @@ class Relearning:
             reads_only=True,
         )
         self._shards = shards
-        self._names: frozenset[EndpointName] = frozenset()
+        self._epoch_of = epoch_of
+        self._epochs: dict[EndpointName, Epoch] = {}
 
     def wants(self, endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
         """Tell whether a request, counted in there, should make an endpoint announce what it hits.
@@ -52,9 +60,10 @@ class Relearning:
         Not while something waits there: a request that waits is announced at every step. And not
         where the client's body has a member of that name.
         """
-        version = endpoint.facts.version
+        epoch, version = self._epochs.get(endpoint.name), endpoint.facts.version
         return (
-            endpoint.name in self._names
+            epoch is not None
+            and self._epoch_of(endpoint.shard, endpoint.name) in (None, epoch)
             and version is not None
             and version >= VERSION_MIN
             and not endpoint.others_waiting
@@ -68,20 +77,22 @@ class Relearning:
             try:
                 found = await self._look()
             except IndexUnavailable:
-                found = frozenset()
-            if found != self._names:
+                found = {}
+            if found != self._epochs:
                 _LOG.info("endpoints.relearned", count=len(found))
-                self._names = found
+                self._epochs = found
             await asyncio.sleep(limits.RELEARN_POLL_S)
 
-    async def _look(self) -> frozenset[EndpointName]:
-        names: set[EndpointName] = set()
+    async def _look(self) -> dict[EndpointName, Epoch]:
+        epochs: dict[EndpointName, Epoch] = {}
         with guard():
             for shard in self._shards:
                 async with asyncio.timeout(limits.REDIS_WRITE_S):
                     found: Mapping[Any, Any] = await self._client.hgetall(shard.relearning)
-                names.update(EndpointName(name.decode(errors="replace")) for name in found)
-        return frozenset(names)
+                for name, text in found.items():
+                    if (epoch := read_epoch(text)) is not None:
+                        epochs[EndpointName(name.decode(errors="replace"))] = epoch
+        return epochs
 
     async def aclose(self) -> None:
         """Close the connection."""

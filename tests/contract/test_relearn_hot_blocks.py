@@ -12,15 +12,20 @@ import pytest
 from redis.asyncio import Redis
 
 from kvatlas.common import limits
-from kvatlas.common.keyspace import shards_of
+from kvatlas.common.ids import EndpointName, Epoch, ModelName
+from kvatlas.common.keyspace import Shard
 from kvatlas.common.prompt import CHAT_PATH
+from kvatlas.router.endpoint import Endpoint
+from kvatlas.router.relearning import Relearning
 from kvatlas.simulator.app import engine
-from tests.fakes.place import CHAT, Place, fast_engine, routed, settings_for, sources_of
+from tests.contract.test_indexer import TOKENS, running
+from tests.fakes.place import CHAT, KNOWN, Place, fast_engine, routed, settings_for, sources_of
+from tests.fakes.publisher import CLEARED, FakePublisher, removed, stored
 from tests.fakes.services import indexing
 
 pytestmark = pytest.mark.usefixtures("patient")
 
-SHARD = shards_of("m", 1)[0]  # type: ignore[arg-type]
+SHARD = Shard(ModelName("m"), 0)
 OTHER = {**CHAT, "messages": [{"role": "user", "content": "And what of the harbour? " * 20}]}
 
 
@@ -163,3 +168,47 @@ async def test_an_idle_engine_tells_of_a_clear(redis_url: str) -> None:
         probes = place.running.metrics.idle_probes
         assert place.count(probes, place.endpoint.name, "answered") >= 1
         assert place.count(probes, place.endpoint.name, "failed") == 0
+
+
+@pytest.mark.parametrize("news", ["restart", "clear"])
+async def test_copies_count_again_when_all_is_known(redis_url: str, news: str) -> None:
+    """A blind epoch counts none; what begins with nothing does at once, also with copies in it."""
+    async with FakePublisher() as publisher:
+        for block in (1, 2):
+            await publisher.publish(stored([block], [block] * 4))
+        del publisher.replay_log[0]
+        async with running(publisher, redis_url) as fleet:
+            await fleet.live()
+            await fleet.expect(1, [2] * 4)
+            await publisher.publish(stored([2], [2] * 4), removed(2))
+            await fleet.expect(0, [2] * 4)
+            if news == "restart":
+                await publisher.restart()
+            begin = [CLEARED] if news == "clear" else []
+            await publisher.publish(*begin, stored([11, 12], TOKENS[:8]))
+            await fleet.expect(2)
+            await publisher.publish(
+                stored([11, 12], TOKENS[:8]), removed(12), stored([13], [7] * 4)
+            )
+            await fleet.expect(1, [7] * 4)
+            assert await fleet.match() == 2
+
+
+async def test_nobody_asks_an_epoch_that_is_over(redis_url: str) -> None:
+    """What lookups see of a newer epoch counts before the next look at the flags."""
+    seen: list[Epoch | None] = [None]
+    relearning = Relearning(redis_url, [SHARD], lambda _shard, _name: seen[0])
+    name = EndpointName("10.0.0.1:8000")
+    endpoint = Endpoint(name, ModelName("m"), f"http://{name}", 0, SHARD, None, 16, facts=KNOWN)
+    async with Redis.from_url(redis_url) as client:
+        await client.hset(SHARD.relearning, mapping={name: "7", "10.0.0.2:8000": "spam"})
+    task = asyncio.create_task(relearning.run())
+    await until(lambda: relearning.wants(endpoint, {}), "the flag")
+    for epoch, wanted in ((Epoch(7), True), (Epoch(8), False), (None, True)):
+        seen[0] = epoch
+        assert relearning.wants(endpoint, {}) is wanted
+    endpoint.awaited = 2
+    assert not relearning.wants(endpoint, {}), "something waits there"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await relearning.aclose()

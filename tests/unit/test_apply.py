@@ -265,6 +265,14 @@ def test_announced_hits_restore_presence_and_count_nothing(cache: EndpointCache)
     assert present(cache) == {(GPU, FIRST)}
 
 
+def test_copies_count_behind_a_clear(cache: EndpointCache) -> None:
+    """In the same batch, too: nothing of before is there to be announced."""
+    batch = Batch(0.0, (stored(1), AllBlocksCleared(), stored(1), stored(1)), 0)
+    cache.apply(batch, counts_copies=False)
+    apply(cache, removed(1))
+    assert present(cache) == {(GPU, FIRST)}
+
+
 def test_liars_are_bounded(cache: EndpointCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and pools beyond the bounds are counted and left out."""
     monkeypatch.setattr(limits, "PRESENT_HASHES_MAX", 1)

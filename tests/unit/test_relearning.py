@@ -14,7 +14,7 @@ def started(seq: int) -> Relearning:
     """Begin an epoch with a batch."""
     relearning = Relearning()
     relearning.new_epoch()
-    relearning.batch(seq, NOW)
+    relearning.batch(seq, NOW, is_oldest=True)
     return relearning
 
 
@@ -28,7 +28,7 @@ def test_an_epoch_that_begins_with_the_engine_knows_all() -> None:
 def test_an_epoch_that_begins_later_is_blind_to_what_was_before() -> None:
     """Hits are asked for for a while; copies count again when the last may have come."""
     relearning = started(7)
-    relearning.batch(8, NOW + 1)
+    relearning.batch(8, NOW + 1, is_oldest=True)
     assert relearning.is_asking(NOW)
     assert not relearning.is_asking(END)
     assert not relearning.is_counting(COUNTS - 1)
@@ -36,17 +36,26 @@ def test_an_epoch_that_begins_later_is_blind_to_what_was_before() -> None:
 
 
 def test_an_engine_that_was_cleared_has_nothing_to_be_learned() -> None:
-    """Routers stop asking at once; what they asked for before may still come."""
+    """Routers stop asking at once, and copies count."""
     relearning = started(7)
-    relearning.cleared(NOW + 1)
-    assert not relearning.is_asking(NOW + 1)
-    assert not relearning.is_counting(NOW + 1)
+    relearning.cleared()
+    assert not relearning.is_asking(NOW)
+    assert relearning.is_counting(NOW)
 
 
 def test_a_new_life_ends_it() -> None:
-    """Its requests are new ones, but for those that come within the grace."""
+    """Whatever the reason of the epoch is: only a new life begins with the first batch again."""
     relearning = started(7)
     relearning.new_epoch()
-    relearning.batch(0, NOW + 1)
+    relearning.batch(0, NOW + 1, is_oldest=True)
     assert not relearning.is_asking(NOW + 1)
-    assert relearning.is_counting(NOW + 1 + limits.RELEARN_GRACE_S)
+    assert relearning.is_counting(NOW + 1)
+
+
+def test_a_replay_that_failed_says_nothing_of_what_is_missing() -> None:
+    """A later one may bring all, and with it what was announced meanwhile."""
+    relearning = Relearning()
+    relearning.new_epoch()
+    relearning.batch(7, NOW, is_oldest=False)
+    assert not relearning.is_asking(NOW)
+    assert relearning.is_counting(NOW)
