@@ -112,7 +112,7 @@ class BlockIndex:
         Raises:
             IndexUnavailable: Redis did not answer in time, or refused.
 
-        Cost: 0.3 to 1.0 ms for 64 to 6,400 blocks and 64 endpoints (make bench-index); hybrid
+        Cost: 0.3 to 0.6 ms for 64 to 6,400 blocks and 64 endpoints (make bench-index); hybrid
             models take another call, and 0.3 ms for each 100 blocks of windows that are read.
         """
         if not hashes:

@@ -185,6 +185,34 @@ async def test_closing_fails_who_waits_for_the_connection(redis_server: RedisSer
         assert caught.value.reason == "connection"
 
 
+async def test_a_redis_that_does_not_read_is_not_written_to_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bytes that it has not taken are bounded: calls beyond them are refused at once."""
+    monkeypatch.setattr(limits, "REDIS_UNSENT_BYTES_MAX", 1_000_000)
+    with (
+        tempfile.TemporaryDirectory(prefix="kva-") as folder,
+        running_redis(Path(folder)) as server,
+    ):
+        pipe = pipe_to(server)
+        await pipe.call("PING")
+        os.kill(server.pid, signal.SIGSTOP)
+        calls = []
+        for _ in range(20):
+            calls.append(asyncio.create_task(pipe.call("ECHO", b"x" * 500_000)))
+            await asyncio.sleep(0)
+        refused = [call for call in calls if call.done()]
+        assert 0 < len(refused) < 20
+        for call in refused:
+            with pytest.raises(IndexUnavailable) as caught:
+                await call
+            assert caught.value.reason == "pool"
+        os.kill(server.pid, signal.SIGCONT)
+        assert await calls[0] == b"x" * 500_000
+        await pipe.redis.aclose()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
 async def test_a_redis_that_is_silent_is_left() -> None:
     """A connection on which replies are owed for too long is broken off and made anew."""
     with (
