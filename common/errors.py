@@ -17,7 +17,8 @@
     |   `-- UpstreamTimeout        504 upstream_timeout
     |-- PromptUnavailable          no token ids for this request here: route by load
     |-- IndexUnavailable           the shared index did not answer: route by load
-    |   `-- WrongEpoch             a write was refused: the endpoint has another epoch or sequence
+    |   |-- WrongEpoch             a write was refused: the endpoint has another epoch or sequence
+    |   `-- Fenced                 a write was refused: the endpoint has another owner
     |-- Silence                    an engine did not answer a question (router/engine_client.py)
     `-- MalformedBatch             an engine sent events that cannot be read
 
@@ -179,6 +180,13 @@ class WrongEpoch(IndexUnavailable):
 
     def __init__(self) -> None:
         super().__init__("wrong_epoch")
+
+
+class Fenced(IndexUnavailable):
+    """The endpoint has another owner than the writer; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__("fenced")
 
 
 class MalformedBatch(KvatlasError):

@@ -29,6 +29,13 @@ HolderId = NewType("HolderId", int)
 """A small number that stands in block entries for one pool of one endpoint in one epoch."""
 
 
+IndexerId = NewType("IndexerId", str)
+"""One indexer process; drawn anew at every start."""
+
+Fence = NewType("Fence", int)
+"""Names one ownership of an endpoint; grows with every owner."""
+
+
 class Pool(NamedTuple):
     """One pool of blocks of an engine: a medium and a KV-cache group.
 

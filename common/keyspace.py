@@ -19,6 +19,7 @@ SCHEMA_KEY: Final = PREFIX + "schema"
 SCHEMA_VERSION: Final = "2"
 """Raised with the buckets `w:`: a sweep that does not know them would free ids too early."""
 MODELS_KEY: Final = PREFIX + "models"
+INDEXERS_KEY: Final = PREFIX + "indexers"
 BUCKET_DIGITS: Final = 4
 """Hex digits of a block hash that name its bucket; the other 12 are the field in it."""
 BUCKETS: Final = 16**BUCKET_DIGITS
@@ -55,6 +56,11 @@ class Shard:
         return self.base + "endpoints"
 
     @property
+    def owners(self) -> str:
+        """Name the HASH of leases: endpoint -> indexer, fence, end."""
+        return self.base + "owners"
+
+    @property
     def bucket_prefix(self) -> str:
         """Give what the key of every bucket begins with; 4 hex digits follow."""
         return self.base + "b:"
@@ -77,6 +83,10 @@ class Shard:
     def endpoint(self, name: EndpointName) -> str:
         """Name the HASH with the state of an endpoint: epoch, sequence, blocks, ..."""
         return f"{self.base}endpoint:{name}"
+
+    def memory(self, name: EndpointName) -> str:
+        """Name the HASH with what an endpoint's owner must remember: pages and their outline."""
+        return f"{self.base}memory:{name}"
 
     def bucket(self, number: int, *, windowed: bool = False) -> str:
         """Name a bucket by its number in [0, BUCKETS), in `b:` or in `w:`."""

@@ -185,8 +185,9 @@ HELD_BYTES_MAX: Final = 64 * 1024 * 1024
 DIGESTS_KEPT: Final = 16_384
 """Digests of applied batches, to tell a duplicate from a restart; above vLLM's 10,000."""
 FORGOTTEN_HASHES_MIN: Final = 10_000
-"""Engine hashes kept per endpoint after their last copy is gone, to place later children; or as
-many as it held at most, if that is more: a doubt forgets none."""
+"""Engine hashes kept per endpoint after their last copy is gone, to place later children."""
+REMEMBERED_TO_HELD: Final = 1.25
+"""Engine hashes kept in all, of those that an endpoint held at most: a doubt forgets none."""
 RELEARN_S: Final = 600.0
 """For which routers have an endpoint announce its hits after an epoch that began without what it
 had cached before; what stays hot is hit within it."""
@@ -199,6 +200,19 @@ PRESENT_HASHES_MAX: Final = 4_000_000
 POOLS_PER_ENDPOINT_MAX: Final = 64
 PENDING_OPS_MAX: Final = 500_000
 """Entries waiting for Redis per endpoint; above it they are dropped and rewritten from memory."""
+PAGE_BATCHES: Final = 32
+"""Batches after which a page of an endpoint's memory is written; so after 64 times as many each
+page has been, well within the 10,000 that engines replay."""
+PAGES_PER_WRITE_MAX: Final = 8
+"""Pages that one write takes along; those of an endpoint of a million blocks are 300 kB each."""
+MEMORY_IDLE_S: Final = 0.5
+"""Without events after which the pages that are behind are written, a few at a time."""
+RECALLS_AT_ONCE_MAX: Final = 8
+"""Endpoints whose memory is read at the same time; each may take 100 MB while it is."""
+LEAVE_S: Final = 2.0
+"""For an endpoint that is given back to be written down; below a lease."""
+RETIRE_AFTER_S: Final = 10.0
+"""For which nobody has followed an endpoint that is not configured before it is forgotten."""
 REPLAY_IDLE_S: Final = 1.0
 REPLAY_TOTAL_S: Final = 10.0
 REPLAYS_AT_ONCE_MAX: Final = 4

@@ -67,6 +67,13 @@ class Supervisor:
             _LOG.error("task.died", task=task.get_name(), error=type(error).__name__)
 
 
+async def ended(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it has ended; again where a cancellation was swallowed."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+
+
 def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Run a service until SIGTERM or SIGINT.
 

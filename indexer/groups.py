@@ -8,7 +8,9 @@ is indexed, rather than something too long.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 from kvatlas.common import limits
 from kvatlas.common.ids import Pool
@@ -76,6 +78,25 @@ class Groups:
             f"{number}={group.kind}" + (f"/{group.window}" if group.window is not None else "")
             for number, group in sorted(self._groups.items())
         )
+
+    def to_rows(self) -> list[list[Any]]:
+        """Write all that is known of each group, for `from_rows`."""
+        return [[number, *astuple(group)] for number, group in sorted(self._groups.items())]
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence[Any]]) -> Groups:
+        """Read what `to_rows` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        groups = cls()
+        try:
+            groups._groups = {int(number): Group(*fields) for number, *fields in rows}
+        except TypeError as error:
+            raise ValueError("not groups") from error
+        groups._fault = groups._find_fault()
+        return groups
 
     def learn(self, event: BlockStored) -> bool:
         """Take over what a store says of its group.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 
@@ -61,6 +63,22 @@ class IndexerMetrics:
             ("phase",),
             registry=self.registry,
         )
+
+        self.owned = Gauge(
+            "kvatlas_indexer_owned_endpoints",
+            "Endpoints that this indexer follows.",
+            registry=self.registry,
+        )
+        self.claims = self._counter(
+            "claims", "Endpoints taken: their memory was resumed, or begun anew.", "how"
+        )
+        self.lost = self._counter("lost_endpoints", "Endpoints that another indexer has taken.")
+
+    def forget(self, endpoint: str) -> None:
+        """Drop the gauges of an endpoint that is followed no longer."""
+        for gauge in (self.lag, self.unmatched):
+            with contextlib.suppress(KeyError):
+                gauge.remove(endpoint)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"kvatlas_indexer_{name}", text, labels, registry=self.registry)

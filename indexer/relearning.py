@@ -22,7 +22,19 @@ class Relearning:
     def __init__(self) -> None:
         self._is_new = False
         self._asks_until = NEVER
-        self._counts_from = NEVER
+        self.counted_from: int | None = 0
+        """Sequence from which on copies are counted; None while none is named yet."""
+
+    def resume(self, counted_from: int | None, asks_s: float, now: float) -> None:
+        """Go on where another owner of the endpoint has stopped.
+
+        Args:
+            counted_from: as it stood.
+            asks_s: seconds for which hits were still to be asked for.
+            now: monotonic seconds.
+        """
+        self.counted_from = counted_from
+        self._asks_until = now + asks_s
 
     def new_epoch(self) -> None:
         """Note that everything was forgotten; the next batch tells how much can be known again."""
@@ -38,23 +50,27 @@ class Relearning:
                 a later one may bring the announcements again, behind the engine's first batch,
                 where they would be counted.
         """
-        if not self._is_new:
-            return
-        self._is_new = False
-        if seq == 0:
-            self.cleared()
-        elif is_oldest:
-            self._asks_until = now + limits.RELEARN_S
-            self._counts_from = self._asks_until + limits.RELEARN_GRACE_S
+        if self._is_new:
+            self._is_new = False
+            if seq == 0:
+                self.cleared(seq)
+            elif is_oldest:
+                self._asks_until = now + limits.RELEARN_S
+                self.counted_from = None
+            elif self.counted_from is not None:
+                self.counted_from = seq
+        if self.counted_from is None and now >= self._asks_until + limits.RELEARN_GRACE_S:
+            self.counted_from = seq
 
-    def cleared(self) -> None:
-        """Note that the engine began with nothing, or holds nothing: all that comes is known."""
-        self._asks_until = self._counts_from = NEVER
+    def cleared(self, seq: int) -> None:
+        """Note that with this batch the engine holds nothing of before: all that comes is known."""
+        self._asks_until = NEVER
+        self.counted_from = seq
 
-    def is_asking(self, now: float) -> bool:
-        """Tell whether routers should have hits announced."""
-        return now < self._asks_until
+    def asks_s(self, now: float) -> float:
+        """Give the seconds for which routers should still have hits announced."""
+        return max(0.0, self._asks_until - now)
 
-    def is_counting(self, now: float) -> bool:
-        """Tell whether a store of a present block is a further copy of it."""
-        return now >= self._counts_from
+    def counts(self, seq: int) -> bool:
+        """Tell whether a store of a present block in this batch is a further copy of it."""
+        return self.counted_from is not None and seq >= self.counted_from

@@ -30,11 +30,13 @@ class Ready:
     """A batch whose turn it is.
 
     Attributes:
+        digest: of the payload; the same bytes prove the same life.
         is_replayed: it came in a replay, so in a new epoch it is the oldest that the engine has.
     """
 
     seq: int
     payload: bytes
+    digest: bytes
     is_replayed: bool = False
 
 
@@ -53,6 +55,21 @@ class NewEpoch:
 Step = Ready | NewEpoch
 
 
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """Where somebody else has followed the endpoint to, in a life that may still go on.
+
+    Attributes:
+        first: sequence of the first batch that is wanted, at most one after `proven`.
+        proven: sequence of the last batch that was applied.
+        digest: of that batch.
+    """
+
+    first: int
+    proven: int
+    digest: bytes
+
+
 class Sequencer:
     """Put one endpoint's messages in order.
 
@@ -62,13 +79,21 @@ class Sequencer:
 
     Args:
         has_replay: whether the endpoint has a replay socket at all.
+        resumption: where to go on; None to begin with a `NewEpoch`. Batches up to the proven one
+            come out before it is known whether the engine's life is the same; if it is not, a
+            `NewEpoch` takes them back.
     """
 
-    def __init__(self, *, has_replay: bool) -> None:
+    def __init__(self, *, has_replay: bool, resumption: Resumption | None = None) -> None:
         self._has_replay = has_replay
-        self._steps: deque[Step] = deque([NewEpoch("start")])
+        self._steps: deque[Step] = deque([] if resumption else [NewEpoch("start")])
         self._next: int | None = None
         self._digests: OrderedDict[int, bytes] = OrderedDict()
+        self._resumed = resumption
+        if resumption:
+            self._next = resumption.first
+            if resumption.first > resumption.proven:
+                self._digests[resumption.proven] = resumption.digest
         self._held: deque[tuple[int, bytes]] = deque()
         self._held_bytes = 0
         self._held_lost = False
@@ -86,6 +111,12 @@ class Sequencer:
         self.replay_id = 0
         self.counts: Counter[str] = Counter()
         """Of "gap", "duplicate", "replay", "replay_hole", "replay_failed", "skipped", "dropped"."""
+
+    @property
+    def is_resuming(self) -> bool:
+        """Tell whether the batches up to the proven one are still to come."""
+        resumed, following = self._resumed, self._next
+        return resumed is not None and following is not None and following <= resumed.proven
 
     @property
     def last_seq(self) -> int | None:
@@ -135,6 +166,9 @@ class Sequencer:
         if self._verifying:
             self._verify(seq, payload, now)
         elif self._next is None or seq == self._next:
+            if self._is_another_life(seq, payload):
+                self._another_life(now)
+                return
             self._accept(seq, payload)
             self._attempts = 0
         elif seq > self._next:
@@ -152,7 +186,7 @@ class Sequencer:
             return
         if not complete:
             self._replay_failed(now)
-        elif self._verifying:
+        elif self._verifying or self.is_resuming:
             # The engine knows nothing of the last batch: it is another life, and a young one.
             self._another_life(now)
         else:
@@ -164,10 +198,11 @@ class Sequencer:
         """Note that a batch could not be read.
 
         Returns:
-            True when it had been rejected before and is skipped; else the endpoint is in doubt.
+            True when it had been rejected before, here or where this was resumed from, and is
+            skipped; else the endpoint is in doubt.
         """
         digest = xxh3_128_digest(step.payload)
-        if digest in self._bad:
+        if digest in self._bad or (self._resumed and step.seq <= self._resumed.proven):
             self.counts["skipped"] += 1
             return True
         self._bad[digest] = None
@@ -219,10 +254,18 @@ class Sequencer:
 
     def _accept(self, seq: int, payload: bytes) -> None:
         self._next = seq + 1
-        self._digests[seq] = xxh3_128_digest(payload)
+        self._digests[seq] = digest = xxh3_128_digest(payload)
         if len(self._digests) > limits.DIGESTS_KEPT:
             self._digests.popitem(last=False)
-        self._steps.append(Ready(seq, payload, is_replayed=self.phase == "replaying"))
+        is_replayed = self.phase == "replaying"
+        self._steps.append(Ready(seq, payload, digest, is_replayed=is_replayed))
+
+    def _is_another_life(self, seq: int, payload: bytes) -> bool:
+        """Tell whether a batch is not the one that was applied under its sequence."""
+        resumed = self._resumed
+        if resumed is None or seq != resumed.proven:
+            return False
+        return resumed.digest != xxh3_128_digest(payload)
 
     def _hold(self, seq: int, payload: bytes) -> None:
         self._held.append((seq, payload))
@@ -246,8 +289,9 @@ class Sequencer:
         self._cause = cause
         self.phase = "replaying"
         last = self.last_seq
-        self._verifying = last is not None
-        self.replay_from = last if last is not None else self._next or 0
+        # Of the batch before the first that is resumed from, nothing is known.
+        self._verifying = last is not None and last in self._digests
+        self.replay_from = last if self._verifying else self._next or 0
         self.replay_id += 1
 
     def _stop_replay(self) -> None:
@@ -337,6 +381,6 @@ class Sequencer:
         self._steps.clear()
         self._steps.append(NewEpoch(reason))
         self._digests.clear()
-        self._next = None
+        self._next = self._resumed = None
         self._attempts = 0
         self._epoch_at = now

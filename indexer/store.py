@@ -7,14 +7,13 @@ every write is safe to repeat; one that timed out may or may not have happened.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 from kvatlas.common import limits
-from kvatlas.common.errors import ConfigError, WrongEpoch
-from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId, ModelName
+from kvatlas.common.errors import ConfigError, Fenced, WrongEpoch
+from kvatlas.common.ids import EndpointName, Epoch, HolderId, ModelName
 from kvatlas.common.keyspace import (
     BUCKETS,
     MODELS_KEY,
@@ -27,75 +26,31 @@ from kvatlas.common.keyspace import (
 from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
+from kvatlas.indexer.memory import OUTLINE_FIELD, PAGES
+from kvatlas.indexer.targets import (
+    BEFORE_FIRST,
+    Change,
+    Dead,
+    Opening,
+    Position,
+    Progress,
+    Remembered,
+    Target,
+)
 
-REFUSED = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which endpoint is written, and where to."""
-
-    name: EndpointName
-    shard: Shard
-
-    @property
-    def key(self) -> str:
-        """Name the HASH with the endpoint's state."""
-        return self.shard.endpoint(self.name)
-
-
-class Change(NamedTuple):
-    """A block, one of its possible holders, and whether that one holds it.
-
-    Attributes:
-        windowed: the holder's group keeps a window or a state, its blocks stand in `w:`.
-    """
-
-    block: BlockHash
-    holder: HolderId
-    present: bool
-    windowed: bool = False
+WRONG_EPOCH: Final = -1
+FENCED: Final = -2
+PAGES_PER_READ: Final = 4
+"""Pages of an endpoint of a million blocks are 265 kB each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where the index stands for an endpoint: all batches up to `seq` of `epoch` are in it."""
-
-    epoch: Epoch
-    seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a write gets.
-
-    Attributes:
-        seq: sequence of the newest batch that is in the index then.
-        time_s: the engine's time stamp on that batch, Unix seconds.
-    """
-
-    seq: int
-    time_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """Holders of past epochs whose ids may still stand in entries.
-
-    Attributes:
-        texts: what each id stood for, and when it died.
-    """
-
-    texts: Mapping[str, bytes]
-
-    @property
-    def has_windowed(self) -> bool:
-        """Tell whether some of them may stand in the buckets `w:`."""
-        return any(map(_may_be_windowed, self.texts.values()))
-
-
-BEFORE_FIRST = -1
-"""The sequence of an epoch in which nothing has been applied."""
+def writing_client(redis: str | RedisSettings) -> OneRedis | RoutedRedis:
+    """Make what an indexer talks to Redis through; nothing is sent yet."""
+    return connect(
+        redis,
+        timeout_s=limits.REDIS_WRITE_S,
+        connections_max=limits.REDIS_WRITE_CONNECTIONS_MAX,
+    )
 
 
 class IndexStore:
@@ -112,17 +67,13 @@ class IndexStore:
         self._sweep = Script("sweep")
         self._release = Script("release")
         self._take_doubts = Script("take_doubts")
+        self._retire = Script("retire")
+        self._tell = Script("tell")
 
     @classmethod
     def connect(cls, redis: str | RedisSettings) -> IndexStore:
         """Make a writer; nothing is sent yet."""
-        return cls(
-            connect(
-                redis,
-                timeout_s=limits.REDIS_WRITE_S,
-                connections_max=limits.REDIS_WRITE_CONNECTIONS_MAX,
-            )
-        )
+        return cls(writing_client(redis))
 
     async def prepare(self, models: Mapping[ModelName, int]) -> None:
         """Check the schema and enter the models.
@@ -157,50 +108,61 @@ class IndexStore:
             return None
         return Position(Epoch(int(epoch)), int(seq))
 
-    async def open_epoch(
-        self,
-        target: Target,
-        believed: Epoch | None,
-        reason: str,
-        now_s: float,
-        fields: Mapping[str, RedisArg] = MappingProxyType({}),
-    ) -> Epoch:
+    async def remembered(self, target: Target) -> Remembered | None:
+        """Read what the endpoint's former owner has left; None where it cannot be gone on from."""
+        key = target.shard.memory(target.name)
+        with guard():
+            fields = ["epoch", "seq", "event_time", "proof", "relearn_s"]
+            epoch, seq, time_s, proof, relearn_s = await self._client.hmget(target.key, fields)
+            outline = await self._client.hget(key, OUTLINE_FIELD)
+            if None in (epoch, seq, proof, outline):
+                return None
+            pages: list[bytes | None] = []
+            for first in range(0, PAGES, PAGES_PER_READ):
+                numbers = [str(number) for number in range(first, first + PAGES_PER_READ)]
+                pages += await self._client.hmget(key, numbers)
+        at = Position(Epoch(int(epoch)), int(seq))
+        return Remembered(at, float(time_s or 0.0), proof, float(relearn_s or 0.0), outline, pages)
+
+    async def open_epoch(self, target: Target, believed: Epoch | None, opening: Opening) -> Epoch:
         """Forget, in one write, what the endpoint's former epoch held.
 
         Args:
             target: the endpoint.
             believed: epoch that Redis should hold, or None to follow whatever it holds.
-            reason: one word, for people.
-            now_s: Unix seconds, for people.
-            fields: what else the endpoint's state should say.
+            opening: why and how.
 
         Raises:
             WrongEpoch: Redis holds another epoch than the believed one.
+            Fenced: the endpoint has another owner.
         """
         shard, name = target.shard, target.name
-        keys = (target.key, shard.holders, shard.dead, shard.endpoints)
-        pairs = [part for pair in fields.items() for part in pair]
+        keys = (target.key, shard.holders, shard.dead, shard.endpoints, shard.memory(name))
+        pairs = [part for pair in opening.fields.items() for part in pair]
         known = "" if believed is None else believed
-        args = (known, BEFORE_FIRST, reason, f"{now_s:.3f}", name, *pairs)
-        epoch = await self._open_epoch.run(self._client, keys, args)
-        return Epoch(_accepted(epoch))
+        args = (target.fence, known, BEFORE_FIRST, opening.reason, f"{opening.now_s:.3f}", name)
+        flags = (int(opening.forgets),)
+        return Epoch(
+            _accepted(await self._open_epoch.run(self._client, keys, (*args, *flags, *pairs)))
+        )
 
     async def open_pool(
-        self, shard: Shard, holder: Holder, fields: Mapping[str, RedisArg]
+        self, target: Target, holder: Holder, fields: Mapping[str, RedisArg]
     ) -> HolderId:
         """Get the id under which one pool of an endpoint holds blocks in this epoch.
 
         Args:
-            shard: where the endpoint's blocks live.
+            target: the endpoint.
             holder: endpoint, epoch and pool.
             fields: what else the endpoint's state should say.
 
         Raises:
             WrongEpoch: the epoch is over.
+            Fenced: the endpoint has another owner.
         """
-        keys = (shard.endpoint(holder.endpoint), shard.holders, shard.dead)
+        keys = (target.key, target.shard.holders, target.shard.dead)
         pairs = [part for pair in fields.items() for part in pair]
-        args = (holder.epoch, str(holder.pool), holder.to_text(), *pairs)
+        args = (target.fence, holder.epoch, str(holder.pool), holder.to_text(), *pairs)
         return HolderId(_accepted(await self._open_pool.run(self._client, keys, args)))
 
     async def apply(
@@ -209,6 +171,7 @@ class IndexStore:
         at: Position,
         to: Progress,
         changes: Sequence[Change],
+        memory: Mapping[str, RedisArg] = MappingProxyType({}),
     ) -> int:
         """Write entries and move the sequence, all or nothing.
 
@@ -217,15 +180,18 @@ class IndexStore:
             at: where the index stands.
             to: where it stands afterwards; the sequence of `at` when more of the same follows.
             changes: OPS_PER_SCRIPT_MAX at most.
+            memory: what is to be remembered as of then, by field.
 
         Returns:
             Entries that changed.
 
         Raises:
             WrongEpoch: the index does not stand there; nothing was written.
+            Fenced: the endpoint has another owner; alike.
         """
-        keys = [target.key]
-        args: list[RedisArg] = [at.epoch, at.seq, to.seq, to.time_s]
+        keys = [target.key, target.shard.memory(target.name)]
+        args: list[RedisArg] = [target.fence, at.epoch, at.seq, to.seq, to.time_s, to.proof]
+        args += [len(memory), *(part for pair in memory.items() for part in pair)]
         for block, holder, present, windowed in changes:
             key, field = target.shard.entry(block, windowed=windowed)
             keys.append(key)
@@ -240,13 +206,19 @@ class IndexStore:
                 for name in await self._client.smembers(shard.endpoints)
             }
 
-    async def retire(self, target: Target, now_s: float) -> None:
-        """Forget an endpoint for good: what it held, and its state."""
-        await self.open_epoch(target, None, "removed", now_s)
-        with guard():
-            await self._client.srem(target.shard.endpoints, target.name)
-            await self._client.hdel(target.shard.relearning, target.name)
-            await self._client.delete(target.key)
+    async def retire(self, target: Target, now_s: float) -> bool:
+        """Forget an endpoint for good: what it held, and its state.
+
+        Returns:
+            False when the endpoint is no longer the caller's.
+
+        Raises:
+            Fenced: alike.
+        """
+        await self.open_epoch(target, None, Opening("removed", now_s))
+        shard, name = target.shard, target.name
+        keys = (target.key, shard.memory(name), shard.owners, shard.endpoints, shard.relearning)
+        return bool(await self._retire.run(self._client, keys, (target.fence, name)))
 
     async def dead_holders(self, shard: Shard) -> Dead:
         """List the holders of past epochs whose entries are still there."""
@@ -277,12 +249,18 @@ class IndexStore:
         args = [part for pair in dead.texts.items() for part in pair]
         await self._release.run(self._client, (shard.dead,), args)
 
-    async def take_doubts(self, shard: Shard) -> dict[EndpointName, Epoch]:
+    async def take_doubts(
+        self, shard: Shard, names: Iterable[EndpointName]
+    ) -> dict[EndpointName, Epoch]:
         """Take the notes that routers have left: endpoint, and the epoch that ran over.
 
         What cannot be read is dropped.
+
+        Args:
+            shard: whose notes.
+            names: whose as well; notes on other endpoints are their owners' to take.
         """
-        args = (limits.DOUBTS_PER_SHARD_MAX,)
+        args = (limits.DOUBTS_PER_SHARD_MAX, *names)
         flat = await self._take_doubts.run(self._client, (shard.doubts,), args)
         doubts = {}
         for name, note in zip(flat[::2], flat[1::2], strict=True):
@@ -291,19 +269,12 @@ class IndexStore:
                 doubts[EndpointName(name.decode(errors="replace"))] = epoch
         return doubts
 
-    async def tell(self, stands: Sequence[tuple[Target, Mapping[str, RedisArg]]]) -> None:
-        """Write how the indexer stands with endpoints into their states, in one round trip."""
-        with guard():
-            pipe = self._client.pipeline(transaction=False)
-            for target, fields in stands:
-                mapping: dict[Any, Any] = dict(fields)
-                pipe.hset(target.key, mapping=mapping)
-                # Of its own, so that routers read one small key instead of every state.
-                if relearned := fields.get("relearning"):
-                    pipe.hset(target.shard.relearning, target.name, relearned)
-                else:
-                    pipe.hdel(target.shard.relearning, target.name)
-            await pipe.execute()
+    async def tell(self, target: Target, fields: Mapping[str, RedisArg]) -> None:
+        """Write how the indexer stands with an endpoint into its state, if it is still ours."""
+        keys = (target.key, target.shard.relearning)
+        pairs = [part for pair in fields.items() for part in pair]
+        args = (target.fence, target.name, fields.get("relearning", ""), *pairs)
+        await self._tell.run(self._client, keys, args)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -311,15 +282,9 @@ class IndexStore:
             await self._client.aclose()
 
 
-def _may_be_windowed(text: bytes) -> bool:
-    """Tell whether a dead holder's entries may stand in `w:`; so may those of a foreign text."""
-    try:
-        return Holder.from_text(text.decode()).is_windowed
-    except ValueError:
-        return True
-
-
 def _accepted(answer: int) -> int:
-    if answer == REFUSED:
+    if answer == FENCED:
+        raise Fenced
+    if answer == WRONG_EPOCH:
         raise WrongEpoch
     return answer

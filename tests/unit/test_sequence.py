@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from xxhash import xxh3_128_digest
 
 from kvatlas.common import limits
-from kvatlas.indexer.sequence import NewEpoch, Ready, Sequencer, Step
+from kvatlas.indexer.sequence import NewEpoch, Ready, Resumption, Sequencer, Step
 
 
 def body(seq: int, life: int = 1) -> bytes:
@@ -295,9 +296,9 @@ def test_digests_and_rejects_are_bounded(
     monkeypatch.setattr("kvatlas.indexer.sequence.BAD_BATCHES_REMEMBERED", 1)
     live(synced, 3, 4, 5, now=5.0)
     assert len(synced._digests) <= 3
-    synced.rejected(Ready(5, b"a"), 5.0)
-    synced.rejected(Ready(5, b"b"), 5.0)
-    assert synced.rejected(Ready(5, b"a"), 5.0) is False
+    synced.rejected(Ready(5, b"a", b""), 5.0)
+    synced.rejected(Ready(5, b"b", b""), 5.0)
+    assert synced.rejected(Ready(5, b"a", b""), 5.0) is False
 
 
 def test_without_replay_everything_starts_where_it_can() -> None:
@@ -320,3 +321,80 @@ def test_without_replay_everything_starts_where_it_can() -> None:
     assert seqs(sequencer) == ["malformed", 7]
     sequencer.tick(100.0)
     assert sequencer.phase == "live"
+
+
+def resumed(first: int, proven: int) -> Sequencer:
+    """Give one that goes on where another had applied batch `proven`."""
+    sequencer = Sequencer(
+        has_replay=True,
+        resumption=Resumption(first, proven, xxh3_128_digest(body(proven))),
+    )
+    sequencer.connected(0.0)
+    return sequencer
+
+
+def test_it_resumes_with_the_batches_that_lead_to_the_proven_one() -> None:
+    """And goes on behind it, with no epoch between."""
+    sequencer = resumed(4, 6)
+    assert wanted(sequencer) == 4
+    live(sequencer, 8)
+    sequencer.replayed(4, body(4), 0.0)
+    assert sequencer.is_resuming
+    sequencer.replayed(5, body(5), 0.0)
+    sequencer.replayed(6, body(6), 0.0)
+    assert not sequencer.is_resuming
+    sequencer.replayed(7, body(7), 0.0)
+    sequencer.replay_ended(0.0, complete=True)
+    assert (seqs(sequencer), phase(sequencer)) == ([4, 5, 6, 7, 8], "live")
+
+
+def test_it_resumes_behind_the_proven_batch() -> None:
+    sequencer = resumed(7, 6)
+    assert (wanted(sequencer), sequencer.is_resuming) == (6, False)
+    replay(sequencer, 6, 7)
+    assert (seqs(sequencer), phase(sequencer)) == ([7], "live")
+
+
+def test_it_resumes_an_endpoint_whose_first_batch_is_wanted() -> None:
+    sequencer = resumed(0, 1)
+    assert wanted(sequencer) == 0
+    replay(sequencer, 0, 1, 2)
+    assert seqs(sequencer) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("numbers", [(4, 5, 6, 7), (4, 5), ()])
+def test_what_is_resumed_may_be_another_life(numbers: tuple[int, ...]) -> None:
+    """It has another batch under the proven sequence, or has not come so far."""
+    sequencer = resumed(4, 6)
+    replay(sequencer, *numbers, life=2)
+    assert seqs(sequencer) == ["restart"]
+    assert wanted(sequencer) == 0
+    replay(sequencer, 0, life=2)
+    assert (seqs(sequencer), sequencer.is_resuming) == ([0], False)
+
+
+def test_a_resumption_that_breaks_off_asks_for_the_rest() -> None:
+    sequencer = resumed(4, 6)
+    sequencer.replayed(4, body(4), 0.0)
+    sequencer.disconnected()
+    sequencer.connected(1.0)
+    assert wanted(sequencer) == 4
+    replay(sequencer, 4, 5, 6)
+    assert (seqs(sequencer), phase(sequencer)) == ([4, 5, 6], "live")
+
+
+def test_what_can_no_longer_be_resumed_is_lost() -> None:
+    sequencer = resumed(4, 6)
+    for _ in range(limits.REPLAY_ATTEMPTS_MAX):
+        assert wanted(sequencer) == 4
+        replay(sequencer, 5, 6)
+    assert (seqs(sequencer), phase(sequencer)) == (["lost"], "waiting")
+
+
+def test_a_batch_that_was_skipped_before_is_skipped_again() -> None:
+    """What could not be read was a doubt of the one before; behind the proven batch it is one."""
+    sequencer = resumed(4, 6)
+    replay(sequencer, 4, 5, 6, 7)
+    taken = [step for step in steps(sequencer) if isinstance(step, Ready)]
+    assert sequencer.rejected(taken[1], 0.0)
+    assert not sequencer.rejected(taken[3], 0.0)

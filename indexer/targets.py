@@ -1,0 +1,134 @@
+"""What the store is told and tells: endpoints, positions, changes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from kvatlas.common.ids import BlockHash, EndpointName, Epoch, Fence, HolderId
+from kvatlas.common.keyspace import Holder, Shard
+
+BEFORE_FIRST: Final = -1
+"""The sequence of an epoch in which nothing has been applied."""
+
+Value = str | bytes | int | float
+"""Of a field of an endpoint's state or memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which endpoint is written, where to, and under which ownership."""
+
+    name: EndpointName
+    shard: Shard
+    fence: Fence = Fence(0)
+
+    @property
+    def key(self) -> str:
+        """Name the HASH with the endpoint's state."""
+        return self.shard.endpoint(self.name)
+
+
+class Change(NamedTuple):
+    """A block, one of its possible holders, and whether that one holds it.
+
+    Attributes:
+        windowed: the holder's group keeps a window or a state, its blocks stand in `w:`.
+    """
+
+    block: BlockHash
+    holder: HolderId
+    present: bool
+    windowed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the index stands for an endpoint: all batches up to `seq` of `epoch` are in it."""
+
+    epoch: Epoch
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a write gets.
+
+    Attributes:
+        seq: sequence of the newest batch that is in the index then.
+        time_s: the engine's time stamp on that batch, Unix seconds.
+        digest: of that batch.
+    """
+
+    seq: int
+    time_s: float
+    digest: bytes = b""
+
+    @property
+    def proof(self) -> str:
+        """Write what a successor knows the engine's life by."""
+        return f"{self.seq} {self.digest.hex()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Why and how an epoch begins.
+
+    Attributes:
+        reason: one word, for people.
+        now_s: Unix seconds, for people.
+        forgets: the owner's memory of what was present begins anew, too.
+        fields: what else the endpoint's state should say.
+    """
+
+    reason: str
+    now_s: float
+    forgets: bool = True
+    fields: Mapping[str, Value] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What an endpoint's former owner has left.
+
+    Attributes:
+        position: where the index stands.
+        time_s: time stamp of the newest batch in it.
+        proof: as `Progress.proof` wrote it.
+        relearn_s: seconds for which hits were still to be announced.
+        outline: of the pages, as `Outline.to_text` wrote it.
+        pages: those that were written, as `Page.pack` wrote them.
+    """
+
+    position: Position
+    time_s: float
+    proof: bytes
+    relearn_s: float
+    outline: bytes
+    pages: Sequence[bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Holders of past epochs whose ids may still stand in entries.
+
+    Attributes:
+        texts: what each id stood for, and when it died.
+    """
+
+    texts: Mapping[str, bytes]
+
+    @property
+    def has_windowed(self) -> bool:
+        """Tell whether some of them may stand in the buckets `w:`."""
+        return any(map(_may_be_windowed, self.texts.values()))
+
+
+def _may_be_windowed(text: bytes) -> bool:
+    """Tell whether a dead holder's entries may stand in `w:`; so may those of a foreign text."""
+    try:
+        return Holder.from_text(text.decode()).is_windowed
+    except ValueError:
+        return True
