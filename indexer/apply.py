@@ -29,7 +29,7 @@ class Delta:
         cleared: everything that was present before the batch is gone; `present` comes after.
         regrouped: groups turned out to be others than was believed; what `entries` gives is to be
             written anew.
-        present: entries that changed, and whether they are present at the end of the batch.
+        present: per pool, blocks that changed, and whether they are present after the batch.
         orphans: stored blocks that could not be placed, their parent being unknown.
         unknown_removed: removals of blocks that were not present.
         over_limit: stored blocks beyond PRESENT_HASHES_MAX, which were left out.
@@ -37,7 +37,7 @@ class Delta:
 
     cleared: bool = False
     regrouped: bool = False
-    present: dict[Entry, bool] = field(default_factory=dict)
+    present: dict[Pool, dict[BlockHash, bool]] = field(default_factory=dict)
     orphans: int = 0
     unknown_removed: int = 0
     over_limit: int = 0
@@ -159,9 +159,10 @@ class EndpointCache:
         # which block it is.
         for pool, counts in self._counts.items():
             if engine_hash in counts:
+                present = delta.present.setdefault(pool, {})
                 if former is not None:
-                    delta.present[pool, former] = False
-                delta.present[pool, block] = True
+                    present[former] = False
+                present[block] = True
 
     def _count(self, event: Event, delta: Delta, *, counts_copies: bool) -> None:
         if isinstance(event, BlockStored):
@@ -180,7 +181,7 @@ class EndpointCache:
                 delta.over_limit += len(event.hashes)
                 return
             counts = self._counts[event.pool] = {}
-        pool, known, present = event.pool, self._known, delta.present
+        known, present = self._known, delta.present.setdefault(event.pool, {})
         copies, absent = self._copies, self._absent
         for engine_hash in event.hashes:
             count = counts.get(engine_hash, 0)
@@ -194,7 +195,7 @@ class EndpointCache:
                 if block is None:
                     delta.orphans += 1
                 else:
-                    present[pool, block] = True
+                    present[block] = True
                 counts[engine_hash] = 1
             elif counts_copies:
                 counts[engine_hash] = count + 1
@@ -202,6 +203,7 @@ class EndpointCache:
 
     def _remove(self, event: BlockRemoved, delta: Delta) -> None:
         counts = self._counts.get(event.pool, {})
+        present = delta.present.setdefault(event.pool, {})
         for engine_hash in event.hashes:
             count = counts.get(engine_hash, 0)
             if count == 0:
@@ -210,7 +212,7 @@ class EndpointCache:
                 del counts[engine_hash]
                 block = self._known.get(engine_hash)
                 if block is not None:
-                    delta.present[event.pool, block] = False
+                    present[block] = False
                 self._left_pool(engine_hash)
             else:
                 counts[engine_hash] = count - 1

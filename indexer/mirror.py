@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, WrongEpoch
-from kvatlas.common.ids import Epoch, HolderId, Pool
+from kvatlas.common.ids import BlockHash, Epoch, HolderId, Pool
 from kvatlas.common.keyspace import Holder
 from kvatlas.common.kv_groups import WINDOWED_KINDS
 from kvatlas.common.log import logger
 from kvatlas.common.redis_client import RedisArg
-from kvatlas.indexer.apply import Delta, EndpointCache, Entry
+from kvatlas.indexer.apply import Delta, EndpointCache
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.store import BEFORE_FIRST, Change, IndexStore, Position, Progress, Target
 
 _LOG = logger("mirror")
+
+Pending = dict[Pool, dict[BlockHash, bool]]
 
 RETRY_S = 0.1
 RETRY_MAX_S = 2.0
@@ -57,12 +58,12 @@ class Mirror:
         self.cache = cache
         self._store = store
         self._metrics = metrics
-        self._pending: dict[Entry, bool] = {}
+        self._pending: Pending = {}
         self._reopen: str | None = None
         self._from_memory = False
         self._newest = Progress(BEFORE_FIRST, 0.0)
-        self._attempted = BEFORE_FIRST
         self._at: Position | None = None
+        self._attempted: Position | None = None
         self._believed: Epoch | None = None
         self._slots: dict[Pool, _Slot] = {}
         self._wake = asyncio.Event()
@@ -100,8 +101,8 @@ class Mirror:
         if delta.regrouped:
             self.rewrite("regrouped")
         elif not self._from_memory:
-            self._pending.update(delta.present)
-        if len(self._pending) > limits.PENDING_OPS_MAX:
+            _overlay(self._pending, delta.present)
+        if _size(self._pending) > limits.PENDING_OPS_MAX:
             self.rewrite("overflow")
         self._wake.set()
 
@@ -148,36 +149,50 @@ class Mirror:
         newest = self._newest
         try:
             await self._write(pending, at, newest)
-        except IndexUnavailable:
+        except IndexUnavailable as error:
             if not self._is_reopening():
-                self._pending = {**pending, **self._pending}
+                self._pending = _overlay(pending, self._pending)
+                if error.reason == "oom":
+                    await self._make_room(at.seq)
             raise
         if newest.seq != BEFORE_FIRST:
             lag_s = max(0.0, time.time() - newest.time_s)
             self._metrics.lag.labels(self.target.name).set(lag_s)
 
-    async def _write(self, pending: dict[Entry, bool], at: Position, newest: Progress) -> None:
+    async def _write(self, pending: Pending, at: Position, newest: Progress) -> None:
         """Write entries in parts; only the last one moves the sequence."""
-        if pending:
+        parts: list[list[Change]] = [] if newest.seq == at.seq else [[]]
+        if _size(pending):
             # A group without a holder would be one that readers do not ask for.
-            for pool in self.cache.groups.device_pools:
+            for pool in (*self.cache.groups.device_pools, *pending):
                 await self._slot(pool)
-        left = len(pending)
-        for part in _parts(pending):
-            changes = [await self._change(entry, present) for entry, present in part]
-            left -= len(part)
-            to = newest if left == 0 else Progress(at.seq, newest.time_s)
-            await self._apply(at, to, changes)
+            parts = _parts(self._changes(pending))
+        for number, changes in enumerate(parts, 1):
+            to = newest if number == len(parts) else Progress(at.seq, newest.time_s)
+            at = await self._apply(at, to, changes)
             if self._is_reopening():
                 return
-        if not pending and newest.seq != at.seq:
-            await self._apply(at, newest, [])
 
-    async def _apply(self, at: Position, to: Progress, changes: list[Change]) -> None:
-        self._attempted = to.seq
+    async def _make_room(self, seq: int) -> None:
+        """Write what has left alone: a full Redis takes it, and stores must wait."""
+        gone: Pending = {}
+        for pool, blocks in self._pending.items():
+            _overlay(gone, {pool: {block: False for block, here in blocks.items() if not here}})
+        if not gone or self._at is None:
+            return
+        await self._write(gone, self._at, Progress(seq, self._newest.time_s))
+        for pool, blocks in gone.items():
+            waiting = self._pending.get(pool, {})
+            for block in blocks:
+                if waiting.get(block) is False:
+                    del waiting[block]
+
+    async def _apply(self, at: Position, to: Progress, changes: list[Change]) -> Position:
+        after = self._attempted = at.after(to)
         changed = await self._store.apply(self.target, at, to, changes)
-        self._at = Position(at.epoch, to.seq)
+        self._at = after
         self._metrics.entries_written.inc(changed)
+        return after
 
     async def _open(self, reason: str) -> None:
         """Open the epoch that was asked for; another one may be asked for meanwhile."""
@@ -195,16 +210,20 @@ class Mirror:
         self._reopen = None
         if self._from_memory:
             self._from_memory = False
-            self._pending = dict.fromkeys(self.cache.entries(), True)
+            for pool, block in self.cache.entries():
+                self._pending.setdefault(pool, {})[block] = True
 
     def _is_reopening(self) -> bool:
         """Tell whether an epoch was asked for, perhaps while a write was under way."""
         return self._reopen is not None
 
-    async def _change(self, entry: Entry, present: bool) -> Change:  # noqa: FBT001 - from a dict
-        pool, block = entry
-        slot = self._slots.get(pool) or await self._slot(pool)
-        return Change(block, slot.holder, present, slot.windowed)
+    def _changes(self, pending: Pending) -> Iterator[Change]:
+        """Sort entries by holder, stores before removals."""
+        for present in (True, False):
+            for pool, entries in pending.items():
+                slot = self._slots[pool]
+                blocks = [block for block, state in entries.items() if state is present]
+                yield Change(slot.holder, blocks, present, slot.windowed)
 
     async def _slot(self, pool: Pool) -> _Slot:
         slot = self._slots.get(pool)
@@ -246,7 +265,7 @@ class Mirror:
             return
         if found is None:
             self.rewrite("index_lost")
-        elif refused or other or found.seq not in (self._at.seq, self._attempted):
+        elif refused or other or found not in (self._at, self._attempted):
             self.rewrite("index_changed")
         else:
             self._at = found
@@ -263,8 +282,29 @@ class Mirror:
         await asyncio.sleep(min(delay, limits.DOUBT_BACKOFF_MAX_S))
 
 
-def _parts(pending: dict[Entry, bool]) -> Iterator[list[tuple[Entry, bool]]]:
-    """Cut entries into parts that one script call takes."""
-    items = iter(pending.items())
-    while part := list(islice(items, limits.OPS_PER_SCRIPT_MAX)):
-        yield part
+def _overlay(pending: Pending, newer: Pending) -> Pending:
+    """Lay newer entries over older ones."""
+    for pool, blocks in newer.items():
+        if blocks:
+            pending.setdefault(pool, {}).update(blocks)
+    return pending
+
+
+def _size(pending: Pending) -> int:
+    return sum(map(len, pending.values()))
+
+
+def _parts(changes: Iterable[Change]) -> list[list[Change]]:
+    """Cut changes into parts that one script call takes."""
+    parts: list[list[Change]] = [[]]
+    room = limits.OPS_PER_SCRIPT_MAX
+    for change in changes:
+        start = 0
+        while start < len(change.blocks):
+            if room == 0:
+                parts.append([])
+                room = limits.OPS_PER_SCRIPT_MAX
+            blocks = change.blocks[start : start + room]
+            parts[-1].append(replace(change, blocks=blocks))
+            start, room = start + len(blocks), room - len(blocks)
+    return parts

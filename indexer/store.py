@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, WrongEpoch
@@ -22,6 +22,7 @@ from kvatlas.common.keyspace import (
     SCHEMA_VERSION,
     Holder,
     Shard,
+    hex_digits,
     read_epoch,
 )
 from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives
@@ -44,25 +45,18 @@ class Target:
         return self.shard.endpoint(self.name)
 
 
-class Change(NamedTuple):
-    """A block, one of its possible holders, and whether that one holds it.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Blocks that one holder has come to hold, or holds no longer.
 
     Attributes:
         windowed: the holder's group keeps a window or a state, its blocks stand in `w:`.
     """
 
-    block: BlockHash
     holder: HolderId
+    blocks: Sequence[BlockHash]
     present: bool
     windowed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where the index stands for an endpoint: all batches up to `seq` of `epoch` are in it."""
-
-    epoch: Epoch
-    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +70,25 @@ class Progress:
 
     seq: int
     time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the index stands for an endpoint: all batches up to `seq` of `epoch` are in it.
+
+    Attributes:
+        part: writes since then that were parts of what follows. Counted so that a part that a
+            failover lost is missed, though the sequence stays the same.
+    """
+
+    epoch: Epoch
+    seq: int
+    part: int = 0
+
+    def after(self, to: Progress) -> Position:
+        """Give where the index stands after a write."""
+        part = self.part + 1 if to.seq == self.seq else 0
+        return Position(self.epoch, to.seq, part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +165,10 @@ class IndexStore:
     async def position(self, target: Target) -> Position | None:
         """Read back where the index stands; None when it knows nothing of the endpoint."""
         with guard():
-            epoch, seq = await self._client.hmget(target.key, ["epoch", "seq"])
+            epoch, seq, part = await self._client.hmget(target.key, ["epoch", "seq", "part"])
         if epoch is None or seq is None:
             return None
-        return Position(Epoch(int(epoch)), int(seq))
+        return Position(Epoch(int(epoch)), int(seq), int(part or 0))
 
     async def open_epoch(
         self,
@@ -215,8 +228,9 @@ class IndexStore:
         Args:
             target: the endpoint.
             at: where the index stands.
-            to: where it stands afterwards; the sequence of `at` when more of the same follows.
-            changes: OPS_PER_SCRIPT_MAX at most.
+            to: how far it gets; the sequence of `at` when more of the same follows.
+            changes: of OPS_PER_SCRIPT_MAX blocks at most. What comes first decides whether a full
+                Redis (OOM) takes them: removals make room for what comes after.
 
         Returns:
             Entries that changed.
@@ -224,12 +238,14 @@ class IndexStore:
         Raises:
             WrongEpoch: the index does not stand there; nothing was written.
         """
-        keys = [target.key]
-        args: list[RedisArg] = [at.epoch, at.seq, to.seq, to.time_s]
-        for block, holder, present, windowed in changes:
-            key, field = target.shard.entry(block, windowed=windowed)
-            keys.append(key)
-            args += (field, f"{'+' if present else '-'}{holder}")
+        keys, runs, packed = [target.key], [], []
+        for change in changes:
+            digits = hex_digits(change.blocks)
+            keys += target.shard.buckets_of(digits, windowed=change.windowed)
+            runs.append(f"{'+' if change.present else '-'}{change.holder}:{len(change.blocks)}")
+            packed.append(digits)
+        header = (at.epoch, at.seq, at.part, to.seq, at.after(to).part, to.time_s)
+        args = (*header, " ".join(runs), "".join(packed))
         return _accepted(await self._apply.run(self._client, keys, args))
 
     async def known_endpoints(self, shard: Shard) -> set[EndpointName]:

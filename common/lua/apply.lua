@@ -1,17 +1,25 @@
 -- Apply what batches of events changed: one endpoint, in order, once.
 --
 -- KEYS[1] HASH    state of the endpoint
--- KEYS[2...] HASH buckets: field = last 12 hex digits of a block hash, value = ids of its holders
---                 in ascending order with a blank between them ("3 17 204")
+-- KEYS[2...] HASH bucket of each block, in the order of ARGV[8]; field = last 12 hex digits of the
+--                 block hash, value = ids of its holders in ascending order with a blank between
+--                 them ("3 17 204")
 -- ARGV[1] epoch of the caller
 -- ARGV[2] sequence that the index stands at by the caller's knowledge
--- ARGV[3] sequence that it stands at afterwards; equal to ARGV[2] when more of the same follows
--- ARGV[4] time stamp of the newest event, Unix seconds
--- ARGV[5], ARGV[6] field and change for KEYS[2]; ARGV[7], ARGV[8] for KEYS[3]; ...
---                 a change is "+17" (holder 17 has the block) or "-17" (no longer)
--- Returns the number of entries changed, or -1 when epoch or sequence are others: write nothing.
-local state = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
-if state[1] ~= ARGV[1] or state[2] ~= ARGV[2] then
+-- ARGV[3] parts of what follows that were written since, by the caller's knowledge
+-- ARGV[4] sequence that it stands at afterwards; equal to ARGV[2] when more of the same follows
+-- ARGV[5] parts that were written since, afterwards
+-- ARGV[6] time stamp of the newest event, Unix seconds
+-- ARGV[7] runs of blocks: "+17:32 -4:1" is that holder 17 has the first 32 blocks of ARGV[8], and
+--         holder 4 the next one no longer
+-- ARGV[8] the blocks: 16 hex digits each
+-- Returns the number of entries changed, or -1 when epoch, sequence or parts are others: write
+-- nothing.
+--
+-- A full Redis (OOM) refuses what may grow unless the script has written before. So stores that
+-- come first are refused, all with them, and removals, which delete before they set, are not.
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'part')
+if state[1] ~= ARGV[1] or state[2] ~= ARGV[2] or (state[3] or '0') ~= ARGV[3] then
   return -1
 end
 
@@ -22,7 +30,7 @@ local function without(value, id)
       kept[#kept + 1] = other
     end
   end
-  return table.concat(kept, ' '), #kept
+  return table.concat(kept, ' ')
 end
 
 local function with(value, id)
@@ -40,28 +48,53 @@ local function with(value, id)
   return table.concat(kept, ' ')
 end
 
-local changed, blocks = 0, 0
-for i = 2, #KEYS do
-  local key, field, change = KEYS[i], ARGV[2 * i + 1], ARGV[2 * i + 2]
-  local id = string.sub(change, 2)
-  local value = redis.call('HGET', key, field)
-  local held = value and string.find(' ' .. value .. ' ', ' ' .. id .. ' ', 1, true)
-  if string.byte(change) == 43 then -- '+'
-    if not held then
-      redis.call('HSET', key, field, value and with(value, id) or id)
-      changed, blocks = changed + 1, blocks + 1
-    end
-  elseif held then
-    local rest, count = without(value, id)
-    redis.call('HDEL', key, field)
-    if count > 0 then
-      redis.call('HSET', key, field, rest)
-    end
-    changed, blocks = changed + 1, blocks - 1
+local function has(value, id)
+  return string.find(' ' .. value .. ' ', ' ' .. id .. ' ', 1, true)
+end
+
+local call, sub = redis.call, string.sub
+
+local function store(key, field, id)
+  local value = call('HGET', key, field)
+  if not value then
+    call('HSET', key, field, id)
+    return 1
   end
+  if has(value, id) then
+    return 0
+  end
+  call('HSET', key, field, with(value, id))
+  return 1
 end
-redis.call('HSET', KEYS[1], 'seq', ARGV[3], 'event_time', ARGV[4])
-if blocks ~= 0 then
-  redis.call('HINCRBY', KEYS[1], 'blocks', blocks)
+
+local function remove(key, field, id)
+  local value = call('HGET', key, field)
+  if not value or not has(value, id) then
+    return 0
+  end
+  call('HDEL', key, field)
+  if value ~= id then
+    call('HSET', key, field, without(value, id))
+  end
+  return 1
 end
-return changed
+
+local blocks, at, stored, removed = ARGV[8], 1, 0, 0
+for sign, id, count in string.gmatch(ARGV[7], '([+-])(%d+):(%d+)') do
+  for i = at, at + count - 1 do
+    local key, field = KEYS[i + 1], sub(blocks, 16 * i - 11, 16 * i)
+    if sign == '+' then
+      stored = stored + store(key, field, id)
+    else
+      removed = removed + remove(key, field, id)
+    end
+  end
+  at = at + count
+end
+-- Deleted first, so that a full Redis lets it move.
+call('HDEL', KEYS[1], 'seq')
+call('HSET', KEYS[1], 'seq', ARGV[4], 'part', ARGV[5], 'event_time', ARGV[6])
+if stored ~= removed then
+  call('HINCRBY', KEYS[1], 'blocks', stored - removed)
+end
+return stored + removed

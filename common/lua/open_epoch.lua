@@ -19,6 +19,8 @@ local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if ARGV[1] ~= '' and epoch and epoch ~= ARGV[1] then
   return -1
 end
+-- A full Redis (OOM) lets a script write on that has begun by deleting.
+redis.call('HDEL', KEYS[1], 'reason')
 local state = redis.call('HGETALL', KEYS[1])
 for i = 1, #state, 2 do
   if string.sub(state[i], 1, 7) == 'holder:' then
@@ -36,6 +38,6 @@ redis.call('SADD', KEYS[4], ARGV[5])
 -- A Redis that lost its data must not hand out an epoch that a caller already knows.
 local base = tonumber(epoch or ARGV[1]) or 0
 local fresh = base + 1
-redis.call('HSET', KEYS[1], 'epoch', fresh, 'seq', ARGV[2], 'blocks', 0, 'reason', ARGV[3],
+redis.call('HSET', KEYS[1], 'epoch', fresh, 'seq', ARGV[2], 'part', 0, 'blocks', 0, 'reason', ARGV[3],
   'since', ARGV[4], unpack(ARGV, 6))
 return fresh

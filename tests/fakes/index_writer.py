@@ -53,8 +53,8 @@ class Writer:
         at, target = self.positions[name], self.target(name)
         holder = Holder(name, at.epoch, pool, kind)
         number = await self.store.open_pool(target.shard, holder, {"block_size": 16})
-        changes = [Change(block, number, present, holder.is_windowed) for block in blocks]
-        changed = await self.store.apply(target, at, Progress(at.seq + 1, 1.0), changes)
+        change = Change(number, blocks, present, holder.is_windowed)
+        changed = await self.store.apply(target, at, Progress(at.seq + 1, 1.0), [change])
         self.positions[name] = Position(at.epoch, at.seq + 1)
         return changed
 

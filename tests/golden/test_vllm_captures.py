@@ -98,8 +98,9 @@ def test_transitions_add_up_to_what_is_present(shared: Path, capture: str) -> No
         assert delta.orphans == 0
         if delta.cleared:
             mirrored.clear()
-        mirrored |= {entry for entry, present in delta.present.items() if present}
-        mirrored -= {entry for entry, present in delta.present.items() if not present}
+        for pool, blocks in delta.present.items():
+            mirrored |= {(pool, block) for block, present in blocks.items() if present}
+            mirrored -= {(pool, block) for block, present in blocks.items() if not present}
     assert mirrored == set(cache.entries())
     assert len(mirrored) == sum(len(hashes) for hashes in cache.counts().values())
 
