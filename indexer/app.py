@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import secrets
+import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import zmq.asyncio
@@ -14,21 +17,26 @@ from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import ConfigError, IndexUnavailable
+from kvatlas.common.ids import EndpointName, IndexerId
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.redis_client import LOGIN_REASONS, RedisArg
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
-from kvatlas.indexer.apply import EndpointCache
-from kvatlas.indexer.discovery import Source, configured_sources
+from kvatlas.indexer.chores import Chores
+from kvatlas.indexer.discovery import configured_sources
 from kvatlas.indexer.feed import Feed
+from kvatlas.indexer.following import Means
+from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.metrics import IndexerMetrics
-from kvatlas.indexer.mirror import Mirror
-from kvatlas.indexer.store import IndexStore, Target
-from kvatlas.indexer.subscriber import Subscriber
-from kvatlas.indexer.sweep import sweep_for_ever
+from kvatlas.indexer.ownership import Ownership
+from kvatlas.indexer.store import IndexStore, writing_client
+from kvatlas.indexer.targets import Target
 
 _LOG = logger("indexer")
+
+Reload = Callable[[], Settings | None]
+"""Reads the configuration again; None where it is the same as before."""
 
 TICK_S: Final = 0.1
 WATCH_S: Final = 1.0
@@ -42,76 +50,101 @@ FILES_ELSE: Final = 256
 """Redis, the admin port, logs."""
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, reload: Reload | None = None) -> int:
     """Run the indexer until SIGTERM or SIGINT; return the exit status."""
     configure_logs(settings.log.level, json=settings.log.json_lines)
-    return run_service(lambda stop: Indexer(settings).serve(stop))
+    return run_service(lambda stop: Indexer(settings, reload).serve(stop))
 
 
 class Indexer:
-    """Everything that an indexer process owns."""
+    """Everything that an indexer process owns.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: the configuration.
+        reload: reads the configuration again, None where it has no file; ConfigError where it
+            cannot be used.
+    """
+
+    def __init__(self, settings: Settings, reload: Reload | None = None) -> None:
         self._settings = settings
+        self._reload = reload
         self._models = {model.model: model.index_shards for model in settings.models}
         self.metrics = IndexerMetrics()
-        self._store = IndexStore.connect(settings.redis)
-        sources = configured_sources(settings)
-        self._context = _context_for(len(sources))
-        self._replay_slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
-        self.feeds: list[Feed] = []
-        self._subscribers: list[Subscriber] = []
+        client = writing_client(settings.redis)
+        self._client = client
+        self._store = IndexStore(client)
+        self._context = _context()
+        slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
+        means = Means(self._context, self._store, self.metrics, slots)
+        lease_s = settings.indexer.lease_s
+        me = IndexerId(f"{socket.gethostname()}-{secrets.token_hex(4)}")
+        leases = Leases(client, me, round(lease_s * 1_000))
+        self.ownership = Ownership(me, leases, lease_s, means)
+        self._configure(settings)
         self._fault: str | None = NOT_REACHED
         self._lives: dict[Shard, str] = {}
         self._was_reached = False
-        for source in sources:
-            self._add(source)
+
+    @property
+    def feeds(self) -> list[Feed]:
+        """List the feeds of the endpoints that are ours."""
+        return [following.feed for following in self.ownership.followings.values()]
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Follow all endpoints until `stop` is set."""
+        """Follow endpoints until `stop` is set, then give them back."""
         admin = self._settings.indexer
         app = admin_app(self.metrics.registry, lambda: self._fault)
         try:
             async with serving(app, admin.admin_host, admin.admin_port), Supervisor() as tasks:
                 self._start(tasks)
-                _LOG.info("indexer.started", endpoints=len(self.feeds), models=len(self._models))
+                _LOG.info("indexer.started", indexer=self.ownership.me, models=len(self._models))
                 await stop.wait()
+                await self.ownership.leave()
         finally:
             self._context.destroy(linger=0)
             await self._store.aclose()
         _LOG.info("indexer.stopped")
 
-    def _add(self, source: Source) -> None:
-        endpoint = source.endpoint
-        mirror = Mirror(
-            Target(endpoint.name, source.shard),
-            EndpointCache(endpoint.model),
-            self._store,
-            self.metrics,
-        )
-        feed = Feed(mirror, self.metrics, has_replay=source.replay is not None)
-        self.feeds.append(feed)
-        self._subscribers.append(Subscriber(self._context, source, feed, self._replay_slots))
+    def _configure(self, settings: Settings) -> None:
+        self._models = {model.model: model.index_shards for model in settings.models}
+        self.ownership.configure(configured_sources(settings), self._shards())
+
+    def _shards(self) -> list[Shard]:
+        return [shard for model, count in self._models.items() for shard in shards_of(model, count)]
 
     def _start(self, tasks: Supervisor) -> None:
         tasks.start(self._watch_redis(), "watch")
+        tasks.start(self.ownership.run(tasks), "ownership")
         tasks.start(self._tick(), "tick")
         tasks.start(self._talk(), "talk")
-        for feed, subscriber in zip(self.feeds, self._subscribers, strict=True):
-            tasks.start(feed.mirror.run(), f"mirror {feed.name}")
-            tasks.start(subscriber.run(), f"subscriber {feed.name}")
-        for model, shards in self._models.items():
-            for shard in shards_of(model, shards):
-                tasks.start(sweep_for_ever(self._store, shard, self.metrics), f"sweep {shard.base}")
+        tasks.start(Chores(self.ownership, self._store, self.metrics, self._shards).run(), "chores")
+        if self._reload is not None:
+            tasks.start(self._watch_configuration(self._reload), "configuration")
 
     async def _tick(self) -> None:
         while True:
-            for subscriber in self._subscribers:
-                subscriber.tick()
-            phases = Counter(feed.sequencer.phase for feed in self.feeds)
+            now = monotonic()
+            followings = list(self.ownership.followings.values())
+            for following in followings:
+                following.subscriber.tick()
+                following.mirror.tick(now)
+            phases = Counter(following.feed.sequencer.phase for following in followings)
             for phase in ("connecting", "replaying", "live", "waiting"):
                 self.metrics.endpoints.labels(phase).set(phases[phase])
             await asyncio.sleep(TICK_S)
+
+    async def _watch_configuration(self, reload: Reload) -> None:
+        """Follow the endpoints of a configuration that changes."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                settings = await asyncio.to_thread(reload)
+            except ConfigError as error:
+                _LOG.error("config.refused", faults=error.faults)
+                continue
+            if settings is not None:
+                self._configure(settings)
+                _LOG.info("config.reloaded", endpoints=len(settings.endpoints))
 
     async def _watch_redis(self) -> None:
         """Enter the models, and notice a Redis that is away or has begun a new life."""
@@ -131,16 +164,11 @@ class Indexer:
 
     async def _check_lives(self) -> None:
         """Let mirrors look where Redis stands when another server, or another life, serves them."""
-        shards = [
-            shard for model, count in self._models.items() for shard in shards_of(model, count)
-        ]
-        lives = await self._store.lives(shards)
+        lives = await self._store.lives(self._shards())
         changed = {shard for shard, life in lives.items() if life != self._lives.get(shard)}
         for feed in self.feeds:
             if feed.mirror.target.shard in changed:
                 feed.mirror.check()
-        if changed:
-            await self._retire_unknown()
         self._lives = lives
 
     def _refusal(self) -> str | None:
@@ -156,7 +184,7 @@ class Indexer:
             now = monotonic()
             try:
                 due = now - told_at >= limits.AUDIT_S
-                await self._tell(told, due=due)
+                told = await self._tell({} if due else told)
                 told_at = now if due else told_at
                 await self._take_doubts()
             except IndexUnavailable as error:
@@ -164,32 +192,29 @@ class Indexer:
             await asyncio.sleep(WATCH_S)
 
     async def _take_doubts(self) -> None:
-        feeds = {(feed.mirror.target.shard, feed.name): feed for feed in self.feeds}
-        for shard in {shard for shard, _ in feeds}:
-            for name, epoch in (await self._store.take_doubts(shard)).items():
-                feed = feeds.get((shard, name))
-                if feed is not None:
-                    feed.doubt(epoch)
-
-    async def _tell(self, told: dict[Target, dict[str, RedisArg]], *, due: bool) -> None:
-        """Write the stand of endpoints where it has changed, and of all when it is due."""
-        stands = []
+        by_shard: dict[Shard, dict[EndpointName, Feed]] = {}
         for feed in self.feeds:
-            target, stand = feed.mirror.target, feed.stand()
-            if feed.mirror.epoch is not None and (due or told.get(target) != stand):
-                stands.append((target, {**stand, "followed": f"{time.time():.3f}"}))
-                told[target] = stand
-        if stands:
-            await self._store.tell(stands)
+            by_shard.setdefault(feed.mirror.target.shard, {})[feed.name] = feed
+        for shard, feeds in by_shard.items():
+            for name, epoch in (await self._store.take_doubts(shard, feeds)).items():
+                feeds[name].doubt(epoch)
 
-    async def _retire_unknown(self) -> None:
-        """Forget the endpoints that the configuration no longer names."""
-        for model, shards in self._models.items():
-            for shard in shards_of(model, shards):
-                own = {f.name for f in self.feeds if f.mirror.target.shard == shard}
-                for name in await self._store.known_endpoints(shard) - own:
-                    await self._store.retire(Target(name, shard), time.time())
-                    _LOG.info("endpoint.retired", endpoint=name)
+    async def _tell(
+        self, told: dict[Target, dict[str, RedisArg]]
+    ) -> dict[Target, dict[str, RedisArg]]:
+        """Write the stand of endpoints where it is another than was told."""
+        stands = {
+            feed.mirror.target: feed.stand() for feed in self.feeds if feed.mirror.epoch is not None
+        }
+        followed = f"{time.time():.3f}"
+        await asyncio.gather(
+            *(
+                self._store.tell(target, {**stand, "followed": followed})
+                for target, stand in stands.items()
+                if told.get(target) != stand
+            )
+        )
+        return stands
 
     def _set_fault(self, fault: str | None) -> None:
         if fault != self._fault:
@@ -197,16 +222,16 @@ class Indexer:
             _LOG.info("redis.reached") if fault is None else _LOG.warning("redis.lost", why=fault)
 
 
-def _context_for(endpoints: int) -> zmq.asyncio.Context:
+def _context() -> zmq.asyncio.Context:
     """Make a ZMQ context with room for every endpoint; its default ends at 1,023 sockets."""
-    sockets = SOCKETS_LEAST + SOCKETS_PER_ENDPOINT * endpoints
+    sockets = SOCKETS_LEAST + SOCKETS_PER_ENDPOINT * limits.ENDPOINTS_MAX
     files = FILES_ELSE + FILES_PER_SOCKET * sockets
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < files:
         allowed = files if hard == resource.RLIM_INFINITY else min(files, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         if allowed < files:
-            _LOG.warning("files.few", allowed=allowed, wanted=files)
+            _LOG.info("files.few", allowed=allowed, for_all_endpoints=files)
     context = zmq.asyncio.Context()
     context.set(zmq.MAX_SOCKETS, sockets)
     return context

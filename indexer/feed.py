@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import MalformedBatch
@@ -15,22 +16,42 @@ from kvatlas.indexer.decode import decode
 from kvatlas.indexer.events import Batch
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.mirror import Mirror
+from kvatlas.indexer.recall import Recall
 from kvatlas.indexer.relearning import Relearning
 from kvatlas.indexer.sequence import NewEpoch, Ready, Sequencer
+from kvatlas.indexer.targets import Progress
 
 _LOG = logger("feed")
+
+RELEARN_STEP_S: Final = 10
+"""Steps in which the time that relearning still takes is told: a change is a write."""
 
 
 class Feed:
     """Take one endpoint's messages in, in whatever order, and keep its cache and mirror true.
 
     The subscriber calls the inputs of `sequencer` and then `pump`.
+
+    Args:
+        mirror: of the endpoint.
+        metrics: of the process.
+        has_replay: whether the endpoint has a replay socket.
+        recall: what a former owner has left; the mirror's cache is the recall's then.
     """
 
-    def __init__(self, mirror: Mirror, metrics: IndexerMetrics, *, has_replay: bool) -> None:
+    def __init__(
+        self,
+        mirror: Mirror,
+        metrics: IndexerMetrics,
+        *,
+        has_replay: bool,
+        recall: Recall | None = None,
+    ) -> None:
         name = mirror.target.name
         self.name = name
-        self.sequencer = Sequencer(has_replay=has_replay)
+        self._recall = recall
+        resumption = recall.resumption if recall else None
+        self.sequencer = Sequencer(has_replay=has_replay, resumption=resumption)
         self._has_replay = has_replay
         self.cache = mirror.cache
         self.mirror = mirror
@@ -41,12 +62,17 @@ class Feed:
         self._counted: Counter[str] = Counter()
         self._batches: Any = metrics.batches.labels(name)
         self._events: Any = metrics.events.labels(name)
+        if recall:
+            counted_from, asks_s = recall.outline.counted_from, recall.relearn_s
+            self._relearning.resume(counted_from, asks_s, monotonic())
+            self._resume_if_whole(recall.resumption.first - 1)
 
     def pump(self) -> None:
         """Work off every step that is ready."""
         while (step := self.sequencer.next_step()) is not None:
             if isinstance(step, NewEpoch):
                 _LOG.info("epoch.ended", endpoint=self.name, reason=step.reason)
+                self._recall = None
                 self.cache.forget(engine_gone=step.reason == "restart")
                 self.mirror.forget(step.reason)
                 self._relearning.new_epoch()
@@ -69,6 +95,7 @@ class Feed:
     def stand(self) -> dict[str, RedisArg]:
         """Say how the indexer stands with the endpoint, for `kvatlas doctor` and people."""
         counts = self.sequencer.counts
+        asks_s = self._relearning.asks_s(monotonic())
         return {
             "phase": self.sequencer.phase,
             "gaps": counts["gap"],
@@ -76,6 +103,7 @@ class Feed:
             "orphans": self.orphans,
             "unknown_removals": self.unknown_removed,
             "relearning": self._relearned_epoch(),
+            "relearn_s": RELEARN_STEP_S * math.ceil(asks_s / RELEARN_STEP_S),
         }
 
     def _relearned_epoch(self) -> str:
@@ -84,7 +112,7 @@ class Feed:
         In groups with windows an engine would announce blocks that it does not hold there.
         """
         epoch = self.mirror.epoch
-        is_asking = self._relearning.is_asking(monotonic()) and self.cache.groups.are_full
+        is_asking = self._relearning.asks_s(monotonic()) > 0 and self.cache.groups.are_full
         return str(epoch) if is_asking and epoch is not None else ""
 
     def reject(self, reason: str) -> None:
@@ -94,11 +122,26 @@ class Feed:
         self.sequencer.unreadable(monotonic())
 
     def _apply(self, step: Ready) -> None:
-        now = monotonic()
+        batch = self._decoded(step)
+        if self._recall is not None:
+            self._recollect(self._recall, step, batch)
+            return
+        now, relearning = monotonic(), self._relearning
         is_oldest = step.is_replayed or not self._has_replay
-        self._relearning.batch(step.seq, now, is_oldest=is_oldest)
+        relearning.batch(step.seq, now, is_oldest=is_oldest)
+        if batch is None:
+            return
+        delta = self.cache.apply(batch, counts_copies=relearning.counts(step.seq))
+        if delta.cleared:
+            relearning.cleared(step.seq)
+        progress = Progress(step.seq, batch.time_s, step.digest)
+        self.mirror.update(progress, delta, relearning.counted_from)
+        self._count_batch(batch, delta)
+
+    def _decoded(self, step: Ready) -> Batch | None:
+        """Read a batch; None for one that cannot be read."""
         try:
-            batch = decode(step.payload)
+            return decode(step.payload)
         except MalformedBatch as error:
             skipped = self.sequencer.rejected(step, monotonic())
             self._metrics.rejected.labels(self.name, error.reason).inc()
@@ -109,12 +152,21 @@ class Feed:
                 reason=error.reason,
                 skipped=skipped,
             )
-            return
-        delta = self.cache.apply(batch, counts_copies=self._relearning.is_counting(now))
-        if delta.cleared:
-            self._relearning.cleared()
-        self.mirror.update(step.seq, batch.time_s, delta)
-        self._count_batch(batch, delta)
+            return None
+
+    def _recollect(self, recall: Recall, step: Ready, batch: Batch | None) -> None:
+        """Take a batch that the index has, for the pages that have not."""
+        if batch is not None:
+            counts = self._relearning.counts(step.seq)
+            recall.take(batch, step.seq, counts_copies=counts)
+        self._resume_if_whole(step.seq)
+
+    def _resume_if_whole(self, seq: int) -> None:
+        """Let the mirror go on as soon as the cache is what the index was written from."""
+        recall = self._recall
+        if recall is not None and seq >= recall.proven.seq:
+            self._recall = None
+            self.mirror.resume(recall)
 
     def _count_batch(self, batch: Batch, delta: Delta) -> None:
         self._batches.inc()

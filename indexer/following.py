@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import zmq.asyncio
 
@@ -48,9 +48,7 @@ class Following:
         left: what the former owner has left, None where it is nothing.
     """
 
-    def __init__(
-        self, source: Source, fence: Fence, means: Means, left: Remembered | None
-    ) -> None:
+    def __init__(self, source: Source, fence: Fence, means: Means, left: Remembered | None) -> None:
         endpoint = source.endpoint
         self.source = source
         has_replay = source.replay is not None
@@ -81,8 +79,7 @@ class Following:
 
     def claimed_again(self, fence: Fence) -> None:
         """Go on under another claim, after Redis lost the one before; see what else it lost."""
-        self.mirror.target = replace(self.mirror.target, fence=fence)
-        self.mirror.check()
+        self.mirror.fence_changed(fence)
 
     async def stop(self) -> None:
         """Take no more events, write what is left as far as Redis lets us, and end."""

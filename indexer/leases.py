@@ -14,7 +14,7 @@ from kvatlas.common.ids import EndpointName, Fence, IndexerId
 from kvatlas.common.keyspace import INDEXERS_KEY, Shard
 from kvatlas.common.redis_client import Script, guard
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
-from kvatlas.indexer.store import Target
+from kvatlas.indexer.targets import Target
 
 
 @dataclass(frozen=True, slots=True)

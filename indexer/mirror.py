@@ -10,26 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.errors import IndexUnavailable, WrongEpoch
-from kvatlas.common.ids import Epoch, HolderId, Pool
+from kvatlas.common.errors import Fenced, IndexUnavailable, WrongEpoch
+from kvatlas.common.ids import BlockHash, Epoch, Fence, HolderId, Pool
 from kvatlas.common.keyspace import Holder
 from kvatlas.common.kv_groups import WINDOWED_KINDS
 from kvatlas.common.log import logger
 from kvatlas.common.redis_client import RedisArg
-from kvatlas.indexer.apply import Delta, EndpointCache, Entry
+from kvatlas.indexer.apply import Delta, EndpointCache
+from kvatlas.indexer.memory_writer import MemoryWriter, Parcel
 from kvatlas.indexer.metrics import IndexerMetrics
-from kvatlas.indexer.store import BEFORE_FIRST, Change, IndexStore, Position, Progress, Target
+from kvatlas.indexer.recall import Recall
+from kvatlas.indexer.store import IndexStore
+from kvatlas.indexer.targets import BEFORE_FIRST, Change, Opening, Position, Progress, Target
 
 _LOG = logger("mirror")
 
+Pending = dict[Pool, dict[BlockHash, bool]]
+
 RETRY_S = 0.1
 RETRY_MAX_S = 2.0
+FINISH_POLL_S = 0.01
+NO_PARCEL: Final = Parcel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class _Slot:
 class Mirror:
     """Keep Redis equal to one endpoint's cache.
 
-    `forget`, `update` and `rewrite` note what happened and return at once; `run` writes.
+    `forget`, `update`, `resume` and `rewrite` note what happened and return at once; `run` writes.
     """
 
     def __init__(
@@ -57,19 +64,23 @@ class Mirror:
         self.cache = cache
         self._store = store
         self._metrics = metrics
-        self._pending: dict[Entry, bool] = {}
+        self._pending: Pending = {}
         self._reopen: str | None = None
         self._from_memory = False
         self._newest = Progress(BEFORE_FIRST, 0.0)
-        self._attempted = BEFORE_FIRST
         self._at: Position | None = None
+        self._attempted: Position | None = None
         self._believed: Epoch | None = None
         self._slots: dict[Pool, _Slot] = {}
         self._wake = asyncio.Event()
         self._doubtful = False
         self._refused = False
-        self._conflicts = 0
-        self._conflict_at = 0.0
+        self._is_fenced = False
+        self._roots = 0
+        self._memory = MemoryWriter(cache, self._root())
+        self._forgets = False
+        self._updated_at = 0.0
+        self._is_idle = False
         self.failing: str | None = None
         """Why the last write failed, if it did."""
 
@@ -85,25 +96,67 @@ class Mirror:
         return self._reopen is None and at is not None and at.seq == self._newest.seq
 
     def forget(self, reason: str) -> None:
-        """Open a new epoch: nothing of what was is present any more."""
-        self._pending.clear()
-        self._reopen = reason
-        self._from_memory = False
-        self._newest = Progress(BEFORE_FIRST, self._newest.time_s)
+        """Open a new epoch: all that was known to be present is forgotten."""
+        self._roots += 1
+        self._memory.forget(self._root())
+        self._forgets = True
+        self._clear(reason)
+
+    def resume(self, recall: Recall) -> None:
+        """Go on where a former owner stopped: the cache is what its newest batch left."""
+        self._believed = recall.position.epoch
+        self._newest = recall.proven
+        self._memory.resume(recall.outline, recall.stamps)
+        if recall.position.seq == recall.proven.seq:
+            self._at = recall.position
+        else:
+            self.rewrite("unfinished")
         self._wake.set()
 
-    def update(self, seq: int, time_s: float, delta: Delta) -> None:
-        """Note what a batch changed."""
+    def update(self, to: Progress, delta: Delta, counted_from: int | None) -> None:
+        """Note what a batch changed.
+
+        Args:
+            to: the batch.
+            delta: its changes.
+            counted_from: sequence from which on copies are counted, None while they are not.
+        """
         if delta.cleared:
-            self.forget("cleared")
-        self._newest = Progress(seq, time_s)
+            self._clear("cleared")
+        self._newest = to
+        self._updated_at, self._is_idle = monotonic(), False
+        self._memory.batch(to.seq, counted_from)
         if delta.regrouped:
             self.rewrite("regrouped")
         elif not self._from_memory:
-            self._pending.update(delta.present)
-        if len(self._pending) > limits.PENDING_OPS_MAX:
+            _overlay(self._pending, delta.present)
+        if _size(self._pending) > limits.PENDING_OPS_MAX:
             self.rewrite("overflow")
         self._wake.set()
+
+    def tick(self, now: float) -> None:
+        """Let time pass; call it a few times a second. Memory is written down in quiet hours."""
+        is_quiet = now - self._updated_at >= limits.MEMORY_IDLE_S
+        if is_quiet and self._at is not None and self._memory.is_behind(self._newest.seq):
+            self._is_idle = True
+            self._wake.set()
+
+    async def finish(self) -> None:
+        """Wait until Redis has been told everything, and all is written down."""
+        while self._reopen or (
+            self._at and not (self.is_current and not self._memory.is_behind(self._newest.seq))
+        ):
+            if self._is_fenced:
+                return
+            self._is_idle = True
+            self._wake.set()
+            await asyncio.sleep(FINISH_POLL_S)
+
+    def fence_changed(self, fence: Fence) -> None:
+        """Go on under another claim, after Redis lost the one before; see what else it lost."""
+        self.target = replace(self.target, fence=fence)
+        self._is_fenced = False
+        self.check()
 
     def rewrite(self, reason: str) -> None:
         """Open a new epoch and write all that is present from memory."""
@@ -113,6 +166,17 @@ class Mirror:
         self._reopen = reason
         self._from_memory = True
         self._wake.set()
+
+    def _clear(self, reason: str) -> None:
+        """Open a new epoch: nothing of what was is present any more."""
+        self._pending.clear()
+        self._reopen = reason
+        self._from_memory = False
+        self._newest = Progress(BEFORE_FIRST, self._newest.time_s)
+        self._wake.set()
+
+    def _root(self) -> str:
+        return f"{self.target.fence}.{self._roots}"
 
     def check(self) -> None:
         """Look whether Redis still stands where it was left."""
@@ -125,6 +189,8 @@ class Mirror:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._is_fenced:
+                continue
             try:
                 await self._settle()
                 await self._flush()
@@ -134,6 +200,10 @@ class Mirror:
                 self._metrics.store_errors.labels(error.reason).inc()
                 self._doubtful = True
                 self._refused = self._refused or isinstance(error, WrongEpoch)
+                if isinstance(error, Fenced):
+                    # Another's, or Redis lost who owns it: whoever claims endpoints finds out.
+                    self._is_fenced = True
+                    continue
                 self._wake.set()
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_MAX_S)
@@ -146,45 +216,72 @@ class Mirror:
             return
         pending, self._pending = self._pending, {}
         newest = self._newest
+        parcel = self._memory.parcel(newest.seq, is_idle=self._is_idle)
+        self._is_idle = False
         try:
-            await self._write(pending, at, newest)
-        except IndexUnavailable:
+            if await self._write(pending, at, newest, parcel):
+                self._memory.written(parcel)
+        except IndexUnavailable as error:
             if not self._is_reopening():
-                self._pending = {**pending, **self._pending}
+                self._pending = _overlay(pending, self._pending)
+                if error.reason == "oom":
+                    await self._make_room(at.seq)
             raise
         if newest.seq != BEFORE_FIRST:
             lag_s = max(0.0, time.time() - newest.time_s)
             self._metrics.lag.labels(self.target.name).set(lag_s)
 
-    async def _write(self, pending: dict[Entry, bool], at: Position, newest: Progress) -> None:
-        """Write entries in parts; only the last one moves the sequence."""
-        if pending:
-            # A group without a holder would be one that readers do not ask for.
-            for pool in self.cache.groups.device_pools:
-                await self._slot(pool)
-        left = len(pending)
-        for part in _parts(pending):
-            changes = [await self._change(entry, present) for entry, present in part]
-            left -= len(part)
-            to = newest if left == 0 else Progress(at.seq, newest.time_s)
-            await self._apply(at, to, changes)
-            if self._is_reopening():
-                return
-        if not pending and newest.seq != at.seq:
-            await self._apply(at, newest, [])
+    async def _write(
+        self, pending: Pending, at: Position, newest: Progress, parcel: Parcel = NO_PARCEL
+    ) -> bool:
+        """Write entries in parts; only the last one moves the sequence, and takes memory along.
 
-    async def _apply(self, at: Position, to: Progress, changes: list[Change]) -> None:
-        self._attempted = to.seq
-        changed = await self._store.apply(self.target, at, to, changes)
-        self._at = Position(at.epoch, to.seq)
+        Returns:
+            False when it was broken off for a new epoch.
+        """
+        parts: list[list[Change]] = [[]] if newest.seq != at.seq or parcel.fields else []
+        if _size(pending):
+            # A group without a holder would be one that readers do not ask for.
+            for pool in (*self.cache.groups.device_pools, *pending):
+                await self._slot(pool)
+            parts = _parts(self._changes(pending))
+        for number, changes in enumerate(parts, 1):
+            is_last = number == len(parts)
+            to = newest if is_last else Progress(at.seq, newest.time_s)
+            at = await self._apply(at, to, changes, parcel if is_last else NO_PARCEL)
+            if self._is_reopening():
+                return False
+        return True
+
+    async def _make_room(self, seq: int) -> None:
+        """Write what has left alone: a full Redis takes it, and stores must wait."""
+        gone: Pending = {}
+        for pool, blocks in self._pending.items():
+            _overlay(gone, {pool: {block: False for block, here in blocks.items() if not here}})
+        if not gone or self._at is None:
+            return
+        await self._write(gone, self._at, Progress(seq, self._newest.time_s))
+        for pool, blocks in gone.items():
+            waiting = self._pending.get(pool, {})
+            for block in blocks:
+                if waiting.get(block) is False:
+                    del waiting[block]
+
+    async def _apply(
+        self, at: Position, to: Progress, changes: list[Change], parcel: Parcel
+    ) -> Position:
+        after = self._attempted = at.after(to)
+        changed = await self._store.apply(self.target, at, to, changes, parcel.fields)
+        self._at = after
         self._metrics.entries_written.inc(changed)
+        return after
 
     async def _open(self, reason: str) -> None:
         """Open the epoch that was asked for; another one may be asked for meanwhile."""
-        target = self.target
-        epoch = await self._store.open_epoch(
-            target, self._believed, reason, time.time(), self._fields()
-        )
+        target, roots = self.target, self._roots
+        opening = Opening(reason, time.time(), forgets=self._forgets, fields=self._fields())
+        epoch = await self._store.open_epoch(target, self._believed, opening)
+        self._forgets = self._forgets and roots != self._roots
         self._believed = epoch
         self._at = Position(epoch, BEFORE_FIRST)
         self._slots.clear()
@@ -195,16 +292,20 @@ class Mirror:
         self._reopen = None
         if self._from_memory:
             self._from_memory = False
-            self._pending = dict.fromkeys(self.cache.entries(), True)
+            for pool, block in self.cache.entries():
+                self._pending.setdefault(pool, {})[block] = True
 
     def _is_reopening(self) -> bool:
         """Tell whether an epoch was asked for, perhaps while a write was under way."""
         return self._reopen is not None
 
-    async def _change(self, entry: Entry, present: bool) -> Change:  # noqa: FBT001 - from a dict
-        pool, block = entry
-        slot = self._slots.get(pool) or await self._slot(pool)
-        return Change(block, slot.holder, present, slot.windowed)
+    def _changes(self, pending: Pending) -> Iterator[Change]:
+        """Sort entries by holder, stores before removals."""
+        for present in (True, False):
+            for pool, entries in pending.items():
+                slot = self._slots[pool]
+                blocks = [block for block, state in entries.items() if state is present]
+                yield Change(slot.holder, blocks, present, slot.windowed)
 
     async def _slot(self, pool: Pool) -> _Slot:
         slot = self._slots.get(pool)
@@ -219,7 +320,7 @@ class Mirror:
         windowed = group.kind in WINDOWED_KINDS
         size = self.cache.block_size if windowed else 0
         holder = Holder(self.target.name, self._at.epoch, pool, group.kind, group.window, size)
-        number = await self._store.open_pool(self.target.shard, holder, self._fields())
+        number = await self._store.open_pool(self.target, holder, self._fields())
         return _Slot(number, windowed)
 
     def _fields(self) -> dict[str, RedisArg]:
@@ -237,34 +338,40 @@ class Mirror:
             return
         found = await self._store.position(self.target)
         refused, self._refused, self._doubtful = self._refused, False, False
-        other = found is not None and self._believed is not None and found.epoch != self._believed
         if found is not None:
             self._believed = found.epoch
-        if refused and other:
-            await self._yield_to_another()
         if self._is_reopening() or self._at is None:
             return
-        if found is None:
-            self.rewrite("index_lost")
-        elif refused or other or found.seq not in (self._at.seq, self._attempted):
-            self.rewrite("index_changed")
-        else:
+        if found and not refused and found in (self._at, self._attempted):
             self._at = found
-
-    async def _yield_to_another(self) -> None:
-        """Wait, longer each time, when somebody else writes this endpoint; then take it back."""
-        now = monotonic()
-        if now - self._conflict_at > 2 * limits.DOUBT_BACKOFF_MAX_S:
-            self._conflicts = 0
-        self._conflict_at = now
-        self._conflicts = min(self._conflicts + 1, 16)
-        delay = limits.DOUBT_BACKOFF_S * 2 ** (self._conflicts - 1)
-        _LOG.warning("endpoint.contended", endpoint=self.target.name, wait_s=delay)
-        await asyncio.sleep(min(delay, limits.DOUBT_BACKOFF_MAX_S))
+            return
+        self._memory.lost()
+        self.rewrite("index_lost" if found is None else "index_changed")
 
 
-def _parts(pending: dict[Entry, bool]) -> Iterator[list[tuple[Entry, bool]]]:
-    """Cut entries into parts that one script call takes."""
-    items = iter(pending.items())
-    while part := list(islice(items, limits.OPS_PER_SCRIPT_MAX)):
-        yield part
+def _overlay(pending: Pending, newer: Pending) -> Pending:
+    """Lay newer entries over older ones."""
+    for pool, blocks in newer.items():
+        if blocks:
+            pending.setdefault(pool, {}).update(blocks)
+    return pending
+
+
+def _size(pending: Pending) -> int:
+    return sum(map(len, pending.values()))
+
+
+def _parts(changes: Iterable[Change]) -> list[list[Change]]:
+    """Cut changes into parts that one script call takes."""
+    parts: list[list[Change]] = [[]]
+    room = limits.OPS_PER_SCRIPT_MAX
+    for change in changes:
+        start = 0
+        while start < len(change.blocks):
+            if room == 0:
+                parts.append([])
+                room = limits.OPS_PER_SCRIPT_MAX
+            blocks = change.blocks[start : start + room]
+            parts[-1].append(replace(change, blocks=blocks))
+            start, room = start + len(blocks), room - len(blocks)
+    return parts

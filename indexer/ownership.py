@@ -62,6 +62,11 @@ class Ownership:
         self._sources = {source.endpoint.name: source for source in sources}
         self._shards = shards
 
+    def shard_of(self, name: EndpointName) -> Shard | None:
+        """Give the shard of a configured endpoint, None for others."""
+        source = self._sources.get(name)
+        return source.shard if source else None
+
     def does(self, chore: str) -> bool:
         """Tell whether a chore that one indexer should do is ours."""
         return chosen(self.alive, chore) == self.me
@@ -122,7 +127,11 @@ class Ownership:
             source = self._sources[name]
             self._busy[name] = Target(name, source.shard)
             tasks.start(self._take(source, tasks), f"take {name}")
-        gone = self.followings.keys() - self._sources.keys()
+        gone = {
+            name
+            for name, following in self.followings.items()
+            if self._sources.get(name) != following.source
+        }
         for name in {*gone, *decided.resign} & self.followings.keys():
             tasks.start(self._give_back(self.followings[name]), f"give back {name}")
         self._means.metrics.owned.set(len(self.followings))

@@ -41,7 +41,7 @@ class Recall:
     @property
     def resumption(self) -> Resumption:
         """Say which batches are still needed."""
-        first = min(min(self.stamps), self.proven.seq) + 1
+        first = min(*self.stamps, self.proven.seq) + 1
         return Resumption(first, self.proven.seq, self.proven.digest)
 
     def take(self, batch: Batch, seq: int, *, counts_copies: bool) -> None:

@@ -21,6 +21,7 @@ from kvatlas.common.keyspace import (
     SCHEMA_VERSION,
     Holder,
     Shard,
+    hex_digits,
     read_epoch,
 )
 from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives
@@ -103,25 +104,26 @@ class IndexStore:
     async def position(self, target: Target) -> Position | None:
         """Read back where the index stands; None when it knows nothing of the endpoint."""
         with guard():
-            epoch, seq = await self._client.hmget(target.key, ["epoch", "seq"])
+            epoch, seq, part = await self._client.hmget(target.key, ["epoch", "seq", "part"])
         if epoch is None or seq is None:
             return None
-        return Position(Epoch(int(epoch)), int(seq))
+        return Position(Epoch(int(epoch)), int(seq), int(part or 0))
 
     async def remembered(self, target: Target) -> Remembered | None:
         """Read what the endpoint's former owner has left; None where it cannot be gone on from."""
         key = target.shard.memory(target.name)
         with guard():
-            fields = ["epoch", "seq", "event_time", "proof", "relearn_s"]
-            epoch, seq, time_s, proof, relearn_s = await self._client.hmget(target.key, fields)
-            outline = await self._client.hget(key, OUTLINE_FIELD)
+            fields = ["epoch", "seq", "part", "event_time", "proof", "relearn_s"]
+            state: list[Any] = await self._client.hmget(target.key, fields)
+            epoch, seq, part, time_s, proof, relearn_s = state
+            outline: Any = await self._client.hget(key, OUTLINE_FIELD)
             if None in (epoch, seq, proof, outline):
                 return None
-            pages: list[bytes | None] = []
+            pages: list[Any] = []
             for first in range(0, PAGES, PAGES_PER_READ):
                 numbers = [str(number) for number in range(first, first + PAGES_PER_READ)]
                 pages += await self._client.hmget(key, numbers)
-        at = Position(Epoch(int(epoch)), int(seq))
+        at = Position(Epoch(int(epoch)), int(seq), int(part or 0))
         return Remembered(at, float(time_s or 0.0), proof, float(relearn_s or 0.0), outline, pages)
 
     async def open_epoch(self, target: Target, believed: Epoch | None, opening: Opening) -> Epoch:
@@ -178,8 +180,9 @@ class IndexStore:
         Args:
             target: the endpoint.
             at: where the index stands.
-            to: where it stands afterwards; the sequence of `at` when more of the same follows.
-            changes: OPS_PER_SCRIPT_MAX at most.
+            to: how far it gets; the sequence of `at` when more of the same follows.
+            changes: of OPS_PER_SCRIPT_MAX blocks at most. What comes first decides whether a full
+                Redis (OOM) takes them: removals make room for what comes after.
             memory: what is to be remembered as of then, by field.
 
         Returns:
@@ -189,13 +192,15 @@ class IndexStore:
             WrongEpoch: the index does not stand there; nothing was written.
             Fenced: the endpoint has another owner; alike.
         """
-        keys = [target.key, target.shard.memory(target.name)]
-        args: list[RedisArg] = [target.fence, at.epoch, at.seq, to.seq, to.time_s, to.proof]
-        args += [len(memory), *(part for pair in memory.items() for part in pair)]
-        for block, holder, present, windowed in changes:
-            key, field = target.shard.entry(block, windowed=windowed)
-            keys.append(key)
-            args += (field, f"{'+' if present else '-'}{holder}")
+        keys, runs, packed = [target.key, target.shard.memory(target.name)], [], []
+        for change in changes:
+            digits = hex_digits(change.blocks)
+            keys += target.shard.buckets_of(digits, windowed=change.windowed)
+            runs.append(f"{'+' if change.present else '-'}{change.holder}:{len(change.blocks)}")
+            packed.append(digits)
+        args: list[RedisArg] = [target.fence, at.epoch, at.seq, at.part]
+        args += [to.seq, at.after(to).part, to.time_s, to.proof, " ".join(runs), "".join(packed)]
+        args += [part for pair in memory.items() for part in pair]
         return _accepted(await self._apply.run(self._client, keys, args))
 
     async def known_endpoints(self, shard: Shard) -> set[EndpointName]:
@@ -260,8 +265,8 @@ class IndexStore:
             shard: whose notes.
             names: whose as well; notes on other endpoints are their owners' to take.
         """
-        args = (limits.DOUBTS_PER_SHARD_MAX, *names)
-        flat = await self._take_doubts.run(self._client, (shard.doubts,), args)
+        args: list[RedisArg] = [limits.DOUBTS_PER_SHARD_MAX, *names]
+        flat = await self._take_doubts.run(self._client, (shard.doubts, shard.endpoints), args)
         doubts = {}
         for name, note in zip(flat[::2], flat[1::2], strict=True):
             epoch = read_epoch(note.split(b" ", 1)[0])

@@ -10,29 +10,16 @@ import asyncio
 from typing import Final
 
 from kvatlas.common import limits
-from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.keyspace import BUCKETS, Shard
 from kvatlas.common.log import logger
 from kvatlas.indexer.metrics import IndexerMetrics
-from kvatlas.indexer.store import Dead, IndexStore
+from kvatlas.indexer.store import IndexStore
+from kvatlas.indexer.targets import Dead
 
 _LOG = logger("sweep")
 
-LOOK_S: Final = 2.0
 STEP_S: Final = 0.002
 """Between two steps, so that a sweep takes a fraction of Redis."""
-
-
-async def sweep_for_ever(store: IndexStore, shard: Shard, metrics: IndexerMetrics) -> None:
-    """Clean a shard whenever it has dead holders; faults of Redis delay it."""
-    while True:
-        await asyncio.sleep(LOOK_S)
-        try:
-            dead = await store.dead_holders(shard)
-            if dead.texts:
-                await sweep_once(store, shard, dead, metrics)
-        except IndexUnavailable as error:
-            metrics.store_errors.labels(error.reason).inc()
 
 
 async def sweep_once(store: IndexStore, shard: Shard, dead: Dead, metrics: IndexerMetrics) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, Fence, HolderId
 from kvatlas.common.keyspace import Holder, Shard
 
 BEFORE_FIRST: Final = -1
 """The sequence of an epoch in which nothing has been applied."""
+
+NO_FENCE: Final = Fence(0)
+"""Of an endpoint that nobody has ever claimed."""
 
 Value = str | bytes | int | float
 """Of a field of an endpoint's state or memory."""
@@ -23,7 +25,7 @@ class Target:
 
     name: EndpointName
     shard: Shard
-    fence: Fence = Fence(0)
+    fence: Fence = NO_FENCE
 
     @property
     def key(self) -> str:
@@ -31,25 +33,18 @@ class Target:
         return self.shard.endpoint(self.name)
 
 
-class Change(NamedTuple):
-    """A block, one of its possible holders, and whether that one holds it.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Blocks that one holder has come to hold, or holds no longer.
 
     Attributes:
         windowed: the holder's group keeps a window or a state, its blocks stand in `w:`.
     """
 
-    block: BlockHash
     holder: HolderId
+    blocks: Sequence[BlockHash]
     present: bool
     windowed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where the index stands for an endpoint: all batches up to `seq` of `epoch` are in it."""
-
-    epoch: Epoch
-    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +63,27 @@ class Progress:
 
     @property
     def proof(self) -> str:
-        """Write what a successor knows the engine's life by."""
-        return f"{self.seq} {self.digest.hex()}"
+        """Write what a successor knows the engine's life by; "" where there is nothing."""
+        return f"{self.seq} {self.digest.hex()}" if self.digest else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the index stands for an endpoint: all batches up to `seq` of `epoch` are in it.
+
+    Attributes:
+        part: writes since then that were parts of what follows. Counted so that a part that a
+            failover lost is missed, though the sequence stays the same.
+    """
+
+    epoch: Epoch
+    seq: int
+    part: int = 0
+
+    def after(self, to: Progress) -> Position:
+        """Give where the index stands after a write."""
+        part = self.part + 1 if to.seq == self.seq else 0
+        return Position(self.epoch, to.seq, part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +100,7 @@ class Opening:
     reason: str
     now_s: float
     forgets: bool = True
-    fields: Mapping[str, Value] = MappingProxyType({})
+    fields: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

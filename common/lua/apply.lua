@@ -2,25 +2,32 @@
 --
 -- KEYS[1] HASH    state of the endpoint
 -- KEYS[2] HASH    memory of the owner: what its successor needs
--- KEYS[3...] HASH buckets: field = last 12 hex digits of a block hash, value = ids of its holders
---                 in ascending order with a blank between them ("3 17 204")
+-- KEYS[3...] HASH bucket of each block, in the order of ARGV[10]; field = last 12 hex digits of the
+--                 block hash, value = ids of its holders in ascending order with a blank between
+--                 them ("3 17 204")
 -- ARGV[1] fence of the caller
 -- ARGV[2] epoch of the caller
 -- ARGV[3] sequence that the index stands at by the caller's knowledge
--- ARGV[4] sequence that it stands at afterwards; equal to ARGV[3] when more of the same follows
--- ARGV[5] time stamp of the newest event, Unix seconds
--- ARGV[6] proof: sequence and digest of the last batch, by which a successor knows its life
--- ARGV[7] number of fields of the memory that follow
--- ARGV[8...] fields and values of the memory; then
---                 field and change for KEYS[3]; the same for KEYS[4]; ...
---                 a change is "+17" (holder 17 has the block) or "-17" (no longer)
--- Returns the number of entries changed, or -1 when epoch or sequence are others, or -2 when the
--- owner is: nothing was written.
-local state = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'fence')
-if (state[3] or '0') ~= ARGV[1] then
+-- ARGV[4] parts of what follows that were written since, by the caller's knowledge
+-- ARGV[5] sequence that it stands at afterwards; equal to ARGV[3] when more of the same follows
+-- ARGV[6] parts that were written since, afterwards
+-- ARGV[7] time stamp of the newest event, Unix seconds
+-- ARGV[8] proof: sequence and digest of the last batch, by which a successor knows the engine's
+--         life; "" leaves it as it is
+-- ARGV[9] runs of blocks: "+17:32 -4:1" is that holder 17 has the first 32 blocks of ARGV[10], and
+--         holder 4 the next one no longer
+-- ARGV[10] the blocks: 16 hex digits each
+-- ARGV[11...] fields and values of the memory
+-- Returns the number of entries changed, or -1 when epoch, sequence or parts are others, or -2 when
+-- the owner is: nothing was written.
+--
+-- A full Redis (OOM) refuses what may grow unless the script has written before. So stores that
+-- come first are refused, all with them, and removals, which delete before they set, are not.
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'part', 'fence')
+if (state[4] or '0') ~= ARGV[1] then
   return -2
 end
-if state[1] ~= ARGV[2] or state[2] ~= ARGV[3] then
+if state[1] ~= ARGV[2] or state[2] ~= ARGV[3] or (state[3] or '0') ~= ARGV[4] then
   return -1
 end
 
@@ -31,7 +38,7 @@ local function without(value, id)
       kept[#kept + 1] = other
     end
   end
-  return table.concat(kept, ' '), #kept
+  return table.concat(kept, ' ')
 end
 
 local function with(value, id)
@@ -49,33 +56,59 @@ local function with(value, id)
   return table.concat(kept, ' ')
 end
 
-local first = 8 + 2 * tonumber(ARGV[7])
-for i = 8, first - 1, 2 do
-  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+local function has(value, id)
+  return string.find(' ' .. value .. ' ', ' ' .. id .. ' ', 1, true)
 end
-local changed, blocks = 0, 0
-for i = 3, #KEYS do
-  local at = first + 2 * (i - 3)
-  local key, field, change = KEYS[i], ARGV[at], ARGV[at + 1]
-  local id = string.sub(change, 2)
-  local value = redis.call('HGET', key, field)
-  local held = value and string.find(' ' .. value .. ' ', ' ' .. id .. ' ', 1, true)
-  if string.byte(change) == 43 then -- '+'
-    if not held then
-      redis.call('HSET', key, field, value and with(value, id) or id)
-      changed, blocks = changed + 1, blocks + 1
-    end
-  elseif held then
-    local rest, count = without(value, id)
-    redis.call('HDEL', key, field)
-    if count > 0 then
-      redis.call('HSET', key, field, rest)
-    end
-    changed, blocks = changed + 1, blocks - 1
+
+local call, sub = redis.call, string.sub
+
+local function store(key, field, id)
+  local value = call('HGET', key, field)
+  if not value then
+    call('HSET', key, field, id)
+    return 1
   end
+  if has(value, id) then
+    return 0
+  end
+  call('HSET', key, field, with(value, id))
+  return 1
 end
-redis.call('HSET', KEYS[1], 'seq', ARGV[4], 'event_time', ARGV[5], 'proof', ARGV[6])
-if blocks ~= 0 then
-  redis.call('HINCRBY', KEYS[1], 'blocks', blocks)
+
+local function remove(key, field, id)
+  local value = call('HGET', key, field)
+  if not value or not has(value, id) then
+    return 0
+  end
+  call('HDEL', key, field)
+  if value ~= id then
+    call('HSET', key, field, without(value, id))
+  end
+  return 1
 end
-return changed
+
+local blocks, at, stored, removed = ARGV[10], 1, 0, 0
+for sign, id, count in string.gmatch(ARGV[9], '([+-])(%d+):(%d+)') do
+  for i = at, at + count - 1 do
+    local key, field = KEYS[i + 2], sub(blocks, 16 * i - 11, 16 * i)
+    if sign == '+' then
+      stored = stored + store(key, field, id)
+    else
+      removed = removed + remove(key, field, id)
+    end
+  end
+  at = at + count
+end
+-- Deleted first, so that a full Redis lets it move.
+call('HDEL', KEYS[1], 'seq')
+call('HSET', KEYS[1], 'seq', ARGV[5], 'part', ARGV[6], 'event_time', ARGV[7])
+if ARGV[8] ~= '' then
+  call('HSET', KEYS[1], 'proof', ARGV[8])
+end
+for i = 11, #ARGV, 2 do
+  call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+end
+if stored ~= removed then
+  call('HINCRBY', KEYS[1], 'blocks', stored - removed)
+end
+return stored + removed

@@ -19,6 +19,8 @@ end
 local known = tonumber(redis.call('HGET', KEYS[1], 'fence')) or 0
 local fence = math.max(known + 1, now)
 local text = string.format('%.0f', fence)
+-- A full Redis (OOM) lets a script write on that has begun by deleting.
+redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HSET', KEYS[1], 'fence', text, 'owner', ARGV[2])
 redis.call('HSET', KEYS[2], ARGV[1],
   string.format('%s %s %.0f', ARGV[2], text, now + tonumber(ARGV[3])))

@@ -26,6 +26,8 @@ local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if ARGV[2] ~= '' and epoch and epoch ~= ARGV[2] then
   return -1
 end
+-- A full Redis (OOM) lets a script write on that has begun by deleting.
+redis.call('HDEL', KEYS[1], 'reason')
 local state = redis.call('HGETALL', KEYS[1])
 for i = 1, #state, 2 do
   if string.sub(state[i], 1, 7) == 'holder:' then
@@ -47,6 +49,6 @@ end
 -- A Redis that lost its data must not hand out an epoch that a caller already knows.
 local base = tonumber(epoch or ARGV[2]) or 0
 local fresh = base + 1
-redis.call('HSET', KEYS[1], 'epoch', fresh, 'seq', ARGV[3], 'blocks', 0, 'reason', ARGV[4],
+redis.call('HSET', KEYS[1], 'epoch', fresh, 'seq', ARGV[3], 'part', 0, 'blocks', 0, 'reason', ARGV[4],
   'since', ARGV[5], unpack(ARGV, 8))
 return fresh

@@ -14,6 +14,8 @@ for i = 3, #ARGV, 2 do
   local mine = ARGV[1] .. ' ' .. ARGV[i + 1] .. ' '
   local lease = redis.call('HGET', KEYS[1], ARGV[i])
   if lease and string.sub(lease, 1, #mine) == mine then
+    -- A full Redis (OOM) lets a script write on that has begun by deleting.
+    redis.call('HDEL', KEYS[1], ARGV[i])
     redis.call('HSET', KEYS[1], ARGV[i], mine .. till)
   end
 end

@@ -8,7 +8,7 @@
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[2] then
   return 0
 end
+redis.call('HDEL', KEYS[2], ARGV[1])
 -- The next fence, so that nothing under this one is taken any more.
 redis.call('HSET', KEYS[1], 'fence', string.format('%.0f', tonumber(ARGV[2]) + 1), 'owner', '')
-redis.call('HDEL', KEYS[2], ARGV[1])
 return 1

@@ -11,6 +11,8 @@
 if (redis.call('HGET', KEYS[1], 'fence') or '0') ~= ARGV[1] then
   return 0
 end
+-- A full Redis (OOM) lets a script write on that has begun by deleting.
+redis.call('HDEL', KEYS[1], ARGV[4])
 redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 if ARGV[3] == '' then
   redis.call('HDEL', KEYS[2], ARGV[2])

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
+from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.ids import BlockHash, EndpointName, ModelName
 from kvatlas.common.keyspace import shards_of
@@ -307,22 +308,31 @@ async def test_past_epochs_are_swept(fleet: Fleet, redis_url: str) -> None:
         await eventually(swept, "no entries")
 
 
-async def test_two_indexers_end_with_the_right_index(fleet: Fleet, redis_url: str) -> None:
-    """They take the endpoint from each other, and whoever has it last writes the truth."""
+async def test_two_indexers_share_one_endpoint(fleet: Fleet, redis_url: str) -> None:
+    """One of them follows it, and whoever it is, the index is right, in the same epoch."""
     await fleet.publisher.publish(stored([11, 12], TOKENS[:8]))
     await fleet.expect(2)
-    async with running(fleet.publisher, redis_url) as second:
-        await second.live()
+    settings = settings_for(fleet.publisher, redis_url)
+    async with indexing(settings, follows=False) as second:
         await fleet.publisher.publish(stored([13], TOKENS[8:12], parent=12))
         await fleet.expect(3)
+        await asyncio.sleep(1.0)  # two looks: it may move to the other, once
+        await eventually(lambda: len(fleet.indexer.feeds + second.feeds) == 1, "one owner")
         await fleet.publisher.publish(removed(13), removed(12))
         await fleet.expect(1)
     await fleet.publisher.publish(stored([12], TOKENS[4:8], parent=11))
     await fleet.expect(2)
+    assert fleet.epochs("start") == 1
+    assert second.metrics.registry.get_sample_value(
+        "kvatlas_indexer_epochs_total", {"endpoint": NAME, "reason": "start"}
+    ) in (None, 0.0)
 
 
-async def test_an_endpoint_that_is_no_longer_configured_is_forgotten(redis_url: str) -> None:
-    """The next start of an indexer retires what the configuration does not name."""
+async def test_an_endpoint_that_is_no_longer_configured_is_forgotten(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nobody has followed it for a while, somebody retires it."""
+    monkeypatch.setattr(limits, "RETIRE_AFTER_S", 0.5)
     async with FakePublisher() as publisher:
         async with running(publisher, redis_url) as fleet:
             await fleet.live()

@@ -20,8 +20,8 @@ from kvatlas.common.ids import BlockHash, Epoch, HolderId, Pool
 from kvatlas.common.keyspace import SCHEMA_KEY, Holder, shards_of
 from kvatlas.common.kv_groups import Tier
 from kvatlas.indexer.metrics import IndexerMetrics
-from kvatlas.indexer.store import Change, Dead, Position, Progress
 from kvatlas.indexer.sweep import sweep_once
+from kvatlas.indexer.targets import Change, Dead, Opening, Position, Progress
 from kvatlas.router.lookup import BlockIndex
 from tests.fakes.index_writer import GPU, MODEL, SHARD, Writer, chain_of, matched, named
 
@@ -170,17 +170,38 @@ async def test_a_write_that_starts_elsewhere_is_refused(writer: Writer, index: B
     chain = chain_of(4)
     await writer.set(named(1), chain[:1])
     at, target = writer.positions[named(1)], writer.target(named(1))
-    wrongly = Change(chain[1], HolderId(1), present=True)
+    wrongly = Change(HolderId(1), [chain[1]], present=True)
     for wrong in (Position(at.epoch, at.seq - 1), Position(Epoch(at.epoch + 1), at.seq)):
         with pytest.raises(WrongEpoch):
             await writer.store.apply(target, wrong, Progress(9, 1.0), [wrongly])
     with pytest.raises(WrongEpoch):
-        await writer.store.open_epoch(target, Epoch(at.epoch + 1), "start", 1.0)
+        await writer.store.open_epoch(target, Epoch(at.epoch + 1), Opening("start", 1.0))
     holder = Holder(named(1), Epoch(at.epoch + 1), GPU, "full_attention")
     with pytest.raises(WrongEpoch):
-        await writer.store.open_pool(SHARD, holder, {})
+        await writer.store.open_pool(target, holder, {})
     assert await matched(index, [SHARD], chain) == {named(1): 1}
     assert await writer.store.position(target) == at
+
+
+async def test_a_part_that_was_lost_is_missed(writer: Writer, redis_url: str) -> None:
+    """Parts that do not move the sequence are counted: a failover may lose one of them."""
+    chain = chain_of(4)
+    await writer.set(named(1), chain[:1])
+    at, target = writer.positions[named(1)], writer.target(named(1))
+    same, holder = Progress(at.seq, 2.0), HolderId(1)
+    await writer.store.apply(target, at, same, [Change(holder, [chain[1]], present=True)])
+    assert await writer.store.position(target) == Position(at.epoch, at.seq, 1)
+    async with Redis.from_url(redis_url) as client:
+        before_the_loss = await client.dump(target.key)
+        assert before_the_loss is not None
+        two = at.after(same)
+        await writer.store.apply(target, two, same, [Change(holder, [chain[2]], present=True)])
+        await client.restore(target.key, 0, before_the_loss, replace=True)
+    three = two.after(same)
+    with pytest.raises(WrongEpoch):
+        await writer.store.apply(target, three, Progress(9, 3.0), [])
+    assert await writer.store.position(target) == two
+    assert three.after(Progress(9, 3.0)) == Position(at.epoch, 9, 0)
 
 
 async def test_what_is_in_redis_can_be_read_by_people(writer: Writer, redis_url: str) -> None:

@@ -19,7 +19,8 @@ from kvatlas.common.ids import EndpointName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.redis_client import connect
 from kvatlas.common.setting_sections import RedisSettings
-from kvatlas.indexer.store import BEFORE_FIRST, IndexStore, Position, Progress, Target
+from kvatlas.indexer.store import IndexStore
+from kvatlas.indexer.targets import BEFORE_FIRST, Opening, Position, Progress, Target
 from tests.fakes.block_fleet import MODEL
 from tests.fakes.indexed_fleet import indexed_fleet
 from tests.fakes.publisher import CLEARED
@@ -242,7 +243,7 @@ async def test_a_changed_password_needs_no_restart(guarded: Guarded) -> None:
             client.client_kill_filter(_type="normal", skipme=True)
             await asyncio.sleep(0.05)  # what is closed is seen to be closed
             target = Target(EndpointName("10.0.0.9:8000"), SHARD)
-            epoch = await store.open_epoch(target, None, "start", 0.0)
+            epoch = await store.open_epoch(target, None, Opening("start", 0.0))
             await store.apply(target, Position(epoch, BEFORE_FIRST), Progress(0, 0.0), [])
         finally:
             old = ["-another", "+secret of indexer"]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from kvatlas.common.ids import BlockHash, EndpointName, ModelName, Pool
 from kvatlas.common.keyspace import Holder, Shard, shard_of
-from kvatlas.indexer.store import Change, IndexStore, Position, Progress, Target
+from kvatlas.indexer.store import IndexStore
+from kvatlas.indexer.targets import Change, Opening, Position, Progress, Target
 from kvatlas.router.lookup import BlockIndex
 
 MODEL = ModelName("m")
@@ -35,7 +36,7 @@ class Writer:
 
     async def open(self, name: EndpointName) -> None:
         """Open an epoch."""
-        epoch = await self.store.open_epoch(self.target(name), None, "start", 1.0)
+        epoch = await self.store.open_epoch(self.target(name), None, Opening("start", 1.0))
         self.positions[name] = Position(epoch, -1)
 
     async def set(
@@ -52,9 +53,9 @@ class Writer:
             await self.open(name)
         at, target = self.positions[name], self.target(name)
         holder = Holder(name, at.epoch, pool, kind)
-        number = await self.store.open_pool(target.shard, holder, {"block_size": 16})
-        changes = [Change(block, number, present, holder.is_windowed) for block in blocks]
-        changed = await self.store.apply(target, at, Progress(at.seq + 1, 1.0), changes)
+        number = await self.store.open_pool(target, holder, {"block_size": 16})
+        change = Change(number, blocks, present, holder.is_windowed)
+        changed = await self.store.apply(target, at, Progress(at.seq + 1, 1.0), [change])
         self.positions[name] = Position(at.epoch, at.seq + 1)
         return changed
 

@@ -8,15 +8,29 @@ from contextlib import asynccontextmanager
 
 from kvatlas.common.settings import Settings
 from kvatlas.indexer.app import Indexer
+from kvatlas.indexer.discovery import configured_sources
 
 
 @asynccontextmanager
-async def indexing(settings: Settings) -> AsyncIterator[Indexer]:
-    """Run an indexer until the context ends; its death is an error there."""
+async def indexing(settings: Settings, *, follows: bool = True) -> AsyncIterator[Indexer]:
+    """Run an indexer until the context ends; its death is an error there.
+
+    Args:
+        settings: the configuration.
+        follows: wait until every endpoint is the indexer's.
+    """
     indexer, stop = Indexer(settings), asyncio.Event()
     task = asyncio.create_task(indexer.serve(stop))
     try:
+        if follows:
+            await _following(indexer, len(configured_sources(settings)), task)
         yield indexer
     finally:
         stop.set()
         await asyncio.wait_for(task, 5)
+
+
+async def _following(indexer: Indexer, endpoints: int, task: asyncio.Task[None]) -> None:
+    async with asyncio.timeout(10):
+        while len(indexer.feeds) < endpoints and not task.done():
+            await asyncio.sleep(0.005)

@@ -10,8 +10,8 @@ from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.ids import BlockHash, EngineHash, ModelName, Pool
 from kvatlas.indexer.apply import Delta, EndpointCache
-from kvatlas.indexer.memory import PAGES, Written
 from kvatlas.indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+from kvatlas.indexer.memory import PAGES, Written
 
 MODEL = ModelName("m")
 GPU, CPU, WINDOW = Pool("gpu", 0), Pool("cpu", 0), Pool("gpu", 1)
@@ -329,6 +329,7 @@ def test_pages_hold_all_that_is_remembered(cache: EndpointCache) -> None:
 
 
 def test_pages_of_another_root_tell_what_hashes_mean(cache: EndpointCache) -> None:
+    """What they say is present is not."""
     apply(cache, stored(1), stored(8, tokens=[]))
     anew = restored(cache, is_present=False)
     assert (anew.counts(), known(anew)) == ({}, known(cache))
@@ -336,6 +337,7 @@ def test_pages_of_another_root_tell_what_hashes_mean(cache: EndpointCache) -> No
 
 @pytest.mark.parametrize("packed", [b"", b"\xc1", b"\x95\xa1r\x01\x01\x01\x01", b"\x90", b"\x01"])
 def test_what_is_no_page_is_refused(packed: bytes) -> None:
+    """Whatever stands there, it is a ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011 - what it says is msgpack's own
         Written.unpack(packed)
 

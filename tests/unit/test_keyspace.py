@@ -15,7 +15,14 @@ from kvatlas.common.ids import (
     Pool,
     endpoint_name,
 )
-from kvatlas.common.keyspace import Holder, Shard, parse_holder_ids, shard_of, shards_of
+from kvatlas.common.keyspace import (
+    Holder,
+    Shard,
+    hex_digits,
+    parse_holder_ids,
+    shard_of,
+    shards_of,
+)
 
 
 def test_keys_of_a_shard_share_its_hash_tag() -> None:
@@ -29,6 +36,17 @@ def test_keys_of_a_shard_share_its_hash_tag() -> None:
     assert all(key.startswith("kvatlas:{Qwen/Qwen3-8B/2}:") for key in keys)
     assert shard.entry(BlockHash(0x3FA291BC00AA17DE)) == (shard.bucket(0x3FA2), "91bc00aa17de")
     assert shard.entry(BlockHash(1)) == (shard.bucket(0), "000000000001")
+
+
+def test_blocks_are_named_many_at_once() -> None:
+    """As they are one by one, in their order."""
+    shard = Shard(ModelName("m"), 0)
+    blocks = [BlockHash(0x3FA291BC00AA17DE), BlockHash(1), BlockHash(2**64 - 1)]
+    digits = hex_digits(blocks)
+    assert digits == "3fa291bc00aa17de0000000000000001ffffffffffffffff"
+    for windowed in (False, True):
+        keys = [shard.entry(block, windowed=windowed)[0] for block in blocks]
+        assert shard.buckets_of(digits, windowed=windowed) == keys
 
 
 @given(st.text(min_size=1), st.text(min_size=1))

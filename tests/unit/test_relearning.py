@@ -69,6 +69,7 @@ def test_a_replay_that_failed_says_nothing_of_what_is_missing() -> None:
 
 
 def test_another_owner_goes_on_where_one_stopped() -> None:
+    """With what is left of the time, and without counting until then."""
     relearning = Relearning()
     relearning.resume(None, 5.0, NOW)
     relearning.batch(9, NOW + 5.0, is_oldest=True)

@@ -349,6 +349,7 @@ def test_it_resumes_with_the_batches_that_lead_to_the_proven_one() -> None:
 
 
 def test_it_resumes_behind_the_proven_batch() -> None:
+    """Where every page is as new as the index, the proven batch alone is asked for."""
     sequencer = resumed(7, 6)
     assert (wanted(sequencer), sequencer.is_resuming) == (6, False)
     replay(sequencer, 6, 7)
@@ -356,6 +357,7 @@ def test_it_resumes_behind_the_proven_batch() -> None:
 
 
 def test_it_resumes_an_endpoint_whose_first_batch_is_wanted() -> None:
+    """Nothing comes before batch 0, so nothing is asked for to prove it."""
     sequencer = resumed(0, 1)
     assert wanted(sequencer) == 0
     replay(sequencer, 0, 1, 2)
@@ -374,6 +376,7 @@ def test_what_is_resumed_may_be_another_life(numbers: tuple[int, ...]) -> None:
 
 
 def test_a_resumption_that_breaks_off_asks_for_the_rest() -> None:
+    """From the last batch that came."""
     sequencer = resumed(4, 6)
     sequencer.replayed(4, body(4), 0.0)
     sequencer.disconnected()
@@ -384,6 +387,7 @@ def test_a_resumption_that_breaks_off_asks_for_the_rest() -> None:
 
 
 def test_what_can_no_longer_be_resumed_is_lost() -> None:
+    """The engine's buffer does not reach back to the oldest page."""
     sequencer = resumed(4, 6)
     for _ in range(limits.REPLAY_ATTEMPTS_MAX):
         assert wanted(sequencer) == 4
