@@ -15,11 +15,12 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from kvatlas.cli.index_reader import IndexReader
-from kvatlas.common.ids import EndpointName
+from kvatlas.common.ids import EndpointName, IndexerId
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.redis_client import connect
 from kvatlas.common.setting_sections import RedisSettings
-from kvatlas.indexer.store import IndexStore
+from kvatlas.indexer.leases import Leases
+from kvatlas.indexer.store import IndexStore, writing_client
 from kvatlas.indexer.targets import BEFORE_FIRST, Opening, Position, Progress, Target
 from tests.fakes.block_fleet import MODEL
 from tests.fakes.indexed_fleet import indexed_fleet
@@ -106,9 +107,18 @@ async def test_the_indexer_can_do_all_it_does(guarded: Guarded) -> None:
         await engine.publisher.publish(CLEARED)
         engine.prompts.clear()
         await running.settled()
-    store = IndexStore.connect(RedisSettings(**redis))
+    client = writing_client(RedisSettings(**redis))
+    store, leases = IndexStore(client), Leases(client, IndexerId("i"), 1_000)
+    await leases.announce()
     for name in await store.known_endpoints(SHARD):
-        await store.retire(Target(name, SHARD), 0.0)
+        fence = await leases.claim(Target(name, SHARD))
+        assert fence
+        target = Target(name, SHARD, fence)
+        assert await store.remembered(target)
+        assert (await leases.renew(SHARD, {name: fence}))[name].fence == fence
+        assert await store.retire(target, 0.0)
+        assert not await leases.resign(target)
+    await leases.leave()
     dead = await store.dead_holders(SHARD)
     await store.sweep(SHARD, dead, 0)
     await store.release(SHARD, dead)

@@ -31,6 +31,8 @@ async def indexing(settings: Settings, *, follows: bool = True) -> AsyncIterator
 
 
 async def _following(indexer: Indexer, endpoints: int, task: asyncio.Task[None]) -> None:
-    async with asyncio.timeout(10):
-        while len(indexer.feeds) < endpoints and not task.done():
-            await asyncio.sleep(0.005)
+    for _ in range(2_000):
+        if len(indexer.feeds) >= endpoints or task.done():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(len(indexer.feeds))

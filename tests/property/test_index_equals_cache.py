@@ -30,14 +30,16 @@ from kvatlas.cli.redis_server import RedisServer
 from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.common.settings import Settings
-from kvatlas.indexer import app, mirror, sweep
+from kvatlas.common.tasks import ended
+from kvatlas.indexer import app, chores, mirror
+from kvatlas.indexer.app import Indexer
 from tests.fakes.publisher import FakePublisher
-from tests.fakes.services import indexing
 from tests.property.engine_model import MODEL, EngineModel, Held, Identity
 
 NAME = EndpointName("127.0.0.1:8101")
 BASE = f"kvatlas:{{{MODEL}/0}}:"
 SETTLE_S = 10.0
+LEASE_S = 0.4
 STEP_S = 0.005
 
 MALFORMED = (b"", b"\xc1", b"\x93\x01\x02", b"\x92\xcb?\xf0\0\0\0\0\0\0\x91\x91\x07")
@@ -95,7 +97,7 @@ class IndexMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.stack = AsyncExitStack()
-        self.indexer = AsyncExitStack()
+        self.indexers: list[tuple[Indexer, asyncio.Event, asyncio.Task[None]]] = []
 
     def run(self, step: Coroutine[Any, Any, Any]) -> Any:
         """Do a step, and let the others run for a moment."""
@@ -121,7 +123,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.run(start())
 
     async def start_indexer(self) -> None:
-        """Start an indexer for the engine."""
+        """Start an indexer for the engine; there may be another one."""
         endpoint = {
             "url": f"http://{NAME}",
             "model": MODEL,
@@ -132,9 +134,21 @@ class IndexMachine(RuleBasedStateMachine):
             "redis": {"url": self.url},
             "models": [{"name": MODEL, "tokenizer": "-"}],
             "endpoints": [endpoint],
-            "indexer": {"admin_port": 0},
+            "indexer": {"admin_port": 0, "lease_s": LEASE_S},
         }
-        await self.indexer.enter_async_context(indexing(Settings.model_validate(configuration)))
+        settings = Settings.model_validate(configuration)
+        indexer, stop = Indexer(settings), asyncio.Event()
+        task = asyncio.create_task(indexer.serve(stop))
+        self.indexers.append((indexer, stop, task))
+
+    async def stop_indexer(self, number: int, *, clean: bool) -> None:
+        """Stop an indexer, or let it end in the middle of whatever it does."""
+        indexer, stop, task = self.indexers.pop(number)
+        if clean:
+            stop.set()
+            await asyncio.wait_for(task, 5)
+        else:
+            await killed(indexer, task)
 
     async def publish(self, events: list[Any], *, lost: bool = False) -> None:
         """Send a batch, unless it is empty or gets lost on its way."""
@@ -289,16 +303,38 @@ class IndexMachine(RuleBasedStateMachine):
         """Redis loses everything."""
         self.run(self.reader.client.flushall())
 
-    @rule()
-    def restart_indexer(self) -> None:
-        """The indexer begins anew, with nothing in its memory."""
+    @rule(clean=st.booleans(), moments=st.floats(0.0, 0.02), load=st.integers(0, 6))
+    def restart_indexer(self, clean: bool, moments: float, load: int) -> None:  # noqa: FBT001 - drawn
+        """An indexer ends, cleanly or at any moment of its work; another begins with nothing."""
 
         async def anew() -> None:
-            await self.indexer.aclose()
+            for number in range(load):
+                await self.publish(self.engine.serve(number % 6, 4 * number + 5))
+            await asyncio.sleep(moments)
+            await self.stop_indexer(0, clean=clean)
             await self.start_indexer()
 
-        self.engine.learned_anew()
+        self.taken_over()
         self.run(anew())
+
+    @rule()
+    @precondition(lambda self: len(self.indexers) < 3)
+    def join(self) -> None:
+        """One more indexer begins; the endpoint may move to it."""
+        self.taken_over()
+        self.run(self.start_indexer())
+
+    @rule(clean=st.booleans())
+    @precondition(lambda self: len(self.indexers) > 1)
+    def leave(self, clean: bool) -> None:  # noqa: FBT001 - drawn
+        """One indexer ends, and the endpoint may move."""
+        self.taken_over()
+        self.run(self.stop_indexer(-1, clean=clean))
+
+    def taken_over(self) -> None:
+        """Note that an endpoint moves: exactly, unless replays are silent or cut short."""
+        if self.publisher.silent or self.engine.truncated:
+            self.engine.partial = True
 
     @rule(seconds=st.floats(0.0, 0.3))
     def pause(self, seconds: float) -> None:
@@ -358,7 +394,8 @@ class IndexMachine(RuleBasedStateMachine):
                 await self.settled()
                 await self.work_off()
             finally:
-                await self.indexer.aclose()
+                while self.indexers:
+                    await self.stop_indexer(0, clean=True)
                 await self.stack.aclose()
                 await self.reader.client.aclose()
 
@@ -367,6 +404,17 @@ class IndexMachine(RuleBasedStateMachine):
                 self.loop.run_until_complete(stop())
         finally:
             self.loop.close()
+
+
+async def killed(indexer: Indexer, task: asyncio.Task[None]) -> None:
+    """End an indexer as kill -9 does: nothing more reaches Redis, nothing is given back."""
+    indexer.ownership.leave = nothing  # type: ignore[method-assign]  # what a dead one does
+    await indexer._client.connection_pool.disconnect(inuse_connections=True)
+    await ended(task)
+
+
+async def nothing() -> None:
+    """Do nothing."""
 
 
 @pytest.fixture
@@ -386,7 +434,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, name, value)
     monkeypatch.setattr(app, "WATCH_S", 0.05)
     monkeypatch.setattr(mirror, "RETRY_S", 0.01)
-    monkeypatch.setattr(sweep, "LOOK_S", 0.1)
+    monkeypatch.setattr(chores, "LOOK_S", 0.1)
 
 
 @pytest.mark.timeout(240)

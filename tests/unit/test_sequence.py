@@ -323,6 +323,11 @@ def test_without_replay_everything_starts_where_it_can() -> None:
     assert sequencer.phase == "live"
 
 
+def resuming(sequencer: Sequencer) -> bool:
+    """Tell whether batches of before are to come; a call, alike."""
+    return sequencer.is_resuming
+
+
 def resumed(first: int, proven: int) -> Sequencer:
     """Give one that goes on where another had applied batch `proven`."""
     sequencer = Sequencer(
@@ -339,10 +344,10 @@ def test_it_resumes_with_the_batches_that_lead_to_the_proven_one() -> None:
     assert wanted(sequencer) == 4
     live(sequencer, 8)
     sequencer.replayed(4, body(4), 0.0)
-    assert sequencer.is_resuming
+    assert resuming(sequencer)
     sequencer.replayed(5, body(5), 0.0)
     sequencer.replayed(6, body(6), 0.0)
-    assert not sequencer.is_resuming
+    assert not resuming(sequencer)
     sequencer.replayed(7, body(7), 0.0)
     sequencer.replay_ended(0.0, complete=True)
     assert (seqs(sequencer), phase(sequencer)) == ([4, 5, 6, 7, 8], "live")
