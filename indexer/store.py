@@ -7,6 +7,7 @@ every write is safe to repeat; one that timed out may or may not have happened.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -115,10 +116,17 @@ class IndexStore:
     """The block index in Redis, for writing.
 
     Every method raises IndexUnavailable when Redis does not answer in REDIS_WRITE_S, or refuses.
+
+    Args:
+        client: for what is rare.
+        shared: for scripts, and what must come after them: those of all endpoints share one
+            connection to each server, so that what is written at once travels together.
     """
 
-    def __init__(self, client: OneRedis | RoutedRedis) -> None:
+    def __init__(self, client: OneRedis | RoutedRedis, shared: OneRedis | RoutedRedis) -> None:
         self._client = client
+        self._shared = shared
+        self._room = asyncio.Semaphore(limits.REDIS_WRITES_AT_ONCE_MAX)
         self._open_epoch = Script("open_epoch")
         self._open_pool = Script("open_pool")
         self._apply = Script("apply")
@@ -129,12 +137,11 @@ class IndexStore:
     @classmethod
     def connect(cls, redis: str | RedisSettings) -> IndexStore:
         """Make a writer; nothing is sent yet."""
+        patience = limits.REDIS_WRITE_S
+        few = limits.REDIS_WRITE_CONNECTIONS_MAX
         return cls(
-            connect(
-                redis,
-                timeout_s=limits.REDIS_WRITE_S,
-                connections_max=limits.REDIS_WRITE_CONNECTIONS_MAX,
-            )
+            connect(redis, timeout_s=patience, connections_max=few),
+            connect(redis, timeout_s=patience, connections_max=None),
         )
 
     async def prepare(self, models: Mapping[ModelName, int]) -> None:
@@ -164,8 +171,11 @@ class IndexStore:
 
     async def position(self, target: Target) -> Position | None:
         """Read back where the index stands; None when it knows nothing of the endpoint."""
+        # Behind what was written, on the same connection, however long it waits there.
         with guard():
-            epoch, seq, part = await self._client.hmget(target.key, ["epoch", "seq", "part"])
+            async with asyncio.timeout(limits.REDIS_WRITE_S):
+                found = await self._shared.hmget(target.key, ["epoch", "seq", "part"])
+        epoch, seq, part = found
         if epoch is None or seq is None:
             return None
         return Position(Epoch(int(epoch)), int(seq), int(part or 0))
@@ -195,7 +205,7 @@ class IndexStore:
         pairs = [part for pair in fields.items() for part in pair]
         known = "" if believed is None else believed
         args = (known, BEFORE_FIRST, reason, f"{now_s:.3f}", name, *pairs)
-        epoch = await self._open_epoch.run(self._client, keys, args)
+        epoch = await self._run(self._open_epoch, keys, args)
         return Epoch(_accepted(epoch))
 
     async def open_pool(
@@ -214,7 +224,7 @@ class IndexStore:
         keys = (shard.endpoint(holder.endpoint), shard.holders, shard.dead)
         pairs = [part for pair in fields.items() for part in pair]
         args = (holder.epoch, str(holder.pool), holder.to_text(), *pairs)
-        return HolderId(_accepted(await self._open_pool.run(self._client, keys, args)))
+        return HolderId(_accepted(await self._run(self._open_pool, keys, args)))
 
     async def apply(
         self,
@@ -246,7 +256,7 @@ class IndexStore:
             packed.append(digits)
         header = (at.epoch, at.seq, at.part, to.seq, at.after(to).part, to.time_s)
         args = (*header, " ".join(runs), "".join(packed))
-        return _accepted(await self._apply.run(self._client, keys, args))
+        return _accepted(await self._run(self._apply, keys, args))
 
     async def known_endpoints(self, shard: Shard) -> set[EndpointName]:
         """List the endpoints that the shard has a state for."""
@@ -285,13 +295,13 @@ class IndexStore:
         last = min(first + limits.SWEEP_BUCKETS_PER_CALL, BUCKETS)
         numbers = range(first, last)
         keys = [shard.dead, *(shard.bucket(number, windowed=windowed) for number in numbers)]
-        changed: int = await self._sweep.run(self._client, keys, list(dead.texts))
+        changed: int = await self._run(self._sweep, keys, list(dead.texts))
         return changed
 
     async def release(self, shard: Shard, dead: Dead) -> None:
         """Give the ids of dead holders free, after a whole pass without a miss."""
         args = [part for pair in dead.texts.items() for part in pair]
-        await self._release.run(self._client, (shard.dead,), args)
+        await self._run(self._release, (shard.dead,), args)
 
     async def take_doubts(self, shard: Shard) -> dict[EndpointName, Epoch]:
         """Take the notes that routers have left: endpoint, and the epoch that ran over.
@@ -299,7 +309,7 @@ class IndexStore:
         What cannot be read is dropped.
         """
         args = (limits.DOUBTS_PER_SHARD_MAX,)
-        flat = await self._take_doubts.run(self._client, (shard.doubts,), args)
+        flat = await self._run(self._take_doubts, (shard.doubts,), args)
         doubts = {}
         for name, note in zip(flat[::2], flat[1::2], strict=True):
             epoch = read_epoch(note.split(b" ", 1)[0])
@@ -325,6 +335,13 @@ class IndexStore:
         """Close the connections."""
         with guard():
             await self._client.aclose()
+            await self._shared.aclose()
+
+    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[RedisArg]) -> Any:
+        async with self._room:
+            with guard():
+                async with asyncio.timeout(limits.REDIS_WRITE_S):
+                    return await script.run(self._shared, keys, args)
 
 
 def _may_be_windowed(text: bytes) -> bool:
