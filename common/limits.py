@@ -157,7 +157,10 @@ REDIS_WAITING_MAX: Final = 10_000
 """Commands under way on one shared connection; more are refused at once."""
 REDIS_UNSENT_BYTES_MAX: Final = 16 * 1024 * 1024
 """Of these, waiting for a server that does not read; a lookup of 100,000 tokens is 50 kB."""
-REDIS_WRITE_CONNECTIONS_MAX: Final = 16
+REDIS_WRITE_CONNECTIONS_MAX: Final = 4
+"""For the indexer's commands that are rare; scripts share a connection."""
+REDIS_WRITES_AT_ONCE_MAX: Final = 64
+"""Scripts of an indexer under way: 2 MB of keys at most, 130 ms of Redis."""
 OPS_PER_SCRIPT_MAX: Final = 1_000
 """Entries that one call of the writer script changes: under 5 ms of Redis."""
 SWEEP_BUCKETS_PER_CALL: Final = 64

@@ -1,10 +1,11 @@
 """A Redis client whose calls share one connection: what is asked at once travels together.
 
 redis-py takes a connection out of a pool for each call, and 100 us of Python; a router asks one
-small question per request. Here a call writes its command and gets a future; commands of one turn
-of the loop leave in one write, and replies come back in order. A caller that leaves harms no
-other: its reply is read and dropped. redis-py makes the connection (addresses, TLS, login, as all
-others of ours) and hands it over; hiredis reads the replies.
+small question per request, and an indexer writes for many endpoints at once. Here a call writes
+its command and gets a future; commands of one turn of the loop leave in one write, and replies
+come back in order. A caller that leaves harms no other: its reply is read and dropped. redis-py
+makes the connection (addresses, TLS, login, as all others of ours) and hands it over; hiredis
+reads the replies.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from kvatlas.indexer.following import Means
 from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.ownership import Ownership
-from kvatlas.indexer.store import IndexStore, writing_client
+from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.targets import Target
 
 _LOG = logger("indexer")
@@ -70,15 +70,13 @@ class Indexer:
         self._reload = reload
         self._models = {model.model: model.index_shards for model in settings.models}
         self.metrics = IndexerMetrics()
-        client = writing_client(settings.redis)
-        self._client = client
-        self._store = IndexStore(client)
+        self._store = IndexStore.connect(settings.redis)
         self._context = _context()
         slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
         means = Means(self._context, self._store, self.metrics, slots)
         lease_s = settings.indexer.lease_s
         me = IndexerId(f"{socket.gethostname()}-{secrets.token_hex(4)}")
-        leases = Leases(client, me, round(lease_s * 1_000))
+        leases = Leases(self._store.client, me, round(lease_s * 1_000))
         self.ownership = Ownership(me, leases, lease_s, means)
         self._configure(settings)
         self._fault: str | None = NOT_REACHED

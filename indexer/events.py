@@ -1,16 +1,19 @@
-"""KV-cache events as the indexer understands them, whatever form they had on the wire."""
+"""KV-cache events as the indexer understands them, whatever form they had on the wire.
+
+msgspec's classes, because a frozen dataclass takes ten times as long to make: 1.2 us per event.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvatlas.common.block_hash import ExtraKey
 from kvatlas.common.ids import EngineHash, Pool
 
 
-@dataclass(frozen=True, slots=True)
-class BlockStored:
+class BlockStored(Struct, frozen=True):
     """Some blocks of one chain have become full in one pool.
 
     Attributes:
@@ -40,8 +43,7 @@ class BlockStored:
         return bool(self.token_ids) and len(self.hashes) * self.block_size == len(self.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class BlockRemoved:
+class BlockRemoved(Struct, frozen=True):
     """One copy of each of these blocks has left a pool.
 
     Attributes:
@@ -52,16 +54,14 @@ class BlockRemoved:
     hashes: Sequence[EngineHash]
 
 
-@dataclass(frozen=True, slots=True)
-class AllBlocksCleared:
+class AllBlocksCleared(Struct, frozen=True):
     """The engine has forgotten every block, in all pools."""
 
 
 Event = BlockStored | BlockRemoved | AllBlocksCleared
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """What one message says.
 
     Attributes:

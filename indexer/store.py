@@ -7,6 +7,7 @@ every write is safe to repeat; one that timed out may or may not have happened.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
@@ -45,23 +46,22 @@ PAGES_PER_READ: Final = 4
 """Pages of an endpoint of a million blocks are 265 kB each."""
 
 
-def writing_client(redis: str | RedisSettings) -> OneRedis | RoutedRedis:
-    """Make what an indexer talks to Redis through; nothing is sent yet."""
-    return connect(
-        redis,
-        timeout_s=limits.REDIS_WRITE_S,
-        connections_max=limits.REDIS_WRITE_CONNECTIONS_MAX,
-    )
-
-
 class IndexStore:
     """The block index in Redis, for writing.
 
     Every method raises IndexUnavailable when Redis does not answer in REDIS_WRITE_S, or refuses.
+
+    Args:
+        client: for what is rare.
+        shared: for scripts, and what must come after them: those of all endpoints share one
+            connection to each server, so that what is written at once travels together.
     """
 
-    def __init__(self, client: OneRedis | RoutedRedis) -> None:
-        self._client = client
+    def __init__(self, client: OneRedis | RoutedRedis, shared: OneRedis | RoutedRedis) -> None:
+        self.client = client
+        """For other writers of the process; see `leases`."""
+        self._shared = shared
+        self._room = asyncio.Semaphore(limits.REDIS_WRITES_AT_ONCE_MAX)
         self._open_epoch = Script("open_epoch")
         self._open_pool = Script("open_pool")
         self._apply = Script("apply")
@@ -74,7 +74,12 @@ class IndexStore:
     @classmethod
     def connect(cls, redis: str | RedisSettings) -> IndexStore:
         """Make a writer; nothing is sent yet."""
-        return cls(writing_client(redis))
+        patience = limits.REDIS_WRITE_S
+        few = limits.REDIS_WRITE_CONNECTIONS_MAX
+        return cls(
+            connect(redis, timeout_s=patience, connections_max=few),
+            connect(redis, timeout_s=patience, connections_max=None),
+        )
 
     async def prepare(self, models: Mapping[ModelName, int]) -> None:
         """Check the schema and enter the models.
@@ -86,25 +91,28 @@ class IndexStore:
             ConfigError: the index was written by another version of the schema.
         """
         with guard():
-            await self._client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
-            found = await self._client.get(SCHEMA_KEY)
+            await self.client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
+            found = await self.client.get(SCHEMA_KEY)
             # A Redis that was emptied between the two holds none.
             if found is not None and found != SCHEMA_VERSION.encode():
                 text = f"redis: schema {found!r} is there, this is {SCHEMA_VERSION!r}"
                 raise ConfigError([f"{text} (docs/REDIS.md, Schema)"])
             if models:
                 mapping: dict[Any, Any] = {str(name): shards for name, shards in models.items()}
-                await self._client.hset(MODELS_KEY, mapping=mapping)
+                await self.client.hset(MODELS_KEY, mapping=mapping)
 
     async def lives(self, shards: Sequence[Shard]) -> dict[Shard, str]:
         """Name the life of each shard's server; another one may have lost what was written."""
-        found = await lives(self._client, [shard.holders for shard in shards])
+        found = await lives(self.client, [shard.holders for shard in shards])
         return {shard: found[shard.holders] for shard in shards}
 
     async def position(self, target: Target) -> Position | None:
         """Read back where the index stands; None when it knows nothing of the endpoint."""
+        # Behind what was written, on the same connection, however long it waits there.
         with guard():
-            epoch, seq, part = await self._client.hmget(target.key, ["epoch", "seq", "part"])
+            async with asyncio.timeout(limits.REDIS_WRITE_S):
+                found = await self._shared.hmget(target.key, ["epoch", "seq", "part"])
+        epoch, seq, part = found
         if epoch is None or seq is None:
             return None
         return Position(Epoch(int(epoch)), int(seq), int(part or 0))
@@ -114,15 +122,15 @@ class IndexStore:
         key = target.shard.memory(target.name)
         with guard():
             fields = ["epoch", "seq", "part", "event_time", "proof", "relearn_s"]
-            state: list[Any] = await self._client.hmget(target.key, fields)
+            state: list[Any] = await self.client.hmget(target.key, fields)
             epoch, seq, part, time_s, proof, relearn_s = state
-            outline: Any = await self._client.hget(key, OUTLINE_FIELD)
+            outline: Any = await self.client.hget(key, OUTLINE_FIELD)
             if None in (epoch, seq, proof, outline):
                 return None
             pages: list[Any] = []
             for first in range(0, PAGES, PAGES_PER_READ):
                 numbers = [str(number) for number in range(first, first + PAGES_PER_READ)]
-                pages += await self._client.hmget(key, numbers)
+                pages += await self.client.hmget(key, numbers)
         at = Position(Epoch(int(epoch)), int(seq), int(part or 0))
         return Remembered(at, float(time_s or 0.0), proof, float(relearn_s or 0.0), outline, pages)
 
@@ -144,9 +152,7 @@ class IndexStore:
         known = "" if believed is None else believed
         args = (target.fence, known, BEFORE_FIRST, opening.reason, f"{opening.now_s:.3f}", name)
         flags = (int(opening.forgets),)
-        return Epoch(
-            _accepted(await self._open_epoch.run(self._client, keys, (*args, *flags, *pairs)))
-        )
+        return Epoch(_accepted(await self._run(self._open_epoch, keys, (*args, *flags, *pairs))))
 
     async def open_pool(
         self, target: Target, holder: Holder, fields: Mapping[str, RedisArg]
@@ -165,7 +171,7 @@ class IndexStore:
         keys = (target.key, target.shard.holders, target.shard.dead)
         pairs = [part for pair in fields.items() for part in pair]
         args = (target.fence, holder.epoch, str(holder.pool), holder.to_text(), *pairs)
-        return HolderId(_accepted(await self._open_pool.run(self._client, keys, args)))
+        return HolderId(_accepted(await self._run(self._open_pool, keys, args)))
 
     async def apply(
         self,
@@ -201,14 +207,14 @@ class IndexStore:
         args: list[RedisArg] = [target.fence, at.epoch, at.seq, at.part]
         args += [to.seq, at.after(to).part, to.time_s, to.proof, " ".join(runs), "".join(packed)]
         args += [part for pair in memory.items() for part in pair]
-        return _accepted(await self._apply.run(self._client, keys, args))
+        return _accepted(await self._run(self._apply, keys, args))
 
     async def known_endpoints(self, shard: Shard) -> set[EndpointName]:
         """List the endpoints that the shard has a state for."""
         with guard():
             return {
                 EndpointName(name.decode() if isinstance(name, bytes) else name)
-                for name in await self._client.smembers(shard.endpoints)
+                for name in await self.client.smembers(shard.endpoints)
             }
 
     async def retire(self, target: Target, now_s: float) -> bool:
@@ -223,12 +229,12 @@ class IndexStore:
         await self.open_epoch(target, None, Opening("removed", now_s))
         shard, name = target.shard, target.name
         keys = (target.key, shard.memory(name), shard.owners, shard.endpoints, shard.relearning)
-        return bool(await self._retire.run(self._client, keys, (target.fence, name)))
+        return bool(await self._run(self._retire, keys, (target.fence, name)))
 
     async def dead_holders(self, shard: Shard) -> Dead:
         """List the holders of past epochs whose entries are still there."""
         with guard():
-            found: Mapping[Any, Any] = await self._client.hgetall(shard.dead)
+            found: Mapping[Any, Any] = await self.client.hgetall(shard.dead)
         return Dead({str(int(key)): text for key, text in found.items()})
 
     async def sweep(self, shard: Shard, dead: Dead, first: int, *, windowed: bool = False) -> int:
@@ -246,13 +252,13 @@ class IndexStore:
         last = min(first + limits.SWEEP_BUCKETS_PER_CALL, BUCKETS)
         numbers = range(first, last)
         keys = [shard.dead, *(shard.bucket(number, windowed=windowed) for number in numbers)]
-        changed: int = await self._sweep.run(self._client, keys, list(dead.texts))
+        changed: int = await self._run(self._sweep, keys, list(dead.texts))
         return changed
 
     async def release(self, shard: Shard, dead: Dead) -> None:
         """Give the ids of dead holders free, after a whole pass without a miss."""
         args = [part for pair in dead.texts.items() for part in pair]
-        await self._release.run(self._client, (shard.dead,), args)
+        await self._run(self._release, (shard.dead,), args)
 
     async def take_doubts(
         self, shard: Shard, names: Iterable[EndpointName]
@@ -266,7 +272,7 @@ class IndexStore:
             names: whose as well; notes on other endpoints are their owners' to take.
         """
         args: list[RedisArg] = [limits.DOUBTS_PER_SHARD_MAX, *names]
-        flat = await self._take_doubts.run(self._client, (shard.doubts, shard.endpoints), args)
+        flat = await self._run(self._take_doubts, (shard.doubts, shard.endpoints), args)
         doubts = {}
         for name, note in zip(flat[::2], flat[1::2], strict=True):
             epoch = read_epoch(note.split(b" ", 1)[0])
@@ -279,12 +285,19 @@ class IndexStore:
         keys = (target.key, target.shard.relearning)
         pairs = [part for pair in fields.items() for part in pair]
         args = (target.fence, target.name, fields.get("relearning", ""), *pairs)
-        await self._tell.run(self._client, keys, args)
+        await self._run(self._tell, keys, args)
 
     async def aclose(self) -> None:
         """Close the connections."""
         with guard():
-            await self._client.aclose()
+            await self.client.aclose()
+            await self._shared.aclose()
+
+    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[RedisArg]) -> Any:
+        async with self._room:
+            with guard():
+                async with asyncio.timeout(limits.REDIS_WRITE_S):
+                    return await script.run(self._shared, keys, args)
 
 
 def _accepted(answer: int) -> int:

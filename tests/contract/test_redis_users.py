@@ -20,7 +20,7 @@ from kvatlas.common.keyspace import Shard
 from kvatlas.common.redis_client import connect
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.indexer.leases import Leases
-from kvatlas.indexer.store import IndexStore, writing_client
+from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.targets import BEFORE_FIRST, Opening, Position, Progress, Target
 from tests.fakes.block_fleet import MODEL
 from tests.fakes.indexed_fleet import indexed_fleet
@@ -107,8 +107,8 @@ async def test_the_indexer_can_do_all_it_does(guarded: Guarded) -> None:
         await engine.publisher.publish(CLEARED)
         engine.prompts.clear()
         await running.settled()
-    client = writing_client(RedisSettings(**redis))
-    store, leases = IndexStore(client), Leases(client, IndexerId("i"), 1_000)
+    store = IndexStore.connect(RedisSettings(**redis))
+    leases = Leases(store.client, IndexerId("i"), 1_000)
     await leases.announce()
     for name in await store.known_endpoints(SHARD):
         fence = await leases.claim(Target(name, SHARD))

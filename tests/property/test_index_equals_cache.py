@@ -409,7 +409,7 @@ class IndexMachine(RuleBasedStateMachine):
 async def killed(indexer: Indexer, task: asyncio.Task[None]) -> None:
     """End an indexer as kill -9 does: nothing more reaches Redis, nothing is given back."""
     indexer.ownership.leave = nothing  # type: ignore[method-assign]  # what a dead one does
-    await indexer._client.connection_pool.disconnect(inuse_connections=True)
+    await indexer._store.aclose()
     await ended(task)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from array import array
 from typing import Any
 
 import msgpack
@@ -43,7 +45,7 @@ def only(content: Any) -> Any:
     return event
 
 
-STORED = BlockStored(GPU, [1, 2], None, [5, 6, 7, 8], 2, None, [], None)  # type: ignore[list-item]
+STORED = BlockStored(GPU, [1, 2], None, array("I", [5, 6, 7, 8]), 2, None, [], None)  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -176,6 +178,20 @@ def test_byte_vectors(hexdigits: str, events: int) -> None:
     assert len(decode(bytes.fromhex(hexdigits)).events) == events
 
 
+def test_a_batch_may_mix_all_forms() -> None:
+    """Events that are maps, arrays and unknown ones stand in one batch, in their order."""
+    batch = decode(pack([1.0, [as_map(), ["New", 1], ["BlockRemoved", [1]], as_map(type="X")], 0]))
+    assert batch.events == [STORED, BlockRemoved(GPU, [1])]  # type: ignore[list-item]
+    assert batch.unknown == 2
+
+
+def test_a_known_event_that_is_wrong_is_no_unknown_one() -> None:
+    """Beside an unknown one it spoils the batch as ever."""
+    for wrong in (as_map(block_size=-1), ["BlockRemoved", None]):
+        with pytest.raises(MalformedBatch, match="schema"):
+            decode(pack([1.0, [["New", 1], wrong], 0]))
+
+
 def test_unknown_tags_are_counted_and_left_out() -> None:
     """An event that a newer engine invented spoils nothing."""
     batch = decode(pack([1.0, [["Fancy", 1], {"type": "Other"}, ["AllBlocksCleared"]], 0]))
@@ -280,6 +296,7 @@ WRONG_FIELDS: list[dict[str, Any]] = [
     {"extra_keys": [[["image", True]]]},
     {"extra_keys": [[["image", 2**63]]]},
     {"extra_keys": [["a"]] * 9},
+    {"extra_keys": [None] * (2 * limits.HASHES_PER_BATCH_MAX + 1)},
     {"extra_keys": [["a"] * (limits.EXTRA_KEYS_PER_BLOCK_MAX + 1)]},
 ]
 
@@ -313,6 +330,21 @@ def test_what_is_not_msgpack_is_refused(payload: bytes) -> None:
     """Truncated, trailing, nested without end, of absurd length, not UTF-8, odd keys and types."""
     with pytest.raises(MalformedBatch):
         decode(payload)
+
+
+@pytest.mark.parametrize("events", [b"\xdc\xff\xff", b"\xdd\x00\x7a\x12\x00"])
+def test_a_bomb_of_events_is_refused_before_it_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch, events: bytes
+) -> None:
+    """Eight million nils fit into a frame, and would take half a gigabyte."""
+    monkeypatch.setattr(limits, "EVENTS_PER_BATCH_MAX", 3)
+    count = int.from_bytes(events[1:], "big")
+    tracemalloc.start()
+    with pytest.raises(MalformedBatch) as caught:
+        decode(b"\x92\x01" + events + b"\xc0" * count)
+    assert caught.value.reason == "too_large"
+    assert tracemalloc.get_traced_memory()[1] < 4 * count
+    tracemalloc.stop()
 
 
 def test_what_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
