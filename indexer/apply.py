@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
@@ -182,8 +182,11 @@ class EndpointCache:
             mine = [each for each in event.hashes if stamps[each & PAGE_MASK] < seq]
             if len(mine) < len(event.hashes):
                 self._note_absent(set(event.hashes) - set(mine))
-            event_of_mine = replace(event, hashes=mine)
-            self._count(event_of_mine, delta, counts_copies=counts_copies or delta.cleared)
+            if isinstance(event, BlockStored):
+                counts = counts_copies or delta.cleared
+                self._store(event.pool, mine, delta, counts_copies=counts)
+            else:
+                self._remove(event.pool, mine, delta)
         self._trim()
 
     # --- learning -----------------------------------------------------------------------------
@@ -240,25 +243,27 @@ class EndpointCache:
 
     def _count(self, event: Event, delta: Delta, *, counts_copies: bool) -> None:
         if isinstance(event, BlockStored):
-            self._store(event, delta, counts_copies=counts_copies)
+            self._store(event.pool, event.hashes, delta, counts_copies=counts_copies)
         elif isinstance(event, BlockRemoved):
-            self._remove(event, delta)
+            self._remove(event.pool, event.hashes, delta)
         else:
             self._clear()
             delta.cleared = True
             delta.present.clear()
 
-    def _store(self, event: BlockStored, delta: Delta, *, counts_copies: bool) -> None:
-        counts = self._counts.get(event.pool)
+    def _store(
+        self, pool: Pool, hashes: Sequence[EngineHash], delta: Delta, *, counts_copies: bool
+    ) -> None:
+        counts = self._counts.get(pool)
         if counts is None:
             if len(self._counts) >= limits.POOLS_PER_ENDPOINT_MAX:
-                delta.over_limit += len(event.hashes)
-                self._note_absent(event.hashes)
+                delta.over_limit += len(hashes)
+                self._note_absent(hashes)
                 return
-            counts = self._counts[event.pool] = {}
-        known, absent, changed = self._known, self._absent, delta.of(event.pool)
+            counts = self._counts[pool] = {}
+        known, absent, changed = self._known, self._absent, delta.of(pool)
         before, room = len(counts), limits.PRESENT_HASHES_MAX - self._held + len(counts)
-        for engine_hash in event.hashes:
+        for engine_hash in hashes:
             count = counts.get(engine_hash)
             if count is not None:
                 if counts_copies:
@@ -278,10 +283,10 @@ class EndpointCache:
                     changed[block] = True
         self._held += len(counts) - before
 
-    def _remove(self, event: BlockRemoved, delta: Delta) -> None:
-        counts = self._counts.get(event.pool, {})
-        changed, gone = delta.of(event.pool), []
-        for engine_hash in event.hashes:
+    def _remove(self, pool: Pool, hashes: Sequence[EngineHash], delta: Delta) -> None:
+        counts = self._counts.get(pool, {})
+        changed, gone = delta.of(pool), []
+        for engine_hash in hashes:
             count = counts.get(engine_hash, 0)
             if count == 0:
                 delta.unknown_removed += 1
