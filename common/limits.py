@@ -29,6 +29,10 @@ LOOKUP_S: Final = 0.020
 """For Redis, per request; then the request goes by load."""
 LOOKUP_GRACE_S: Final = 0.002
 """The last part of it; begins anew after a stall of our own loop, when the answer lies unread."""
+LOOKUP_FAILURES_MAX: Final = 5
+"""Lookups of a model that fail one after the other; then Redis is left alone for a while."""
+LOOKUP_PAUSE_S: Final = 1.0
+"""That while; then one request tries again."""
 MATCH_S_PER_1K_TOKENS: Final = 0.005
 """For rendering, tokenizing and hashing, per thousand estimated tokens (at least one)."""
 MATCH_S_MAX: Final = 1.0

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+import uvloop
 
 from kvatlas.common.log import configure_logs
 from tests.fakes.chaos_place import Canary, Scale
@@ -74,6 +76,12 @@ class Report:
             assert max(self.recovered_s, default=0.0) <= self.bound_s, self.recovered_s
 
 
+@pytest.fixture(scope="session", autouse=True)
+def libuv() -> None:
+    """Let libuv open the pipe that it keeps for the life of the process."""
+    uvloop.run(asyncio.sleep(0))
+
+
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
     """Collect the product's log as JSON lines, everything that it would say."""
@@ -113,23 +121,23 @@ async def nothing_is_left(canary: Canary) -> AsyncIterator[None]:
     assert not left
 
 
-def _left(tasks: set[str], files: list[str]) -> list[str]:
+def _left(tasks: set[str], files: Counter[str]) -> list[str]:
     """List what there is more than before."""
     more = [f"task {name}" for name in _tasks() - tasks]
     found = _files()
-    return more + (found if len(found) > len(files) else [])
+    return more + (list((found - files).elements()) if found.total() > files.total() else [])
 
 
 def _tasks() -> set[str]:
     return {repr(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
-def _files() -> list[str]:
+def _files() -> Counter[str]:
     """List what is open: files, sockets, pipes, events."""
-    found = []
+    found: Counter[str] = Counter()
     for number in os.listdir("/proc/self/fd"):
         try:
-            found.append(os.readlink(f"/proc/self/fd/{number}"))
+            found[os.readlink(f"/proc/self/fd/{number}")] += 1
         except OSError:
             continue  # the listing's own
-    return sorted(found)
+    return found
