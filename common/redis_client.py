@@ -1,7 +1,7 @@
 """Clients of Redis, be it one server, a cluster or a master with sentinels; its errors as ours.
 
 Each user of a client names the time it has. No redis exception leaves through `Script`, `guard`
-or `lives`.
+or what asks servers here.
 """
 
 from __future__ import annotations
@@ -110,11 +110,27 @@ async def lives(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str
     Raises:
         IndexUnavailable: a server did not answer.
     """
+    return await _ask_servers(client, keys, _life)
+
+
+async def memory_policies(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> list[str]:
+    """Name the eviction policies of the servers that serve keys.
+
+    Raises:
+        IndexUnavailable: a server did not answer.
+    """
+    return list((await _ask_servers(client, keys, _memory_policy)).values())
+
+
+async def _ask_servers(
+    client: OneRedis | RoutedRedis, keys: Sequence[str], ask: Callable[[Redis], Awaitable[str]]
+) -> dict[str, str]:
+    """Ask the server of each key, each server once."""
     with guard():
         servers = {key: await client.node_for(key) for key in keys}
         asked = list(set(servers.values()))
         # All end before the first failure is told, so that none is under way behind its back.
-        answers = await asyncio.gather(*map(_life, asked), return_exceptions=True)
+        answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
@@ -127,6 +143,10 @@ async def _life(server: Redis) -> str:
     # It changes with every failover, also one that the same process comes back from.
     history = (await server.info("replication"))["master_replid"]
     return f"{life} {history}"
+
+
+async def _memory_policy(server: Redis) -> str:
+    return str((await server.info("memory"))["maxmemory_policy"])
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import resource
 import time
 from collections import Counter
+from collections.abc import Set
 from typing import Final
 
 import zmq.asyncio
@@ -25,6 +26,7 @@ from kvatlas.indexer.feed import Feed
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.mirror import Mirror
 from kvatlas.indexer.store import IndexStore, Target
+from kvatlas.indexer.store_watch import StoreWatch
 from kvatlas.indexer.subscriber import Subscriber
 from kvatlas.indexer.sweep import sweep_for_ever
 
@@ -33,6 +35,7 @@ _LOG = logger("indexer")
 TICK_S: Final = 0.1
 WATCH_S: Final = 1.0
 NOT_REACHED: Final = "Redis is not reached"
+FOREIGN: Final = "Redis holds a key of ours that is of another type"
 REFUSED: Final = "Redis refuses the user, the password or a command"
 SOCKETS_LEAST: Final = 64
 SOCKETS_PER_ENDPOINT: Final = 4
@@ -55,7 +58,11 @@ class Indexer:
         self._settings = settings
         self._models = {model.model: model.index_shards for model in settings.models}
         self.metrics = IndexerMetrics()
+        self._shards = [
+            shard for model, count in self._models.items() for shard in shards_of(model, count)
+        ]
         self._store = IndexStore.connect(settings.redis)
+        self._store_watch = StoreWatch(self._store, self.metrics)
         sources = configured_sources(settings)
         self._context = _context_for(len(sources))
         self._replay_slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
@@ -119,6 +126,7 @@ class Indexer:
             try:
                 await self._store.prepare(self._models)
                 await self._check_lives()
+                await self._store_watch.look(self._shards, [feed.mirror for feed in self.feeds])
                 self._was_reached = True
                 self._set_fault(self._refusal())
             except IndexUnavailable as error:
@@ -126,15 +134,12 @@ class Indexer:
                 refused = error.reason in LOGIN_REASONS
                 if refused and not self._was_reached:
                     raise ConfigError([f"redis: {REFUSED} ({error.reason})"]) from error
-                self._set_fault(REFUSED if refused else NOT_REACHED)
+                self._set_fault(_fault_of({error.reason}) or NOT_REACHED)
             await asyncio.sleep(WATCH_S)
 
     async def _check_lives(self) -> None:
         """Let mirrors look where Redis stands when another server, or another life, serves them."""
-        shards = [
-            shard for model, count in self._models.items() for shard in shards_of(model, count)
-        ]
-        lives = await self._store.lives(shards)
+        lives = await self._store.lives(self._shards)
         changed = {shard for shard, life in lives.items() if life != self._lives.get(shard)}
         for feed in self.feeds:
             if feed.mirror.target.shard in changed:
@@ -145,8 +150,7 @@ class Indexer:
 
     def _refusal(self) -> str | None:
         """Say whether Redis refuses what endpoints need, though it answers."""
-        reasons = {feed.mirror.failing for feed in self.feeds}
-        return REFUSED if reasons & LOGIN_REASONS else None
+        return _fault_of({feed.mirror.failing for feed in self.feeds})
 
     async def _talk(self) -> None:
         """Take the routers' notes of doubt, and tell how the indexer stands with endpoints."""
@@ -195,6 +199,13 @@ class Indexer:
         if fault != self._fault:
             self._fault = fault
             _LOG.info("redis.reached") if fault is None else _LOG.warning("redis.lost", why=fault)
+
+
+def _fault_of(reasons: Set[str | None]) -> str | None:
+    """Find the fault that only an operator can mend."""
+    if reasons & LOGIN_REASONS:
+        return REFUSED
+    return FOREIGN if "wrongtype" in reasons else None
 
 
 def _context_for(endpoints: int) -> zmq.asyncio.Context:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -30,6 +30,8 @@ _LOG = logger("mirror")
 
 RETRY_S = 0.1
 RETRY_MAX_S = 2.0
+FULL = "oom"
+"""Redis is at its maxmemory and drops nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,13 @@ class Mirror:
         self._from_memory = True
         self._wake.set()
 
+    def holders(self) -> dict[HolderId, str]:
+        """Give the ids under which blocks are written, and what their texts begin with."""
+        if self._at is None or self._is_reopening():
+            return {}
+        text = f"endpoint={self.target.name} epoch={self._at.epoch}"
+        return {slot.holder: text for slot in self._slots.values()}
+
     def check(self) -> None:
         """Look whether Redis still stands where it was left."""
         self._doubtful = True
@@ -135,6 +144,8 @@ class Mirror:
                 self._doubtful = True
                 self._refused = self._refused or isinstance(error, WrongEpoch)
                 self._wake.set()
+                if error.reason == FULL:
+                    await self._remove()
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, RETRY_MAX_S)
 
@@ -156,6 +167,27 @@ class Mirror:
             lag_s = max(0.0, time.time() - newest.time_s)
             self._metrics.lag.labels(self.target.name).set(lag_s)
 
+    async def _remove(self) -> None:
+        """Take out what is gone, of all that waits: what is to be set has no room in Redis.
+
+        The sequence stays; what was taken out is so again when all can be written.
+        """
+        at = self._at
+        if at is None or self._is_reopening():
+            return
+        gone = {e: p for e, p in self._pending.items() if not p and e[0] in self._slots}
+        try:
+            for part in _parts(gone.items()):
+                changes = [await self._change(entry, present) for entry, present in part]
+                await self._store.apply(
+                    self.target, at, Progress(at.seq, self._newest.time_s), changes
+                )
+                for entry, _ in part:
+                    if self._pending.get(entry) is False:
+                        del self._pending[entry]
+        except IndexUnavailable as error:
+            self._metrics.store_errors.labels(error.reason).inc()
+
     async def _write(self, pending: dict[Entry, bool], at: Position, newest: Progress) -> None:
         """Write entries in parts; only the last one moves the sequence."""
         if pending:
@@ -163,7 +195,8 @@ class Mirror:
             for pool in self.cache.groups.device_pools:
                 await self._slot(pool)
         left = len(pending)
-        for part in _parts(pending):
+        # What needs memory first: see common/lua/apply.lua.
+        for part in _parts(sorted(pending.items(), key=_is_removal)):
             changes = [await self._change(entry, present) for entry, present in part]
             left -= len(part)
             to = newest if left == 0 else Progress(at.seq, newest.time_s)
@@ -263,8 +296,12 @@ class Mirror:
         await asyncio.sleep(min(delay, limits.DOUBT_BACKOFF_MAX_S))
 
 
-def _parts(pending: dict[Entry, bool]) -> Iterator[list[tuple[Entry, bool]]]:
+def _is_removal(item: tuple[Entry, bool]) -> bool:
+    return not item[1]
+
+
+def _parts(pending: Iterable[tuple[Entry, bool]]) -> Iterator[list[tuple[Entry, bool]]]:
     """Cut entries into parts that one script call takes."""
-    items = iter(pending.items())
+    items = iter(pending)
     while part := list(islice(items, limits.OPS_PER_SCRIPT_MAX)):
         yield part

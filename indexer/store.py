@@ -24,7 +24,7 @@ from kvatlas.common.keyspace import (
     Shard,
     read_epoch,
 )
-from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives
+from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives, memory_policies
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
 
@@ -106,6 +106,8 @@ class IndexStore:
 
     def __init__(self, client: OneRedis | RoutedRedis) -> None:
         self._client = client
+        self.foreign = 0
+        """Entries left out since the start, their buckets being keys of another type."""
         self._open_epoch = Script("open_epoch")
         self._open_pool = Script("open_pool")
         self._apply = Script("apply")
@@ -134,20 +136,38 @@ class IndexStore:
             ConfigError: the index was written by another version of the schema.
         """
         with guard():
-            await self._client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
+            # Nothing is written that is there: a full Redis, or paused writes, are no fault here.
             found = await self._client.get(SCHEMA_KEY)
+            if found is None:
+                await self._client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
+                found = await self._client.get(SCHEMA_KEY)
             # A Redis that was emptied between the two holds none.
             if found is not None and found != SCHEMA_VERSION.encode():
                 text = f"redis: schema {found!r} is there, this is {SCHEMA_VERSION!r}"
                 raise ConfigError([f"{text} (docs/REDIS.md, Schema)"])
-            if models:
-                mapping: dict[Any, Any] = {str(name): shards for name, shards in models.items()}
+            known: Mapping[Any, Any] = await self._client.hgetall(MODELS_KEY)
+            mapping: dict[Any, Any] = {
+                str(name): shards
+                for name, shards in models.items()
+                if known.get(name.encode()) != str(shards).encode()
+            }
+            if mapping:
                 await self._client.hset(MODELS_KEY, mapping=mapping)
 
     async def lives(self, shards: Sequence[Shard]) -> dict[Shard, str]:
         """Name the life of each shard's server; another one may have lost what was written."""
         found = await lives(self._client, [shard.holders for shard in shards])
         return {shard: found[shard.holders] for shard in shards}
+
+    async def policies(self, shards: Sequence[Shard]) -> set[str]:
+        """Say by which policies the shards' servers drop keys when they are full."""
+        return set(await memory_policies(self._client, [shard.holders for shard in shards]))
+
+    async def live_holders(self, shard: Shard) -> dict[HolderId, bytes]:
+        """Read what the shard's holder ids stand for."""
+        with guard():
+            found: Mapping[Any, Any] = await self._client.hgetall(shard.holders)
+        return {HolderId(int(key)): text for key, text in found.items() if key.isdigit()}
 
     async def position(self, target: Target) -> Position | None:
         """Read back where the index stands; None when it knows nothing of the endpoint."""
@@ -230,7 +250,11 @@ class IndexStore:
             key, field = target.shard.entry(block, windowed=windowed)
             keys.append(key)
             args += (field, f"{'+' if present else '-'}{holder}")
-        return _accepted(await self._apply.run(self._client, keys, args))
+        answer = await self._apply.run(self._client, keys, args)
+        if isinstance(answer, list):
+            answer, left_out = answer
+            self.foreign += left_out
+        return _accepted(answer)
 
     async def known_endpoints(self, shard: Shard) -> set[EndpointName]:
         """List the endpoints that the shard has a state for."""

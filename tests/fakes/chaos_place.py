@@ -30,10 +30,10 @@ from kvatlas.indexer.app import Indexer
 from kvatlas.indexer.feed import Feed
 from kvatlas.router.app import Running, router
 from kvatlas.router.lookup import BlockIndex
-from tests.fakes.block_fleet import MODEL, SIZE, BlockEngine, BlockFleet
+from tests.fakes.block_fleet import MODEL, SIZE, BlockEngine, BlockFleet, scan
 from tests.fakes.engines import until
 from tests.fakes.fault_proxy import FaultProxy, fault_proxy
-from tests.fakes.publisher import FakePublisher, Publisher, stored
+from tests.fakes.publisher import FakePublisher, Publisher, removed, stored
 from tests.fakes.redis_servers import Server, plain_options
 from tests.fakes.redis_servers import running as run_servers
 from tests.fakes.services import indexing
@@ -131,6 +131,20 @@ class ChaosEngine(BlockEngine):
         extras = [(self.chat["cache_salt"],)]
         chat = chain(root_hash(MODEL, SIZE), self.chat_tokens, SIZE, extras)
         return super().blocks() | set(chat)
+
+    async def drop_oldest(self) -> None:
+        """Evict a chain, tail first."""
+        _, hashes = self.prompts.pop(0)
+        await self.publisher.publish(removed(*reversed(hashes)))
+
+    async def take(self, other: ChaosEngine) -> None:
+        """Compute the newest chain of another engine, too."""
+        tokens = list(other.prompts[-1][0])
+        count = len(tokens) // SIZE
+        hashes = list(range(self.next_hash, self.next_hash + count))
+        self.next_hash += count
+        self.prompts.append((tokens, hashes))
+        await self.publisher.publish(stored(list(hashes), list(tokens)))
 
     def lose_all(self) -> None:
         """Hold nothing any more."""
@@ -234,6 +248,23 @@ class ChaosPlace:
         """Compare engines and Redis by a full scan."""
         with self.server.client() as client:
             return await asyncio.to_thread(self.fleet.differences, [client])
+
+    async def indexed(self) -> dict[EndpointName, set[BlockHash]]:
+        """List, by a full scan, what Redis says that engines hold."""
+        with self.server.client() as client:
+            return await asyncio.to_thread(scan, [client], self.fleet.all_shards())
+
+    async def claims(self) -> int:
+        """Count the blocks that Redis says engines hold and they do not."""
+        found = await self.indexed()
+        return sum(len(found.get(each.name, set()) - each.blocks()) for each in self.engines)
+
+    async def claims_nothing(self, limit_s: float = 10.0) -> None:
+        """Wait until Redis claims no block that is not there."""
+        deadline = time.monotonic() + limit_s
+        while claims := await self.claims():
+            assert time.monotonic() < deadline, claims
+            await asyncio.sleep(0.05)
 
     async def _seems_recovered(self) -> bool:
         for engine in self.engines:
