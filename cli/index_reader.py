@@ -15,7 +15,6 @@ from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName, HolderId, ModelName
 from kvatlas.common.keyspace import (
     MODELS_KEY,
-    VERSION_FIELD,
     Holder,
     Shard,
     parse_holder_ids,
@@ -176,5 +175,5 @@ def _holders(raw: Mapping[bytes, bytes]) -> list[tuple[HolderId, Holder]]:
     return [
         (HolderId(int(key)), Holder.from_text(text.decode()))
         for key, text in raw.items()
-        if key != VERSION_FIELD.encode()
+        if key.isdigit()
     ]

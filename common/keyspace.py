@@ -23,7 +23,8 @@ BUCKET_DIGITS: Final = 4
 """Hex digits of a block hash that name its bucket; the other 12 are the field in it."""
 BUCKETS: Final = 16**BUCKET_DIGITS
 HASH_BYTES: Final = 8
-VERSION_FIELD: Final = "version"
+FLOOR_FIELD: Final = "floor"
+"""Of the holders HASH: ids that are given out are not below it."""
 EPOCH_DIGITS_MAX: Final = 18
 
 
@@ -41,7 +42,7 @@ class Shard:
 
     @property
     def holders(self) -> str:
-        """Name the HASH of holder id -> holder text, with the `version` that grows by change."""
+        """Name the HASH of holder id -> holder text, with what else open_pool.lua keeps there."""
         return self.base + "holders"
 
     @property

@@ -164,6 +164,8 @@ REDIS_UNSENT_BYTES_MAX: Final = 16 * 1024 * 1024
 REDIS_WRITE_CONNECTIONS_MAX: Final = 16
 OPS_PER_SCRIPT_MAX: Final = 1_000
 """Entries that one call of the writer script changes: under 5 ms of Redis."""
+EVICTED_REST_S: Final = 10.0
+"""Least time between two times that a shard is written anew because Redis drops its keys."""
 SWEEP_BUCKETS_PER_CALL: Final = 64
 """Buckets that one call of the sweep script looks through: under 5 ms when full."""
 DOUBTS_PER_SHARD_MAX: Final = 4_000

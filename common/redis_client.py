@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib import resources
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
@@ -34,6 +34,7 @@ from kvatlas.common.redis_topology import ClusterTopology, SentinelTopology, Top
 from kvatlas.common.setting_sections import RedisSettings
 
 RedisArg = str | bytes | int | float
+T = TypeVar("T")
 
 _SERVER_WORDS: Final = (
     "BUSY", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM", "NOSCRIPT",
@@ -113,29 +114,46 @@ async def lives(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str
     return await _ask_servers(client, keys, _life)
 
 
-async def memory_policies(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> list[str]:
-    """Name the eviction policies of the servers that serve keys.
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a server does when it is full.
+
+    Attributes:
+        run_id: of the process.
+        policy: by which it drops keys.
+        evicted: keys that it has dropped since it began.
+    """
+
+    run_id: str
+    policy: str
+    evicted: int
+
+
+async def memories(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str, Memory]:
+    """Ask the server of each key how it stands with its memory.
 
     Raises:
         IndexUnavailable: a server did not answer.
     """
-    return list((await _ask_servers(client, keys, _memory_policy)).values())
+    return await _ask_servers(client, keys, _memory)
 
 
 async def _ask_servers(
-    client: OneRedis | RoutedRedis, keys: Sequence[str], ask: Callable[[Redis], Awaitable[str]]
-) -> dict[str, str]:
+    client: OneRedis | RoutedRedis, keys: Sequence[str], ask: Callable[[Redis], Awaitable[T]]
+) -> dict[str, T]:
     """Ask the server of each key, each server once."""
     with guard():
         servers = {key: await client.node_for(key) for key in keys}
         asked = list(set(servers.values()))
         # All end before the first failure is told, so that none is under way behind its back.
         answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+        found: list[T] = []
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
-    names = dict(zip(asked, answers, strict=True))
-    return {key: str(names[server]) for key, server in servers.items()}
+            found.append(answer)
+    by_server = dict(zip(asked, found, strict=True))
+    return {key: by_server[server] for key, server in servers.items()}
 
 
 async def _life(server: Redis) -> str:
@@ -145,8 +163,9 @@ async def _life(server: Redis) -> str:
     return f"{life} {history}"
 
 
-async def _memory_policy(server: Redis) -> str:
-    return str((await server.info("memory"))["maxmemory_policy"])
+async def _memory(server: Redis) -> Memory:
+    facts = await server.info()
+    return Memory(str(facts["run_id"]), str(facts["maxmemory_policy"]), int(facts["evicted_keys"]))
 
 
 @contextmanager

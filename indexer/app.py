@@ -6,7 +6,7 @@ import asyncio
 import resource
 import time
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 import zmq.asyncio
@@ -201,7 +201,7 @@ class Indexer:
             _LOG.info("redis.reached") if fault is None else _LOG.warning("redis.lost", why=fault)
 
 
-def _fault_of(reasons: Set[str | None]) -> str | None:
+def _fault_of(reasons: AbstractSet[str | None]) -> str | None:
     """Find the fault that only an operator can mend."""
     if reasons & LOGIN_REASONS:
         return REFUSED

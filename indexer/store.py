@@ -17,6 +17,7 @@ from kvatlas.common.errors import ConfigError, WrongEpoch
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, HolderId, ModelName
 from kvatlas.common.keyspace import (
     BUCKETS,
+    FLOOR_FIELD,
     MODELS_KEY,
     SCHEMA_KEY,
     SCHEMA_VERSION,
@@ -24,7 +25,15 @@ from kvatlas.common.keyspace import (
     Shard,
     read_epoch,
 )
-from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives, memory_policies
+from kvatlas.common.redis_client import (
+    Memory,
+    RedisArg,
+    Script,
+    connect,
+    guard,
+    lives,
+    memories,
+)
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
 
@@ -159,9 +168,15 @@ class IndexStore:
         found = await lives(self._client, [shard.holders for shard in shards])
         return {shard: found[shard.holders] for shard in shards}
 
-    async def policies(self, shards: Sequence[Shard]) -> set[str]:
-        """Say by which policies the shards' servers drop keys when they are full."""
-        return set(await memory_policies(self._client, [shard.holders for shard in shards]))
+    async def memories(self, shards: Sequence[Shard]) -> dict[Shard, Memory]:
+        """Say how the shards' servers stand with their memory."""
+        found = await memories(self._client, [shard.holders for shard in shards])
+        return {shard: found[shard.holders] for shard in shards}
+
+    async def raise_ids(self, shard: Shard, floor: int) -> None:
+        """Give out no holder id below a number from now on."""
+        with guard():
+            await self._client.hset(shard.holders, FLOOR_FIELD, str(floor))
 
     async def live_holders(self, shard: Shard) -> dict[HolderId, bytes]:
         """Read what the shard's holder ids stand for."""

@@ -6,12 +6,14 @@ What is found is counted, and said once when it begins and once when it ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from secrets import randbelow
 from typing import Final
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.log import logger
+from kvatlas.common.redis_client import Memory
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.mirror import FULL, Mirror
 from kvatlas.indexer.store import IndexStore
@@ -20,6 +22,11 @@ _LOG = logger("store")
 
 UNSAFE: Final = "allkeys-"
 """Begins the names of the policies that drop keys which nobody said may go; ours have no expiry."""
+
+NOTHING_EVICTED: Final = (("", 0), float("-inf"))
+FLOOR_LEAST: Final = 1_000_000
+FLOORS: Final = 1_000_000_000
+"""Ids begin anew at a random number, so that none is met twice."""
 
 
 class StoreWatch:
@@ -37,6 +44,7 @@ class StoreWatch:
         self._is_full = False
         self._foreign = 0
         self._audited_at = monotonic()
+        self._evicted: dict[Shard, tuple[tuple[str, int], float]] = {}
 
     async def look(self, shards: Sequence[Shard], mirrors: Sequence[Mirror]) -> None:
         """Look once.
@@ -46,8 +54,13 @@ class StoreWatch:
         """
         self._note_full(sum(mirror.failing == FULL for mirror in mirrors))
         self._note_foreign()
-        policies = await self._store.policies(shards)
+        memories = await self._store.memories(shards)
+        policies = {memory.policy for memory in memories.values()}
         self._note_policies(frozenset(p for p in policies if p.startswith(UNSAFE)))
+        for shard, memory in memories.items():
+            await self._note_evicted(
+                shard, memory, [mirror for mirror in mirrors if mirror.target.shard == shard]
+            )
         if monotonic() - self._audited_at >= limits.AUDIT_S:
             self._audited_at = monotonic()
             for shard in shards:
@@ -77,6 +90,23 @@ class StoreWatch:
             self._foreign += more
             self._metrics.foreign.inc(more)
             _LOG.error("store.foreign_keys", entries=more)
+
+    async def _note_evicted(self, shard: Shard, memory: Memory, mirrors: Sequence[Mirror]) -> None:
+        """Write a shard anew that may have lost keys, under ids that no entry can name.
+
+        Without the map of holders, or that of dead ones, ids would be given out again that
+        entries still name: matches that are not there.
+        """
+        known, rewritten_at = self._evicted.get(shard, NOTHING_EVICTED)
+        found = (memory.run_id, memory.evicted)
+        is_new = memory.evicted and found != known
+        if not is_new or monotonic() - rewritten_at < limits.EVICTED_REST_S:
+            return
+        self._evicted[shard] = found, monotonic()
+        _LOG.error("store.evicted", shard=shard.base, keys=memory.evicted)
+        await self._store.raise_ids(shard, FLOOR_LEAST + randbelow(FLOORS))
+        for mirror in mirrors:
+            mirror.rewrite("evicted")
 
     async def _audit(self, shard: Shard, mirrors: Sequence[Mirror]) -> None:
         """Have endpoints written again whose holders Redis has lost, as an eviction may do."""

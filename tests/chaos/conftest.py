@@ -1,4 +1,4 @@
-"""What holds for every chaos test: nothing is left behind, nothing leaked, and what was seen is told.
+"""What holds for every chaos test: nothing is left behind, nothing leaked, all is told.
 
 `make chaos` sets TEST_CHAOS_FULL and TEST_FAULTS_REPORT; without them the same faults are injected
 with fewer engines and batches, once each.
@@ -135,9 +135,9 @@ def _tasks() -> set[str]:
 def _files() -> Counter[str]:
     """List what is open: files, sockets, pipes, events."""
     found: Counter[str] = Counter()
-    for number in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         try:
-            found[os.readlink(f"/proc/self/fd/{number}")] += 1
+            found[str(link.readlink())] += 1
         except OSError:
             continue  # the listing's own
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import time
 
+import pytest
+
 from kvatlas.common import limits
 from tests.chaos.conftest import Report
 from tests.fakes.chaos_place import Canary, ChaosPlace, Options, Scale, chaos_place, own_redis
@@ -15,9 +17,11 @@ SHARE = 8
 
 
 async def test_r6_an_evicting_policy_is_warned_of(
-    scale: Scale, canary: Canary, log: io.StringIO
+    scale: Scale, canary: Canary, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In log and metric, not in readiness; while keys go, nothing is claimed that is not there."""
+    if not scale.is_full:
+        monkeypatch.setattr(limits, "EVICTED_REST_S", 2.0)
     with own_redis("--maxmemory-policy", "allkeys-lru") as server:
         async with chaos_place(scale, canary, Options(server=server)) as place:
             await until(lambda: place.count("kvatlas_indexer_store_policy_unsafe") == 1)
@@ -37,18 +41,26 @@ async def test_r6_an_evicting_policy_is_warned_of(
             with server.client() as client:
                 client.config_set("maxmemory", "0")
                 client.config_set("maxmemory-policy", "noeviction")
+            recovered = await place.recovered(time.monotonic(), limits.EVICTED_REST_S + 5.0)
             await until(lambda: place.count("kvatlas_indexer_store_policy_unsafe") == 0)
     assert log.getvalue().count('"store.policy_unsafe"') == 1
     Report(
         "R6",
         "maxmemory-policy allkeys-lru, maxmemory below what is used",
         f"warned at the start and in kvatlas_indexer_store_policy_unsafe, readiness unmoved; "
-        f"{evicted} keys evicted, no block claimed that is not there",
+        f"{evicted} keys evicted, no block claimed that is not there; written anew "
+        f"every {limits.EVICTED_REST_S:.0f} s while keys go",
+        [recovered],
+        limits.EVICTED_REST_S + 5.0,
     ).tell()
 
 
-async def test_r6_lost_keys_of_ours_are_made_again(scale: Scale, canary: Canary) -> None:
+async def test_r6_lost_keys_of_ours_are_made_again(
+    scale: Scale, canary: Canary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Holders that were dropped are noticed, and the endpoints written anew; so is a state."""
+    if not scale.is_full:
+        monkeypatch.setattr(limits, "AUDIT_S", 1.0)
     recovered = []
     async with chaos_place(scale, canary) as place:
         for key in (holders_of(place), state_of(place)):

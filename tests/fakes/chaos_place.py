@@ -33,7 +33,7 @@ from kvatlas.router.lookup import BlockIndex
 from tests.fakes.block_fleet import MODEL, SIZE, BlockEngine, BlockFleet, scan
 from tests.fakes.engines import until
 from tests.fakes.fault_proxy import FaultProxy, fault_proxy
-from tests.fakes.publisher import FakePublisher, Publisher, removed, stored
+from tests.fakes.publisher import FakePublisher, removed, stored
 from tests.fakes.redis_servers import Server, plain_options
 from tests.fakes.redis_servers import running as run_servers
 from tests.fakes.services import indexing
@@ -340,7 +340,7 @@ class Options:
     lookup_s: float = 0.1
     wires: bool = False
     engines: int | None = None
-    publishers: list[Publisher] | None = None
+    publishers: list[FakePublisher] | None = None
     answer: Behaviour = field(default_factory=lambda: plain(ANSWER))
     server: Server | None = None
     router: dict[str, Any] = field(default_factory=dict)
@@ -365,10 +365,10 @@ async def chaos_place(
         sources, wires = [], []
         for engine in engines:
             ends = [engine.publisher.events, engine.publisher.replay]
-            for place in range(2) if wanted.wires else ():
-                port = int(ends[place].rsplit(":", 1)[1])
+            for end in range(2) if wanted.wires else ():
+                port = int(ends[end].rsplit(":", 1)[1])
                 wires.append(await stack.enter_async_context(fault_proxy("127.0.0.1", port)))
-                ends[place] = f"tcp://{wires[-1].address}"
+                ends[end] = f"tcp://{wires[-1].address}"
             sources.append(ends)
         settings = _settings(redis, engines, sources, wanted)
         index = BlockIndex.connect(server.url, limit_s=wanted.lookup_s)
@@ -405,7 +405,6 @@ def own_redis(*options: str, binary: Path | None = None) -> Iterator[Server]:
 async def _engine(stack: AsyncExitStack, number: int, wanted: Options) -> ChaosEngine:
     made = await stack.enter_async_context(upstream(wanted.answer))
     made.metrics = PAGE
-    publisher: Publisher
     if wanted.publishers is not None:
         publisher = wanted.publishers[number]
     else:

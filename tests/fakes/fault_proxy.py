@@ -40,6 +40,7 @@ class FaultProxy:
     port: int = 0
     passed: int = 0
     accepted: int = 0
+    _lives: int = 0
     _links: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -52,6 +53,10 @@ class FaultProxy:
         """Let everything through again."""
         self.delay_s, self.blackhole, self.refuses = 0.0, False, False
         self.reset_after = self.slice_bytes = None
+
+    def lose(self) -> None:
+        """Let nothing more through on the connections that are there, and tell nobody."""
+        self._lives += 1
 
     def cut(self) -> None:
         """Reset every connection that is there."""
@@ -92,10 +97,11 @@ class FaultProxy:
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_server: bool
     ) -> None:
+        life = self._lives
         while data := await reader.read(self.slice_bytes or READ_BYTES):
             if from_server and self.delay_s:
                 await asyncio.sleep(self.delay_s)
-            while self.blackhole:  # noqa: ASYNC110 - a fault is a state, not an event
+            while self.blackhole or life != self._lives:  # noqa: ASYNC110 - a fault is a state, not an event
                 await asyncio.sleep(0.01)
             if from_server and self.reset_after is not None:
                 data, left = data[: self.reset_after], self.reset_after - len(data)

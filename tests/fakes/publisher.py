@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import msgpack
 import zmq
@@ -50,21 +50,6 @@ def batch(*events: Any) -> bytes:
     """Pack events as one message's payload."""
     packed: bytes = msgpack.packb([time.time(), list(events), 0])
     return packed
-
-
-class Publisher(Protocol):
-    """What announces an engine's blocks, in this process or another.
-
-    Attributes:
-        next_seq: sequence of the next batch.
-    """
-
-    events: str
-    replay: str
-    next_seq: int
-
-    async def publish(self, *events: Any, payload: bytes | None = None) -> int:
-        """Send a batch, or a payload of any kind; return its sequence."""
 
 
 @dataclass(slots=True)
