@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(LIMIT_S[_is_full()]), append=False)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat what takes servers of its own as often as a fault is injected."""
+    if "turn" in metafunc.fixturenames:
+        metafunc.parametrize("turn", range((FULL if _is_full() else QUICK).rounds))
+
+
 def _is_full() -> bool:
     return bool(os.environ.get("TEST_CHAOS_FULL"))
 

@@ -103,9 +103,9 @@ class ChaosEngine(BlockEngine):
     chat_tokens: list[int] = field(default_factory=list)
     upstream: Upstream | None = None
 
-    async def cache_chat(self, canary: str, builder: PromptBuilder) -> None:
-        """Compute a chat of its own and announce it."""
-        words = f"{self.name} {canary} " * 3
+    async def cache_chat(self, canary: str, builder: PromptBuilder, number: int) -> None:
+        """Compute a chat and announce it; it differs from other engines' in its first block."""
+        words = f"{chr(ord('A') + number % 26)} {self.name} {canary} " * 3
         self.chat = {
             "model": MODEL,
             "messages": [{"role": "user", "content": words}],
@@ -126,11 +126,12 @@ class ChaosEngine(BlockEngine):
 
     def blocks(self) -> set[BlockHash]:
         """List what it holds, by our hashes."""
-        if not self.chat_tokens:
-            return super().blocks()
+        return super().blocks() | set(self.chat_chain() if self.chat_tokens else [])
+
+    def chat_chain(self) -> list[BlockHash]:
+        """Give the chat's blocks, by our hashes."""
         extras = [(self.chat["cache_salt"],)]
-        chat = chain(root_hash(MODEL, SIZE), self.chat_tokens, SIZE, extras)
-        return super().blocks() | set(chat)
+        return chain(root_hash(MODEL, SIZE), self.chat_tokens, SIZE, extras)
 
     async def drop_oldest(self) -> None:
         """Evict a chain, tail first."""
@@ -383,8 +384,8 @@ async def chaos_place(
             scale, canary, fleet, engines, server, redis, wires, settings, builder, index,
             session, indexer, running,
         )  # fmt: skip
-        for engine in engines:
-            await engine.cache_chat(canary.text, builder)
+        for number, engine in enumerate(engines):
+            await engine.cache_chat(canary.text, builder, number)
             await engine.step()
         await place.settled()
         yield place
