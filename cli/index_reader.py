@@ -42,7 +42,8 @@ class EndpointState:
         pools: holder id per pool, such as "gpu/0".
         groups: KV-cache groups, such as "0=sliding_window/64 1=full_attention".
         unmatched: why nothing of the endpoint is indexed; empty when it is.
-        phase: how the indexer follows it: "connecting", "replaying", "live", "waiting".
+        phase: how the indexer follows it: "connecting", "replaying", "live", "waiting",
+            "stale".
         followed_s: when the indexer said so, Unix seconds; 0 when it never did.
         counts: of "gaps", "replays", "orphans", "unknown_removals", since the indexer's start.
     """

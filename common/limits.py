@@ -217,9 +217,17 @@ AUDIT_S: Final = 5.0
 SETTLE_S: Final = 0.25
 """The same right after a subscription, which takes effect some time after it is made."""
 HEARTBEAT_S: Final = 1.0
-HEARTBEAT_TIMEOUT_S: Final = 3.0
+HEARTBEAT_TIMEOUT_S: Final = 2.0
+"""After a heartbeat without an answer; with the time between them a loss is noticed in 3 s."""
+FEED_LOST_S: Final = 10.0
+"""After which an endpoint whose feed is lost has no matches: its cache may be any by then."""
+FEED_CONNECT_S: Final = 2.0
+"""For a connection to an engine; the kernel would try ever more seldom, for minutes."""
+FEED_HANDSHAKE_S: Final = 3.0
+"""For an engine that is connected to say so itself; ZMQ would wait for half a minute."""
 RECONNECT_S: Final = 0.1
-RECONNECT_MAX_S: Final = 2.0
+RECONNECT_MAX_S: Final = 1.0
+"""Between two attempts; an engine that has come back is to be heard within 2 s."""
 
 # --- the simulated engine ---------------------------------------------------------------------
 ENGINE_EVENTS_QUEUED_MAX: Final = 100_000

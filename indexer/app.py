@@ -34,6 +34,7 @@ _LOG = logger("indexer")
 
 TICK_S: Final = 0.1
 WATCH_S: Final = 1.0
+PHASES: Final = ("connecting", "replaying", "live", "waiting", "stale")
 NOT_REACHED: Final = "Redis is not reached"
 FOREIGN: Final = "Redis holds a key of ours that is of another type"
 REFUSED: Final = "Redis refuses the user, the password or a command"
@@ -115,8 +116,8 @@ class Indexer:
         while True:
             for subscriber in self._subscribers:
                 subscriber.tick()
-            phases = Counter(feed.sequencer.phase for feed in self.feeds)
-            for phase in ("connecting", "replaying", "live", "waiting"):
+            phases = Counter(feed.phase for feed in self.feeds)
+            for phase in PHASES:
                 self.metrics.endpoints.labels(phase).set(phases[phase])
             await asyncio.sleep(TICK_S)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import MalformedBatch
 from kvatlas.common.ids import Epoch
@@ -36,11 +37,28 @@ class Feed:
         self.mirror = mirror
         self._metrics = metrics
         self._relearning = Relearning()
+        self._lost_at: float | None = None
         self.orphans = 0
         self.unknown_removed = 0
         self._counted: Counter[str] = Counter()
         self._batches: Any = metrics.batches.labels(name)
         self._events: Any = metrics.events.labels(name)
+
+    @property
+    def phase(self) -> str:
+        """Say how the endpoint is followed: the sequencer's phase, or "stale"."""
+        return "stale" if self.mirror.is_withdrawn else self.sequencer.phase
+
+    def tick(self, now: float) -> None:
+        """Let time pass; an endpoint that was followed and is lost for long has no matches."""
+        self.sequencer.tick(now)
+        if self.sequencer.phase != "connecting" or self.sequencer.last_seq is None:
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = now
+        elif now - self._lost_at > limits.FEED_LOST_S and not self.mirror.is_withdrawn:
+            _LOG.warning("endpoint.stale", endpoint=self.name)
+            self.mirror.withdraw("stale")
 
     def pump(self) -> None:
         """Work off every step that is ready."""
@@ -52,6 +70,9 @@ class Feed:
                 self._relearning.new_epoch()
             else:
                 self._apply(step)
+        if self.mirror.is_withdrawn and self.sequencer.phase == "live":
+            # The same life of the same engine, or this would be another epoch.
+            self.mirror.restore("back")
         self._count_sequence()
 
     def doubt(self, epoch: Epoch) -> None:
@@ -70,7 +91,7 @@ class Feed:
         """Say how the indexer stands with the endpoint, for `kvatlas doctor` and people."""
         counts = self.sequencer.counts
         return {
-            "phase": self.sequencer.phase,
+            "phase": self.phase,
             "gaps": counts["gap"],
             "replays": counts["replay"],
             "orphans": self.orphans,

@@ -72,6 +72,8 @@ class Mirror:
         self._refused = False
         self._conflicts = 0
         self._conflict_at = 0.0
+        self.is_withdrawn = False
+        """Whether Redis is to hold nothing of the endpoint for now, whatever its cache holds."""
         self.failing: str | None = None
         """Why the last write failed, if it did."""
 
@@ -88,6 +90,7 @@ class Mirror:
 
     def forget(self, reason: str) -> None:
         """Open a new epoch: nothing of what was is present any more."""
+        self.is_withdrawn = False
         self._pending.clear()
         self._reopen = reason
         self._from_memory = False
@@ -101,19 +104,29 @@ class Mirror:
         self._newest = Progress(seq, time_s)
         if delta.regrouped:
             self.rewrite("regrouped")
-        elif not self._from_memory:
+        elif not self._from_memory and not self.is_withdrawn:
             self._pending.update(delta.present)
         if len(self._pending) > limits.PENDING_OPS_MAX:
             self.rewrite("overflow")
         self._wake.set()
 
+    def withdraw(self, reason: str) -> None:
+        """Open a new epoch and leave it empty until `forget` or `restore`; memory is kept."""
+        self.is_withdrawn = True
+        self.rewrite(reason)
+
+    def restore(self, reason: str) -> None:
+        """Vouch again for what memory holds."""
+        self.is_withdrawn = False
+        self.rewrite(reason)
+
     def rewrite(self, reason: str) -> None:
-        """Open a new epoch and write all that is present from memory."""
+        """Open a new epoch and write all that is present, and vouched for, from memory."""
         _LOG.warning("mirror.rewritten", endpoint=self.target.name, reason=reason)
         self._metrics.rewrites.labels(reason).inc()
         self._pending.clear()
         self._reopen = reason
-        self._from_memory = True
+        self._from_memory = not self.is_withdrawn
         self._wake.set()
 
     def holders(self) -> dict[HolderId, str]:

@@ -25,7 +25,7 @@ import structlog
 import uvloop
 
 from kvatlas.common.log import configure_logs
-from tests.fakes.chaos_place import Canary, Scale
+from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Scale
 
 QUICK = Scale(engines=2, batches=60, rounds=1, is_full=False)
 FULL = Scale(engines=8, batches=1_000, rounds=3, is_full=True)
@@ -147,3 +147,8 @@ def _files() -> Counter[str]:
         except OSError:
             continue  # the listing's own
     return found
+
+
+def epochs_of(place: ChaosPlace, engine: ChaosEngine, reason: str) -> float:
+    """Count the epochs of an endpoint that were opened for a reason."""
+    return place.count("kvatlas_indexer_epochs_total", endpoint=engine.name, reason=reason)

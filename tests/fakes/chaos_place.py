@@ -284,8 +284,12 @@ class ChaosPlace:
 
     async def _is_found(self, engine: ChaosEngine) -> bool:
         longest = engine.longest()
-        found = await self.index.match(self.fleet.all_shards(), longest)
-        return engine.name in found and found[engine.name].blocks == len(longest)
+        return await self.match_of(engine.name, longest) == len(longest)
+
+    async def match_of(self, name: EndpointName, chain: list[BlockHash]) -> int:
+        """Look up how much of a chain the index says that an endpoint holds."""
+        found = await self.index.match(self.fleet.all_shards(), chain)
+        return found[name].blocks if name in found else 0
 
     async def _complaints(self) -> str:
         states = [

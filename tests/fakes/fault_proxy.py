@@ -63,11 +63,14 @@ class FaultProxy:
         for writer in self._links:
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take a connection."""
         self.accepted += 1
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         other = None
         try:
             if self.refuses:
@@ -88,7 +91,6 @@ class FaultProxy:
         except OSError:
             pass  # nobody is behind: the client sees its connection end
         finally:
-            self._tasks.discard(task)
             for link in (writer, other):
                 if link is not None:
                     self._links.discard(link)
@@ -118,7 +120,7 @@ class FaultProxy:
 async def fault_proxy(host: str, port: int) -> AsyncIterator[FaultProxy]:
     """Run a proxy before an address until the context ends."""
     proxy = FaultProxy((host, port))
-    server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
