@@ -15,7 +15,6 @@ from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName, HolderId, ModelName
 from kvatlas.common.keyspace import (
     MODELS_KEY,
-    VERSION_FIELD,
     Holder,
     Shard,
     parse_holder_ids,
@@ -43,7 +42,8 @@ class EndpointState:
         pools: holder id per pool, such as "gpu/0".
         groups: KV-cache groups, such as "0=sliding_window/64 1=full_attention".
         unmatched: why nothing of the endpoint is indexed; empty when it is.
-        phase: how the indexer follows it: "connecting", "replaying", "live", "waiting".
+        phase: how the indexer follows it: "connecting", "replaying", "live", "waiting",
+            "stale".
         followed_s: when the indexer said so, Unix seconds; 0 when it never did.
         counts: of "gaps", "replays", "orphans", "unknown_removals", since the indexer's start.
     """
@@ -176,5 +176,5 @@ def _holders(raw: Mapping[bytes, bytes]) -> list[tuple[HolderId, Holder]]:
     return [
         (HolderId(int(key)), Holder.from_text(text.decode()))
         for key, text in raw.items()
-        if key != VERSION_FIELD.encode()
+        if key.isdigit()
     ]

@@ -29,6 +29,8 @@ BUCKETS: Final = 16**BUCKET_DIGITS
 HASH_BYTES: Final = 8
 HASH_DIGITS: Final = 16
 VERSION_FIELD: Final = "version"
+FLOOR_FIELD: Final = "floor"
+"""Of the holders HASH: ids that are given out are not below it."""
 EPOCH_DIGITS_MAX: Final = 18
 
 
@@ -50,7 +52,7 @@ class Shard:
 
     @property
     def holders(self) -> str:
-        """Name the HASH of holder id -> holder text, with the `version` that grows by change."""
+        """Name the HASH of holder id -> holder text, with what else open_pool.lua keeps there."""
         return self.base + "holders"
 
     @property

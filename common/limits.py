@@ -29,6 +29,10 @@ LOOKUP_S: Final = 0.020
 """For Redis, per request; then the request goes by load."""
 LOOKUP_GRACE_S: Final = 0.002
 """The last part of it; begins anew after a stall of our own loop, when the answer lies unread."""
+LOOKUP_FAILURES_MAX: Final = 5
+"""Lookups of a model that fail one after the other; then Redis is left alone for a while."""
+LOOKUP_PAUSE_S: Final = 1.0
+"""That while; then one request tries again."""
 MATCH_S_PER_1K_TOKENS: Final = 0.005
 """For rendering, tokenizing and hashing, per thousand estimated tokens (at least one)."""
 MATCH_S_MAX: Final = 1.0
@@ -163,6 +167,8 @@ REDIS_WRITES_AT_ONCE_MAX: Final = 64
 """Scripts of an indexer under way: 2 MB of keys at most, 130 ms of Redis."""
 OPS_PER_SCRIPT_MAX: Final = 1_000
 """Entries that one call of the writer script changes: under 5 ms of Redis."""
+EVICTED_REST_S: Final = 10.0
+"""Least time between two times that a shard is written anew because Redis drops its keys."""
 SWEEP_BUCKETS_PER_CALL: Final = 64
 """Buckets that one call of the sweep script looks through: under 5 ms when full."""
 DOUBTS_PER_SHARD_MAX: Final = 4_000
@@ -228,9 +234,17 @@ AUDIT_S: Final = 5.0
 SETTLE_S: Final = 0.25
 """The same right after a subscription, which takes effect some time after it is made."""
 HEARTBEAT_S: Final = 1.0
-HEARTBEAT_TIMEOUT_S: Final = 3.0
+HEARTBEAT_TIMEOUT_S: Final = 2.0
+"""After a heartbeat without an answer; with the time between them a loss is noticed in 3 s."""
+FEED_LOST_S: Final = 10.0
+"""After which an endpoint whose feed is lost has no matches: its cache may be any by then."""
+FEED_CONNECT_S: Final = 2.0
+"""For a connection to an engine; the kernel would try ever more seldom, for minutes."""
+FEED_HANDSHAKE_S: Final = 3.0
+"""For an engine that is connected to say so itself; ZMQ would wait for half a minute."""
 RECONNECT_S: Final = 0.1
-RECONNECT_MAX_S: Final = 2.0
+RECONNECT_MAX_S: Final = 1.0
+"""Between two attempts; an engine that has come back is to be heard within 2 s."""
 
 # --- the simulated engine ---------------------------------------------------------------------
 ENGINE_EVENTS_QUEUED_MAX: Final = 100_000

@@ -1,7 +1,7 @@
 """Clients of Redis, be it one server, a cluster or a master with sentinels; its errors as ours.
 
 Each user of a client names the time it has. No redis exception leaves through `Script`, `guard`
-or `lives`.
+or what asks servers here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib import resources
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
@@ -34,6 +34,7 @@ from kvatlas.common.redis_topology import ClusterTopology, SentinelTopology, Top
 from kvatlas.common.setting_sections import RedisSettings
 
 RedisArg = str | bytes | int | float
+T = TypeVar("T")
 
 _SERVER_WORDS: Final = (
     "BUSY", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM", "NOSCRIPT",
@@ -110,16 +111,49 @@ async def lives(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str
     Raises:
         IndexUnavailable: a server did not answer.
     """
+    return await _ask_servers(client, keys, _life)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a server does when it is full.
+
+    Attributes:
+        run_id: of the process.
+        policy: by which it drops keys.
+        evicted: keys that it has dropped since it began.
+    """
+
+    run_id: str
+    policy: str
+    evicted: int
+
+
+async def memories(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str, Memory]:
+    """Ask the server of each key how it stands with its memory.
+
+    Raises:
+        IndexUnavailable: a server did not answer.
+    """
+    return await _ask_servers(client, keys, _memory)
+
+
+async def _ask_servers(
+    client: OneRedis | RoutedRedis, keys: Sequence[str], ask: Callable[[Redis], Awaitable[T]]
+) -> dict[str, T]:
+    """Ask the server of each key, each server once."""
     with guard():
         servers = {key: await client.node_for(key) for key in keys}
         asked = list(set(servers.values()))
         # All end before the first failure is told, so that none is under way behind its back.
-        answers = await asyncio.gather(*map(_life, asked), return_exceptions=True)
+        answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+        found: list[T] = []
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
-    names = dict(zip(asked, answers, strict=True))
-    return {key: str(names[server]) for key, server in servers.items()}
+            found.append(answer)
+    by_server = dict(zip(asked, found, strict=True))
+    return {key: by_server[server] for key, server in servers.items()}
 
 
 async def _life(server: Redis) -> str:
@@ -127,6 +161,11 @@ async def _life(server: Redis) -> str:
     # It changes with every failover, also one that the same process comes back from.
     history = (await server.info("replication"))["master_replid"]
     return f"{life} {history}"
+
+
+async def _memory(server: Redis) -> Memory:
+    facts = await server.info()
+    return Memory(str(facts["run_id"]), str(facts["maxmemory_policy"]), int(facts["evicted_keys"]))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 import zmq.asyncio
@@ -31,6 +32,7 @@ from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.ownership import Ownership
 from kvatlas.indexer.store import IndexStore
+from kvatlas.indexer.store_watch import StoreWatch
 from kvatlas.indexer.targets import Target
 
 _LOG = logger("indexer")
@@ -40,7 +42,9 @@ Reload = Callable[[], Settings | None]
 
 TICK_S: Final = 0.1
 WATCH_S: Final = 1.0
+PHASES: Final = ("connecting", "replaying", "live", "waiting", "stale")
 NOT_REACHED: Final = "Redis is not reached"
+FOREIGN: Final = "Redis holds a key of ours that is of another type"
 REFUSED: Final = "Redis refuses the user, the password or a command"
 SOCKETS_LEAST: Final = 64
 SOCKETS_PER_ENDPOINT: Final = 4
@@ -71,6 +75,7 @@ class Indexer:
         self._models = {model.model: model.index_shards for model in settings.models}
         self.metrics = IndexerMetrics()
         self._store = IndexStore.connect(settings.redis)
+        self._store_watch = StoreWatch(self._store, self.metrics)
         self._context = _context()
         slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
         means = Means(self._context, self._store, self.metrics, slots)
@@ -126,8 +131,8 @@ class Indexer:
             for following in followings:
                 following.subscriber.tick()
                 following.mirror.tick(now)
-            phases = Counter(following.feed.sequencer.phase for following in followings)
-            for phase in ("connecting", "replaying", "live", "waiting"):
+            phases = Counter(following.feed.phase for following in followings)
+            for phase in PHASES:
                 self.metrics.endpoints.labels(phase).set(phases[phase])
             await asyncio.sleep(TICK_S)
 
@@ -150,6 +155,7 @@ class Indexer:
             try:
                 await self._store.prepare(self._models)
                 await self._check_lives()
+                await self._store_watch.look(self._shards(), [feed.mirror for feed in self.feeds])
                 self._was_reached = True
                 self._set_fault(self._refusal())
             except IndexUnavailable as error:
@@ -157,7 +163,7 @@ class Indexer:
                 refused = error.reason in LOGIN_REASONS
                 if refused and not self._was_reached:
                     raise ConfigError([f"redis: {REFUSED} ({error.reason})"]) from error
-                self._set_fault(REFUSED if refused else NOT_REACHED)
+                self._set_fault(_fault_of({error.reason}) or NOT_REACHED)
             await asyncio.sleep(WATCH_S)
 
     async def _check_lives(self) -> None:
@@ -171,8 +177,7 @@ class Indexer:
 
     def _refusal(self) -> str | None:
         """Say whether Redis refuses what endpoints need, though it answers."""
-        reasons = {feed.mirror.failing for feed in self.feeds}
-        return REFUSED if reasons & LOGIN_REASONS else None
+        return _fault_of({feed.mirror.failing for feed in self.feeds})
 
     async def _talk(self) -> None:
         """Take the routers' notes of doubt, and tell how the indexer stands with endpoints."""
@@ -218,6 +223,13 @@ class Indexer:
         if fault != self._fault:
             self._fault = fault
             _LOG.info("redis.reached") if fault is None else _LOG.warning("redis.lost", why=fault)
+
+
+def _fault_of(reasons: AbstractSet[str | None]) -> str | None:
+    """Find the fault that only an operator can mend."""
+    if reasons & LOGIN_REASONS:
+        return REFUSED
+    return FOREIGN if "wrongtype" in reasons else None
 
 
 def _context() -> zmq.asyncio.Context:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import Any, Final
 
+from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import MalformedBatch
 from kvatlas.common.ids import Epoch
@@ -57,6 +58,7 @@ class Feed:
         self.mirror = mirror
         self._metrics = metrics
         self._relearning = Relearning()
+        self._lost_at: float | None = None
         self.orphans = 0
         self.unknown_removed = 0
         self._counted: Counter[str] = Counter()
@@ -66,6 +68,22 @@ class Feed:
             counted_from, asks_s = recall.outline.counted_from, recall.relearn_s
             self._relearning.resume(counted_from, asks_s, monotonic())
             self._resume_if_whole(recall.resumption.first - 1)
+
+    @property
+    def phase(self) -> str:
+        """Say how the endpoint is followed: the sequencer's phase, or "stale"."""
+        return "stale" if self.mirror.is_withdrawn else self.sequencer.phase
+
+    def tick(self, now: float) -> None:
+        """Let time pass; an endpoint that was followed and is lost for long has no matches."""
+        self.sequencer.tick(now)
+        if self.sequencer.phase != "connecting" or self.sequencer.last_seq is None:
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = now
+        elif now - self._lost_at > limits.FEED_LOST_S and not self.mirror.is_withdrawn:
+            _LOG.warning("endpoint.stale", endpoint=self.name)
+            self.mirror.withdraw("stale")
 
     def pump(self) -> None:
         """Work off every step that is ready."""
@@ -78,6 +96,9 @@ class Feed:
                 self._relearning.new_epoch()
             else:
                 self._apply(step)
+        if self.mirror.is_withdrawn and self.sequencer.phase == "live":
+            # The same life of the same engine, or this would be another epoch.
+            self.mirror.restore("back")
         self._count_sequence()
 
     def doubt(self, epoch: Epoch) -> None:
@@ -97,7 +118,7 @@ class Feed:
         counts = self.sequencer.counts
         asks_s = self._relearning.asks_s(monotonic())
         return {
-            "phase": self.sequencer.phase,
+            "phase": self.phase,
             "gaps": counts["gap"],
             "replays": counts["replay"],
             "orphans": self.orphans,

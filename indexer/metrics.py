@@ -49,6 +49,19 @@ class IndexerMetrics:
         self.store_errors = self._counter(
             "store_errors", "Writes that Redis did not confirm.", "reason"
         )
+        self.foreign = self._counter(
+            "foreign_entries", "Entries left out, their buckets being keys of another type."
+        )
+        self.full = Gauge(
+            "kvatlas_indexer_store_full",
+            "Endpoints whose new blocks wait because Redis is at its maxmemory.",
+            registry=self.registry,
+        )
+        self.policy_unsafe = Gauge(
+            "kvatlas_indexer_store_policy_unsafe",
+            "1 when the policy of a Redis lets it drop keys of the index.",
+            registry=self.registry,
+        )
         self.entries_written = self._counter("entries_written", "Entries changed in Redis.")
         self.entries_swept = self._counter("entries_swept", "Entries of past epochs cleaned.")
         self.lag = Gauge(

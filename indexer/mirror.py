@@ -37,6 +37,8 @@ RETRY_S = 0.1
 RETRY_MAX_S = 2.0
 FINISH_POLL_S = 0.01
 NO_PARCEL: Final = Parcel()
+FULL = "oom"
+"""Redis is at its maxmemory and drops nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Mirror:
         self._forgets = False
         self._updated_at = 0.0
         self._is_idle = False
+        self.is_withdrawn = False
+        """Whether Redis is to hold nothing of the endpoint for now, whatever its cache holds."""
         self.failing: str | None = None
         """Why the last write failed, if it did."""
 
@@ -97,6 +101,7 @@ class Mirror:
 
     def forget(self, reason: str) -> None:
         """Open a new epoch: all that was known to be present is forgotten."""
+        self.is_withdrawn = False
         self._roots += 1
         self._memory.forget(self._root())
         self._forgets = True
@@ -104,11 +109,12 @@ class Mirror:
 
     def resume(self, recall: Recall) -> None:
         """Go on where a former owner stopped: the cache is what its newest batch left."""
-        self._believed = recall.position.epoch
         self._newest = recall.proven
         self._memory.resume(recall.outline, recall.stamps)
-        if recall.position.seq == recall.proven.seq:
-            self._at = recall.position
+        if self.is_withdrawn:
+            self.restore("back")
+        elif recall.position.seq == recall.proven.seq:
+            self._at, self._believed = recall.position, recall.position.epoch
         else:
             self.rewrite("unfinished")
         self._wake.set()
@@ -128,7 +134,7 @@ class Mirror:
         self._memory.batch(to.seq, counted_from)
         if delta.regrouped:
             self.rewrite("regrouped")
-        elif not self._from_memory:
+        elif not self._from_memory and not self.is_withdrawn:
             _overlay(self._pending, delta.present)
         if _size(self._pending) > limits.PENDING_OPS_MAX:
             self.rewrite("overflow")
@@ -143,11 +149,7 @@ class Mirror:
 
     async def finish(self) -> None:
         """Wait until Redis has been told everything, and all is written down."""
-        while self._reopen or (
-            self._at and not (self.is_current and not self._memory.is_behind(self._newest.seq))
-        ):
-            if self._is_fenced:
-                return
+        while not (self._is_fenced or self._is_finished()):
             self._is_idle = True
             self._wake.set()
             await asyncio.sleep(FINISH_POLL_S)
@@ -158,13 +160,23 @@ class Mirror:
         self._is_fenced = False
         self.check()
 
+    def withdraw(self, reason: str) -> None:
+        """Open a new epoch and leave it empty until `forget` or `restore`; memory is kept."""
+        self.is_withdrawn = True
+        self.rewrite(reason)
+
+    def restore(self, reason: str) -> None:
+        """Vouch again for what memory holds."""
+        self.is_withdrawn = False
+        self.rewrite(reason)
+
     def rewrite(self, reason: str) -> None:
-        """Open a new epoch and write all that is present from memory."""
+        """Open a new epoch and write all that is present, and vouched for, from memory."""
         _LOG.warning("mirror.rewritten", endpoint=self.target.name, reason=reason)
         self._metrics.rewrites.labels(reason).inc()
         self._pending.clear()
         self._reopen = reason
-        self._from_memory = True
+        self._from_memory = not self.is_withdrawn
         self._wake.set()
 
     def _clear(self, reason: str) -> None:
@@ -177,6 +189,13 @@ class Mirror:
 
     def _root(self) -> str:
         return f"{self.target.fence}.{self._roots}"
+
+    def holders(self) -> dict[HolderId, str]:
+        """Give the ids under which blocks are written, and what their texts begin with."""
+        if self._at is None or self._is_reopening():
+            return {}
+        text = f"endpoint={self.target.name} epoch={self._at.epoch}"
+        return {slot.holder: text for slot in self._slots.values()}
 
     def check(self) -> None:
         """Look whether Redis still stands where it was left."""
@@ -212,7 +231,7 @@ class Mirror:
         if self._reopen is not None:
             await self._open(self._reopen)
         at = self._at
-        if at is None or self._is_reopening():
+        if at is None or self._is_reopening() or self.is_withdrawn:
             return
         pending, self._pending = self._pending, {}
         newest = self._newest
@@ -224,7 +243,7 @@ class Mirror:
         except IndexUnavailable as error:
             if not self._is_reopening():
                 self._pending = _overlay(pending, self._pending)
-                if error.reason == "oom":
+                if error.reason == FULL:
                     await self._make_room(at.seq)
             raise
         if newest.seq != BEFORE_FIRST:
@@ -294,6 +313,11 @@ class Mirror:
             self._from_memory = False
             for pool, block in self.cache.entries():
                 self._pending.setdefault(pool, {})[block] = True
+
+    def _is_finished(self) -> bool:
+        if self._reopen or self._at is None or self.is_withdrawn:
+            return self._reopen is None
+        return self.is_current and not self._memory.is_behind(self._newest.seq)
 
     def _is_reopening(self) -> bool:
         """Tell whether an epoch was asked for, perhaps while a write was under way."""

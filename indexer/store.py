@@ -17,6 +17,7 @@ from kvatlas.common.errors import ConfigError, Fenced, WrongEpoch
 from kvatlas.common.ids import EndpointName, Epoch, HolderId, ModelName
 from kvatlas.common.keyspace import (
     BUCKETS,
+    FLOOR_FIELD,
     MODELS_KEY,
     SCHEMA_KEY,
     SCHEMA_VERSION,
@@ -25,7 +26,15 @@ from kvatlas.common.keyspace import (
     hex_digits,
     read_epoch,
 )
-from kvatlas.common.redis_client import RedisArg, Script, connect, guard, lives
+from kvatlas.common.redis_client import (
+    Memory,
+    RedisArg,
+    Script,
+    connect,
+    guard,
+    lives,
+    memories,
+)
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.indexer.memory import OUTLINE_FIELD, PAGES
@@ -62,6 +71,8 @@ class IndexStore:
         """For other writers of the process; see `leases`."""
         self._shared = shared
         self._room = asyncio.Semaphore(limits.REDIS_WRITES_AT_ONCE_MAX)
+        self.foreign = 0
+        """Entries left out since the start, their buckets being keys of another type."""
         self._open_epoch = Script("open_epoch")
         self._open_pool = Script("open_pool")
         self._apply = Script("apply")
@@ -91,20 +102,44 @@ class IndexStore:
             ConfigError: the index was written by another version of the schema.
         """
         with guard():
-            await self.client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
+            # Nothing is written that is there: a full Redis, or paused writes, are no fault here.
             found = await self.client.get(SCHEMA_KEY)
+            if found is None:
+                await self.client.set(SCHEMA_KEY, SCHEMA_VERSION, nx=True)
+                found = await self.client.get(SCHEMA_KEY)
             # A Redis that was emptied between the two holds none.
             if found is not None and found != SCHEMA_VERSION.encode():
                 text = f"redis: schema {found!r} is there, this is {SCHEMA_VERSION!r}"
                 raise ConfigError([f"{text} (docs/REDIS.md, Schema)"])
-            if models:
-                mapping: dict[Any, Any] = {str(name): shards for name, shards in models.items()}
+            known: Mapping[Any, Any] = await self.client.hgetall(MODELS_KEY)
+            mapping: dict[Any, Any] = {
+                str(name): shards
+                for name, shards in models.items()
+                if known.get(name.encode()) != str(shards).encode()
+            }
+            if mapping:
                 await self.client.hset(MODELS_KEY, mapping=mapping)
 
     async def lives(self, shards: Sequence[Shard]) -> dict[Shard, str]:
         """Name the life of each shard's server; another one may have lost what was written."""
         found = await lives(self.client, [shard.holders for shard in shards])
         return {shard: found[shard.holders] for shard in shards}
+
+    async def memories(self, shards: Sequence[Shard]) -> dict[Shard, Memory]:
+        """Say how the shards' servers stand with their memory."""
+        found = await memories(self.client, [shard.holders for shard in shards])
+        return {shard: found[shard.holders] for shard in shards}
+
+    async def raise_ids(self, shard: Shard, floor: int) -> None:
+        """Give out no holder id below a number from now on."""
+        with guard():
+            await self.client.hset(shard.holders, FLOOR_FIELD, str(floor))
+
+    async def live_holders(self, shard: Shard) -> dict[HolderId, bytes]:
+        """Read what the shard's holder ids stand for."""
+        with guard():
+            found: Mapping[Any, Any] = await self.client.hgetall(shard.holders)
+        return {HolderId(int(key)): text for key, text in found.items() if key.isdigit()}
 
     async def position(self, target: Target) -> Position | None:
         """Read back where the index stands; None when it knows nothing of the endpoint."""
@@ -207,7 +242,11 @@ class IndexStore:
         args: list[RedisArg] = [target.fence, at.epoch, at.seq, at.part]
         args += [to.seq, at.after(to).part, to.time_s, to.proof, " ".join(runs), "".join(packed)]
         args += [part for pair in memory.items() for part in pair]
-        return _accepted(await self._run(self._apply, keys, args))
+        answer = await self._run(self._apply, keys, args)
+        if isinstance(answer, list):
+            answer, left_out = answer
+            self.foreign += left_out
+        return _accepted(answer)
 
     async def known_endpoints(self, shard: Shard) -> set[EndpointName]:
         """List the endpoints that the shard has a state for."""

@@ -58,7 +58,7 @@ class Subscriber:
 
     def tick(self) -> None:
         """Let time pass for the feed; call it a few times a second."""
-        self._sequencer.tick(monotonic())
+        self._feed.tick(monotonic())
         self._settle()
 
     async def run(self) -> None:
@@ -166,6 +166,8 @@ class Subscriber:
                 (zmq.MAXMSGSIZE, 2 * limits.FRAME_BYTES_MAX),
                 (zmq.RECONNECT_IVL, int(limits.RECONNECT_S * 1_000)),
                 (zmq.RECONNECT_IVL_MAX, int(limits.RECONNECT_MAX_S * 1_000)),
+                (zmq.CONNECT_TIMEOUT, int(limits.FEED_CONNECT_S * 1_000)),
+                (zmq.HANDSHAKE_IVL, int(limits.FEED_HANDSHAKE_S * 1_000)),
                 (zmq.HEARTBEAT_IVL, int(limits.HEARTBEAT_S * 1_000)),
                 (zmq.HEARTBEAT_TIMEOUT, int(limits.HEARTBEAT_TIMEOUT_S * 1_000)),
                 (zmq.IPV6, int("[" in address)),

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, Epoch, HolderId
-from kvatlas.common.keyspace import VERSION_FIELD, Holder, parse_holder_ids
+from kvatlas.common.keyspace import Holder, parse_holder_ids
 from kvatlas.common.kv_groups import FULL_KINDS, WINDOWED_KINDS, Tier, tier_of
 from kvatlas.router.windows import Need, Span, need_of
 
@@ -215,7 +215,7 @@ def _append(spans: list[Span], span: Span) -> None:
 def _live_holders(fields: Sequence[Any]) -> dict[HolderId, Holder]:
     live: dict[HolderId, Holder] = {}
     for key, text in zip(fields[::2], fields[1::2], strict=True):
-        if key == VERSION_FIELD.encode():
+        if not key.isdigit():
             continue
         try:
             live[HolderId(int(key))] = Holder.from_text(text.decode())

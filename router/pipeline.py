@@ -22,6 +22,7 @@ from kvatlas.common.prompt import COMPLETIONS_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.router.accuracy import reads_cache
+from kvatlas.router.breaker import Breaker
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.lookup import BlockIndex, Match
@@ -44,6 +45,8 @@ from kvatlas.router.scheduling import (
 from kvatlas.router.served_names import Served
 
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
+NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "wrongtype"})
+"""Reasons of lookups that failed for themselves; the next one may well be answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,10 @@ class Pipeline:
         self._shards: dict[ModelName, tuple[Shard, ...]] = {
             m.model: shards_of(m.model, m.index_shards) for m in settings.models
         }
+        self._breakers = {
+            model: Breaker(limits.LOOKUP_FAILURES_MAX, limits.LOOKUP_PAUSE_S, monotonic)
+            for model in self._shards
+        }
         self._profile = profile_for(settings.router)
         self._takes_turns = settings.router.policy == "round-robin"
         self._turn = 0
@@ -252,15 +259,33 @@ class Pipeline:
             matches.fallback = "lookup:cache_unread"
             return matches
         try:
-            shards = self._shards[model]
-            found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))
-            for part in found:
+            for part in await self._look_up(model, chains):
                 matches.by_endpoint.update(part)
         except IndexUnavailable as error:
-            matches.by_endpoint.clear()
             matches.fallback = f"lookup:{error.reason}"
         matches.timings_ms["lookup"] = (monotonic() - hashed) * 1e3
         return matches
+
+    async def _look_up(
+        self, model: ModelName, chains: Sequence[Sequence[BlockHash]]
+    ) -> list[dict[EndpointName, Match]]:
+        """Ask the index, unless it is to be left alone for a while.
+
+        Raises:
+            IndexUnavailable: it did not answer, or is not asked ("paused").
+        """
+        breaker, asked_at = self._breakers[model], monotonic()
+        if not breaker.lets_through():
+            raise IndexUnavailable("paused")
+        shards = self._shards[model]
+        try:
+            found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))
+        except IndexUnavailable as error:
+            if error.reason not in NO_FAULT_OF_REDIS:
+                breaker.failed(asked_at)
+            raise
+        breaker.succeeded()
+        return found
 
     def _demand_trust(self, model: ModelName, path: str, body: Mapping[str, Any]) -> None:
         """Refuse to believe in our token ids where an engine was found to have others.

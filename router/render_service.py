@@ -24,6 +24,7 @@ from kvatlas.common.key_file import read_key
 from kvatlas.common.prompt import Prompt
 from kvatlas.common.prompt.fields import cache_salt
 from kvatlas.common.settings import ModelSettings
+from kvatlas.router.breaker import Breaker
 from kvatlas.router.engine_client import Asked, Reply, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.render_request import (
@@ -92,35 +93,6 @@ class PromptCache:
             self.bytes -= _size(found[1])
 
 
-class Breaker:
-    """Leave a service alone after failures in a row; then let one request try it again."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._failures = 0
-        self._closed_until = 0.0
-
-    def lets_through(self) -> bool:
-        """Tell whether to ask; the one that tries again keeps the others out meanwhile."""
-        if self._failures < limits.RENDER_FAILURES_MAX:
-            return True
-        now = self._clock()
-        if now < self._closed_until:
-            return False
-        self._closed_until = now + limits.RENDER_PAUSE_S
-        return True
-
-    def succeeded(self) -> None:
-        """Note an answer."""
-        self._failures = 0
-
-    def failed(self) -> None:
-        """Note that there was none, or none that can be used."""
-        self._failures += 1
-        if self._failures >= limits.RENDER_FAILURES_MAX:
-            self._closed_until = self._clock() + limits.RENDER_PAUSE_S
-
-
 @dataclass(slots=True)
 class _Service:
     """One model's service."""
@@ -161,7 +133,7 @@ class RenderServices:
                 model.render_api,
                 model.render_timeout_s,
                 read_key(model.render_api_key_file, f"models.{model.name}"),
-                Breaker(clock),
+                Breaker(limits.RENDER_FAILURES_MAX, limits.RENDER_PAUSE_S, clock),
             )
             for model in models
             if model.render_url

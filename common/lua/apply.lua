@@ -19,7 +19,8 @@
 -- ARGV[10] the blocks: 16 hex digits each
 -- ARGV[11...] fields and values of the memory
 -- Returns the number of entries changed, or -1 when epoch, sequence or parts are others, or -2 when
--- the owner is: nothing was written.
+-- the owner is: nothing was written. Where buckets are of another type than ours: a list of the
+-- number of entries changed and of those left out.
 --
 -- A full Redis (OOM) refuses what may grow unless the script has written before. So stores that
 -- come first are refused, all with them, and removals, which delete before they set, are not.
@@ -60,10 +61,25 @@ local function has(value, id)
   return string.find(' ' .. value .. ' ', ' ' .. id .. ' ', 1, true)
 end
 
-local call, sub = redis.call, string.sub
+local call, sub, foreign = redis.call, string.sub, 0
+
+local function read(key, field)
+  local value = redis.pcall('HGET', key, field)
+  if type(value) ~= 'table' then
+    return value, true
+  end
+  if not string.find(value.err, 'WRONGTYPE', 1, true) then
+    return call('HGET', key, field) -- raises it as it is
+  end
+  foreign = foreign + 1
+  return nil, false
+end
 
 local function store(key, field, id)
-  local value = call('HGET', key, field)
+  local value, is_ours = read(key, field)
+  if not is_ours then
+    return 0
+  end
   if not value then
     call('HSET', key, field, id)
     return 1
@@ -76,7 +92,7 @@ local function store(key, field, id)
 end
 
 local function remove(key, field, id)
-  local value = call('HGET', key, field)
+  local value = read(key, field)
   if not value or not has(value, id) then
     return 0
   end
@@ -111,4 +127,4 @@ end
 if stored ~= removed then
   call('HINCRBY', KEYS[1], 'blocks', stored - removed)
 end
-return stored + removed
+return foreign > 0 and { stored + removed, foreign } or stored + removed

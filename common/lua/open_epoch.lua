@@ -15,6 +15,9 @@
 -- ARGV[8...] further fields and values of the state
 -- Returns the new epoch, or -1 when the endpoint has another epoch than the caller believes, or -2
 -- when it has another owner.
+--
+-- It begins with a deletion, so that a full Redis (maxmemory) lets it go on: forgetting must always
+-- be possible. Ids that only the state or only the holders name (a key was lost) die as well.
 -- A time, not a counter: a Redis that lost its data must never repeat a version.
 local time = redis.call('TIME')
 local now = string.format('%s.%06d', time[1], time[2])
@@ -26,18 +29,29 @@ local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if ARGV[2] ~= '' and epoch and epoch ~= ARGV[2] then
   return -1
 end
--- A full Redis (OOM) lets a script write on that has begun by deleting.
-redis.call('HDEL', KEYS[1], 'reason')
+redis.call('HDEL', KEYS[1], 'seq')
+local own = 'endpoint=' .. ARGV[6] .. ' '
+local function bury(id, text)
+  -- With the time, so that the sweep can tell it from another one under the same id.
+  redis.call('HSET', KEYS[3], id, text .. ' died=' .. now)
+  redis.call('HDEL', KEYS[2], id)
+end
 local state = redis.call('HGETALL', KEYS[1])
 for i = 1, #state, 2 do
   if string.sub(state[i], 1, 7) == 'holder:' then
-    local text = redis.call('HGET', KEYS[2], state[i + 1])
-    if text then
-      -- With the time, so that the sweep can tell it from another one under the same id.
-      redis.call('HSET', KEYS[3], state[i + 1], text .. ' died=' .. now)
-      redis.call('HDEL', KEYS[2], state[i + 1])
+    local text = redis.call('HGET', KEYS[2], state[i + 1]) or own
+    if string.sub(text, 1, #own) == own then
+      bury(state[i + 1], text)
     end
     redis.call('HDEL', KEYS[1], state[i])
+  end
+end
+if not epoch then
+  local holders = redis.call('HGETALL', KEYS[2])
+  for i = 1, #holders, 2 do
+    if string.sub(holders[i + 1], 1, #own) == own then
+      bury(holders[i], holders[i + 1])
+    end
   end
 end
 redis.call('HSET', KEYS[2], 'version', now)

@@ -1,7 +1,8 @@
 -- Give a pool of an endpoint its holder id for this epoch.
 --
 -- KEYS[1] HASH    state of the endpoint
--- KEYS[2] HASH    holders of the shard: holder id -> text, and "version" (changes with every change)
+-- KEYS[2] HASH    holders of the shard: holder id -> text, "version" (changes with every change) and
+--                 "floor" (ids that are given out are not below it; absent: 1)
 -- KEYS[3] HASH    dead holders of the shard: ids that may still stand in entries
 -- ARGV[1] fence of the caller
 -- ARGV[2] epoch of the caller
@@ -26,7 +27,7 @@ local known = redis.call('HGET', KEYS[1], 'holder:' .. ARGV[3])
 if known then
   return tonumber(known)
 end
-local id = 1
+local id = tonumber(redis.call('HGET', KEYS[2], 'floor')) or 1
 while redis.call('HEXISTS', KEYS[2], id) == 1 or redis.call('HEXISTS', KEYS[3], id) == 1 do
   id = id + 1
 end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 from redis.asyncio import Redis
@@ -11,6 +12,7 @@ from redis.asyncio import Redis
 from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.router.lookup import BlockIndex
+from tests.chaos.conftest import Report
 from tests.fakes.index_writer import SHARD, Writer, chain_of, matched, named
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -46,7 +48,14 @@ async def test_r11_beyond_the_bound_lookups_fall_back_at_once(
     refused = [one for one in found if isinstance(one, BaseException)]
     assert {one.reason for one in refused if isinstance(one, IndexUnavailable)} == {"pool"}
     assert len(refused) == 900
+    began = time.monotonic()
     assert await matched(index, [SHARD], chain_of(8)) == {named(1): 8}
+    Report(
+        "R11",
+        "1,000 lookups at once, bound at 1,000 and at 100",
+        "all share one connection; beyond the bound at once `pool`, then as before",
+        [time.monotonic() - began],
+    ).tell()
 
 
 async def test_r12_lookups_that_are_left_harm_nobody(writer: Writer, index: BlockIndex) -> None:
@@ -65,3 +74,8 @@ async def test_r12_lookups_that_are_left_harm_nobody(writer: Writer, index: Bloc
         found = await asyncio.gather(*tasks, return_exceptions=True)
         for n, one in enumerate(found):
             assert one == {named(n): 8} or (n in left and isinstance(one, asyncio.CancelledError))
+    Report(
+        "R12",
+        f"{ROUNDS} times {CHAINS} lookups, four of ten cancelled at any moment",
+        "who stays gets the own answer",
+    ).tell()

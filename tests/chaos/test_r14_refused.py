@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import EX_CONFIG, run_service
 from kvatlas.indexer.app import REFUSED, Indexer
 from kvatlas.router.app import router
+from tests.chaos.conftest import Report
 from tests.fakes.indexed_fleet import indexed_fleet
 from tests.fakes.redis_servers import Server, plain_options, running
 from tests.fakes.upstream import plain, upstream
@@ -85,9 +87,17 @@ async def test_r14_a_right_that_is_taken_away_makes_not_ready(server: Server) ->
         await fleet.fleet.steps(10)
         await fault(fleet.indexer, REFUSED)
         rights(server, "+evalsha", "+eval")
+        began = time.monotonic()
         await fault(fleet.indexer, None)
         await fleet.settled()
         await fleet.finds_all()
+    Report(
+        "R14",
+        "ACL SETUSER -evalsha -eval while the indexer runs",
+        "not ready and says why, goes on when it may again",
+        [time.monotonic() - began],
+        None,
+    ).tell()
 
 
 async def test_r14_a_router_goes_by_load(server: Server) -> None:
@@ -115,3 +125,8 @@ async def test_r14_a_router_goes_by_load(server: Server) -> None:
                 "kvatlas_router_fallbacks_total", {"stage": "lookup", "reason": "auth"}
             )
             assert count == 1
+    Report(
+        "R14",
+        "a wrong password",
+        "requests by load (`auth`), router ready; an indexer that starts so ends with status 78",
+    ).tell()

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.conftest import Report
+from tests.fakes.chaos_place import Scale
 from tests.fakes.indexed_fleet import LOOKUP_S, SLACK_S, IndexedFleet, indexed_fleet
 from tests.fakes.redis_servers import (
     Server,
@@ -41,38 +44,52 @@ def watched() -> Iterator[Watched]:
 
 
 @asynccontextmanager
-async def started(watched: Watched, seed: int, **more: Any) -> AsyncIterator[IndexedFleet]:
+async def started(
+    watched: Watched, seed: int, shards: int = 2, **more: Any
+) -> AsyncIterator[IndexedFleet]:
     """Run a fleet over what the sentinels watch."""
     redis = {
         "mode": "sentinel",
         "sentinels": [sentinel.address for sentinel in watched.sentinels],
         **more,
     }
-    async with indexed_fleet(redis, lambda: [watched.master()], 2, seed) as running:
+    async with indexed_fleet(redis, lambda: [watched.master()], shards, seed) as running:
         yield running
 
 
-async def test_r9_a_killed_master_that_took_writes_along_is_healed(watched: Watched) -> None:
+async def test_r9_a_killed_master_that_took_writes_along_is_healed(
+    watched: Watched, scale: Scale, turn: int
+) -> None:
     """The replica that missed acknowledged writes becomes master; the index is made right."""
-    async with started(watched, seed=1) as running, running.looking() as looking:
+    shards = scale.engines // 2
+    async with started(watched, 1 + turn, shards) as running, running.looking() as looking:
         victim = watched.master()
         replica = next(server for server in watched.servers if server is not victim)
         os.kill(replica.pid, signal.SIGSTOP)
         try:
             with victim.client() as client:
                 client.execute_command("CLIENT", "KILL", "TYPE", "replica")
-            await running.fleet.steps(10)
+            await running.fleet.steps(scale.batches, pause_s=0)
             await running.settled([victim])
             await asyncio.to_thread(victim.kill)
         finally:
             os.kill(replica.pid, signal.SIGCONT)
         # No engine says anything: only the change of servers can tell that something is missing.
         await asyncio.to_thread(wait_until, lambda: watched.master() is replica, "failover", 20.0)
+        began = time.monotonic()
         await running.settled()
+        took_s = time.monotonic() - began
         await running.finds_all()
         assert running.rewrites() > 0, "nothing was lost: the test tests nothing"
         assert looking.failures
         assert looking.slowest_s < LOOKUP_S + SLACK_S
+    Report(
+        "R9",
+        "replica stopped, so that it misses writes; master kill -9; sentinels fail over",
+        f"lookups fail for {', '.join(sorted(looking.failures))}, "
+        f"{running.rewrites():.0f} endpoints written again from memory",
+        [took_s],
+    ).tell()
 
 
 async def test_r9_a_master_that_becomes_a_replica_is_left(watched: Watched) -> None:

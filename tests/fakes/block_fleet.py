@@ -139,7 +139,7 @@ class FoundShard:
             self.live = {
                 int(number): Holder.from_text(text.decode()).endpoint
                 for number, text in fields.items()
-                if number != b"version"
+                if number.isdigit()
             }
         for rest, value in fields.items() if name.startswith("b:") else ():
             block = BlockHash(int(name[2:] + rest.decode(), 16))

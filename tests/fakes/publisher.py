@@ -141,6 +141,10 @@ class FakePublisher:
         """Send a message of any shape."""
         await self._pub.send_multipart(frames)
 
+    def send_now(self, frames: list[bytes]) -> None:
+        """Send a message without a round through the loop."""
+        zmq.Socket.shadow(self._pub.underlying).send_multipart(frames)
+
     async def _serve(self, router: Any) -> None:
         while not router.closed:
             try:
