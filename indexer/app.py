@@ -86,7 +86,7 @@ class Indexer:
         self._configure(settings)
         self._fault: str | None = NOT_REACHED
         self._lives: dict[Shard, str] = {}
-        self._was_reached = False
+        self._prepared = asyncio.Event()
 
     @property
     def feeds(self) -> list[Feed]:
@@ -117,7 +117,7 @@ class Indexer:
 
     def _start(self, tasks: Supervisor) -> None:
         tasks.start(self._watch_redis(), "watch")
-        tasks.start(self.ownership.run(tasks), "ownership")
+        tasks.start(self.ownership.run(tasks, self._prepared), "ownership")
         tasks.start(self._tick(), "tick")
         tasks.start(self._talk(), "talk")
         tasks.start(Chores(self.ownership, self._store, self.metrics, self._shards).run(), "chores")
@@ -156,12 +156,12 @@ class Indexer:
                 await self._store.prepare(self._models)
                 await self._check_lives()
                 await self._store_watch.look(self._shards(), [feed.mirror for feed in self.feeds])
-                self._was_reached = True
+                self._prepared.set()
                 self._set_fault(self._refusal())
             except IndexUnavailable as error:
                 self.metrics.store_errors.labels(error.reason).inc()
                 refused = error.reason in LOGIN_REASONS
-                if refused and not self._was_reached:
+                if refused and not self._prepared.is_set():
                     raise ConfigError([f"redis: {REFUSED} ({error.reason})"]) from error
                 self._set_fault(_fault_of({error.reason}) or NOT_REACHED)
             await asyncio.sleep(WATCH_S)
@@ -177,7 +177,8 @@ class Indexer:
 
     def _refusal(self) -> str | None:
         """Say whether Redis refuses what endpoints need, though it answers."""
-        return _fault_of({feed.mirror.failing for feed in self.feeds})
+        reasons = {feed.mirror.failing for feed in self.feeds}
+        return _fault_of({*reasons, self.ownership.failing})
 
     async def _talk(self) -> None:
         """Take the routers' notes of doubt, and tell how the indexer stands with endpoints."""

@@ -77,7 +77,8 @@ class Mirror:
         self._wake = asyncio.Event()
         self._doubtful = False
         self._refused = False
-        self._is_fenced = False
+        self.is_fenced = False
+        """Whether a write was refused because of another owner; nothing is written meanwhile."""
         self._roots = 0
         self._memory = MemoryWriter(cache, self._root())
         self._forgets = False
@@ -149,7 +150,7 @@ class Mirror:
 
     async def finish(self) -> None:
         """Wait until Redis has been told everything, and all is written down."""
-        while not (self._is_fenced or self._is_finished()):
+        while not (self.is_fenced or self._is_finished()):
             self._is_idle = True
             self._wake.set()
             await asyncio.sleep(FINISH_POLL_S)
@@ -157,7 +158,7 @@ class Mirror:
     def fence_changed(self, fence: Fence) -> None:
         """Go on under another claim, after Redis lost the one before; see what else it lost."""
         self.target = replace(self.target, fence=fence)
-        self._is_fenced = False
+        self.is_fenced = False
         self.check()
 
     def withdraw(self, reason: str) -> None:
@@ -208,7 +209,7 @@ class Mirror:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._is_fenced:
+            if self.is_fenced:
                 continue
             try:
                 await self._settle()
@@ -221,7 +222,7 @@ class Mirror:
                 self._refused = self._refused or isinstance(error, WrongEpoch)
                 if isinstance(error, Fenced):
                     # Another's, or Redis lost who owns it: whoever claims endpoints finds out.
-                    self._is_fenced = True
+                    self.is_fenced = True
                     continue
                 self._wake.set()
                 await asyncio.sleep(delay)

@@ -55,6 +55,8 @@ class Ownership:
         self._recalls = asyncio.Semaphore(limits.RECALLS_AT_ONCE_MAX)
         self._contact_since: float | None = None
         self._is_known = False
+        self.failing: str | None = None
+        """Why the last look at the leases failed, if it did."""
         self._lost_at = float("-inf")
 
     def configure(self, sources: Iterable[Source], shards: Sequence[Shard]) -> None:
@@ -71,12 +73,20 @@ class Ownership:
         """Tell whether a chore that one indexer should do is ours."""
         return chosen(self.alive, chore) == self.me
 
-    async def run(self, tasks: Supervisor) -> None:
-        """Take, keep and give back, for ever. Faults of Redis are waited out."""
+    async def run(self, tasks: Supervisor, ready: asyncio.Event) -> None:
+        """Take, keep and give back, for ever. Faults of Redis are waited out.
+
+        Args:
+            tasks: what is followed runs in.
+            ready: set when Redis may be written.
+        """
+        await ready.wait()
         while True:
             try:
                 await self._tick(tasks)
+                self.failing = None
             except IndexUnavailable as error:
+                self.failing = error.reason
                 self._contact_since = None
                 self._lost_at = monotonic()
                 self._means.metrics.store_errors.labels(error.reason).inc()
@@ -152,7 +162,7 @@ class Ownership:
             if name in self._busy:
                 continue
             lease = leases.get(name)
-            if lease is not None and lease.owner == self.me and lease.fence == following.fence:
+            if lease is not None and self._is_held(following, lease):
                 continue
             fence = None
             if lease is None or lease.owner == self.me:
@@ -163,6 +173,11 @@ class Ownership:
                 _LOG.warning("endpoint.lost", endpoint=name)
                 self._means.metrics.lost.inc()
                 await following.abandon()
+
+    def _is_held(self, following: Following, lease: Lease) -> bool:
+        is_mine = lease.owner == self.me and lease.fence == following.fence
+        # Refused in spite of its lease: Redis has lost the endpoint's state.
+        return is_mine and not following.mirror.is_fenced
 
     def _free(self, leases: Mapping[EndpointName, Lease], now: float) -> set[EndpointName]:
         """List the endpoints that nobody has and that we may take."""
