@@ -62,9 +62,17 @@ def router(config: Config = None, port: Port = None, admin_port: Port = None) ->
 @app.command()
 def indexer(config: Config = None, admin_port: Port = None) -> None:
     """Follow the engines' KV events and keep the shared index."""
-    from kvatlas.indexer.app import run  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.common.reload import ConfigFile  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.indexer.app import run  # noqa: PLC0415 - alike
 
-    _serve(run, config, "indexer", admin_port=admin_port)
+    changes = {"indexer": _overrides(admin_port=admin_port)}
+    file = ConfigFile(config, changes) if config else None
+    _serve(
+        lambda settings: run(settings, file.changed if file else None),
+        config,
+        "indexer",
+        admin_port=admin_port,
+    )
 
 
 @app.command()

@@ -19,8 +19,8 @@ from kvatlas.common.kv_groups import WINDOWED_KINDS
 
 PREFIX: Final = "kvatlas:"
 SCHEMA_KEY: Final = PREFIX + "schema"
-SCHEMA_VERSION: Final = "2"
-"""Raised with the buckets `w:`: a sweep that does not know them would free ids too early."""
+SCHEMA_VERSION: Final = "3"
+"""Raised with leases: an indexer that knows none would write what is another's."""
 MODELS_KEY: Final = PREFIX + "models"
 INDEXERS_KEY: Final = PREFIX + "indexers"
 BUCKET_DIGITS: Final = 4

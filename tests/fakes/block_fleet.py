@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class BlockEngine:
 
     Attributes:
         prompts: tokens and engine hashes of each chain that is still there, oldest first.
+        prompts_max: chains from which on some are removed.
+        copies: further copies of a block, by engine hash.
     """
 
     name: EndpointName
@@ -37,23 +40,38 @@ class BlockEngine:
     source: random.Random
     prompts: list[tuple[list[int], list[int]]] = field(default_factory=list)
     next_hash: int = 1
+    prompts_max: int = 8
+    copies: Counter[int] = field(default_factory=Counter)
 
     async def step(self) -> None:
         """Store a chain, or remove blocks from the tail of the oldest one."""
-        if len(self.prompts) > 8 and self.source.random() < 0.5:
+        if len(self.prompts) > self.prompts_max and self.source.random() < 0.5:
             tokens, hashes = self.prompts[0]
             count = self.source.randint(1, len(hashes))
             gone = hashes[-count:]
             del hashes[-count:], tokens[-count * SIZE :]
             if not hashes:
                 del self.prompts[0]
-            await self.publisher.publish(*(removed(one) for one in reversed(gone)))
+            every = [one for one in reversed(gone) for _ in range(1 + self.copies.pop(one, 0))]
+            await self.publisher.publish(*map(removed, every))
             return
         count = self.source.randint(1, CHAIN_MAX)
         tokens = [self.source.randint(0, 99_999) for _ in range(count * SIZE)]
         hashes = list(range(self.next_hash, self.next_hash + count))
         self.next_hash += count
         self.prompts.append((tokens, hashes))
+        await self.publisher.publish(stored(list(hashes), list(tokens)))
+
+    async def copy(self) -> None:
+        """Store a chain once more, or remove a copy: nothing of it comes or goes."""
+        if self.copies and self.source.random() < 0.5:
+            one = self.source.choice(list(self.copies))
+            self.copies.subtract([one])
+            self.copies = +self.copies
+            await self.publisher.publish(removed(one))
+            return
+        tokens, hashes = self.source.choice(self.prompts)
+        self.copies.update(hashes)
         await self.publisher.publish(stored(list(hashes), list(tokens)))
 
     def blocks(self) -> set[BlockHash]:

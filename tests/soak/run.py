@@ -14,26 +14,23 @@ import argparse
 import asyncio
 import json
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from kvatlas.cli.bound import bound_command
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.router.lookup import BlockIndex
 from tests.fakes.block_fleet import BlockFleet
-from tests.fakes.redis_servers import Server, free_port, plain_options
+from tests.fakes.indexer_process import IndexerProcess, indexer_processes
+from tests.fakes.redis_servers import Server, plain_options
 from tests.fakes.redis_servers import running as run_servers
 from tests.soak.engines import CHAIN_BLOCKS, Load, TurningEngine, turning_fleet
 
@@ -46,37 +43,6 @@ SLOPE_MAX = 0.02
 """Growth per cycle, as a share of the median; what is below is the noise of allocators."""
 WARM_CYCLES = 2
 """The first cycles fill caches and pools; slopes are taken after them."""
-
-
-@dataclass
-class Process:
-    """An indexer process."""
-
-    config: Path
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Run it."""
-        line = [sys.executable, "-m", "kvatlas.cli.main", "indexer", "--config", str(self.config)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                bound_command(line), stdout=log, stderr=log, start_new_session=True
-            )
-
-    def kill(self) -> None:
-        """End it at once."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait(5)
-            self.process = None
-
-    @property
-    def pid(self) -> int:
-        """Give the process id."""
-        assert self.process is not None
-        assert self.process.poll() is None, f"{self.log} says why it ended"
-        return self.process.pid
 
 
 @dataclass(frozen=True)
@@ -108,7 +74,7 @@ class Place:
 
     fleet: BlockFleet
     redis: Server
-    indexers: list[Process]
+    indexers: list[IndexerProcess]
     index: BlockIndex
     source: random.Random
     lookups: int = 0
@@ -207,7 +173,9 @@ async def _soak(options: argparse.Namespace) -> int:
         stack.enter_context(run_servers([redis]))
         async with turning_fleet(options.engines, options.seed) as fleet:
             indexers = stack.enter_context(
-                _indexers(Path(folder), fleet, redis.url, options.indexers)
+                indexer_processes(
+                    Path(folder), fleet.settings({"url": redis.url}), options.indexers
+                )
             )
             index = BlockIndex.connect(redis.url)
             place = Place(fleet, redis, indexers, index, random.Random(options.seed))
@@ -224,26 +192,6 @@ async def _soak(options: argparse.Namespace) -> int:
                 await asyncio.gather(looking, return_exceptions=True)
                 await index.aclose()
     return _report(place, rate, options.json)
-
-
-@contextmanager
-def _indexers(folder: Path, fleet: BlockFleet, redis: str, count: int) -> Iterator[list[Process]]:
-    """Run indexers until the context ends."""
-    made = []
-    try:
-        for number in range(count):
-            settings = fleet.settings({"url": redis}).model_dump(
-                mode="json", include={"redis": {"url"}, "models": True, "endpoints": True}
-            )
-            settings["indexer"] = {"admin_port": free_port()}
-            config = folder / f"indexer{number}.yaml"
-            config.write_text(yaml.safe_dump(settings))
-            made.append(Process(config, folder / f"indexer{number}.log"))
-            made[-1].start()
-        yield made
-    finally:
-        for indexer in made:
-            indexer.kill()
 
 
 async def _capacity(place: Place) -> float:
