@@ -59,7 +59,7 @@ def recalled(model: ModelName, left: Remembered | None) -> Recall | None:
         return None
     try:
         return _recalled(model, left)
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 
