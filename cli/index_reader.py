@@ -45,6 +45,8 @@ class EndpointState:
         phase: how the indexer follows it: "connecting", "replaying", "live", "waiting",
             "stale".
         followed_s: when the indexer said so, Unix seconds; 0 when it never did.
+        owner: the indexer that follows it; empty when nobody does.
+        lag_s: from the newest event's time stamp to its being in the index, when last told.
         counts: of "gaps", "replays", "orphans", "unknown_removals", since the indexer's start.
     """
 
@@ -62,6 +64,8 @@ class EndpointState:
     unmatched: str
     phase: str
     followed_s: float
+    owner: str
+    lag_s: float
     counts: Mapping[str, int]
 
 
@@ -163,6 +167,8 @@ def _state(name: EndpointName, shard: int, raw: Mapping[bytes, bytes]) -> Endpoi
         groups=fields.get("groups", ""),
         unmatched=fields.get("unmatched", ""),
         phase=fields.get("phase", ""),
+        owner=fields.get("owner", ""),
+        lag_s=float(fields.get("lag", 0)),
         followed_s=float(fields.get("followed") or 0),
         counts={name: _whole(fields.get(name)) for name in COUNTS},
     )

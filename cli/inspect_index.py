@@ -255,7 +255,9 @@ def endpoints_table(model: ModelIndex, now_s: float) -> Table:
         table.add_column(head, justify="right")
     table.add_column("epoch began")
     table.add_column("newest event", justify="right")
+    table.add_column("lag", justify="right")
     table.add_column("followed")
+    table.add_column("by")
     table.add_column("pools")
     for one in model.endpoints:
         table.add_row(
@@ -266,7 +268,9 @@ def endpoints_table(model: ModelIndex, now_s: float) -> Table:
             f"{one.blocks:,}",
             f"{one.reason}, {age(one.since_s, now_s)}",
             age(one.event_s, now_s),
+            f"{one.lag_s * 1e3:.0f} ms",
             f"not indexed: {one.unmatched}" if one.unmatched else one.phase or "?",
+            one.owner or "nobody",
             " ".join(one.pools),
         )
     return table

@@ -186,6 +186,8 @@ class Indexer:
         told_at = float("-inf")
         while True:
             now = monotonic()
+            for feed in self.feeds:
+                feed.measure()
             try:
                 due = now - told_at >= limits.AUDIT_S
                 told = await self._tell({} if due else told)
@@ -210,10 +212,12 @@ class Indexer:
         stands = {
             feed.mirror.target: feed.stand() for feed in self.feeds if feed.mirror.epoch is not None
         }
-        followed = f"{time.time():.3f}"
+        now_s = time.time()
+        lags = {feed.mirror.target: feed.mirror.lag_s for feed in self.feeds}
+        more = {"followed": f"{now_s:.3f}"}
         await asyncio.gather(
             *(
-                self._store.tell(target, {**stand, "followed": followed})
+                self._store.tell(target, {**stand, **more, "lag": f"{lags[target]:.3f}"})
                 for target, stand in stands.items()
                 if told.get(target) != stand
             )

@@ -112,6 +112,11 @@ class EndpointCache:
         else:
             self.groups.loosen()
 
+    @property
+    def held(self) -> int:
+        """Give the number of engine hashes present, summed over pools."""
+        return self._held
+
     def entries(self) -> Iterator[tuple[Pool, BlockHash]]:
         """Go through all that is present, placed, and of use for a match."""
         if not self.groups.are_matchable:

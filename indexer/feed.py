@@ -101,6 +101,15 @@ class Feed:
             self.mirror.restore("back")
         self._count_sequence()
 
+    def measure(self) -> None:
+        """Tell the metrics how the endpoint stands."""
+        epoch, seq = self.mirror.epoch, self.sequencer.last_seq
+        if epoch is not None:
+            self._metrics.epoch.labels(self.name).set(epoch)
+        if seq is not None:
+            self._metrics.seq.labels(self.name).set(seq)
+        self._metrics.blocks.labels(self.name).set(self.cache.held)
+
     def doubt(self, epoch: Epoch) -> None:
         """Take a router's word that the predictions of an epoch run over.
 

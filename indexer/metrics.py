@@ -77,6 +77,9 @@ class IndexerMetrics:
             registry=self.registry,
         )
 
+        self.epoch = self._gauge("epoch", "Epoch that readers see.", "endpoint")
+        self.seq = self._gauge("sequence", "Newest batch that has been taken in.", "endpoint")
+        self.blocks = self._gauge("blocks", "Blocks that an endpoint holds, by pool.", "endpoint")
         self.owned = Gauge(
             "kvatlas_indexer_owned_endpoints",
             "Endpoints that this indexer follows.",
@@ -89,9 +92,12 @@ class IndexerMetrics:
 
     def forget(self, endpoint: str) -> None:
         """Drop the gauges of an endpoint that is followed no longer."""
-        for gauge in (self.lag, self.unmatched):
+        for gauge in (self.lag, self.unmatched, self.epoch, self.seq, self.blocks):
             with contextlib.suppress(KeyError):
                 gauge.remove(endpoint)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"kvatlas_indexer_{name}", text, labels, registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"kvatlas_indexer_{name}", text, labels, registry=self.registry)

@@ -86,6 +86,8 @@ class Mirror:
         self._is_idle = False
         self.is_withdrawn = False
         """Whether Redis is to hold nothing of the endpoint for now, whatever its cache holds."""
+        self.lag_s = 0.0
+        """From the newest event's time stamp to its being in Redis, at the last write."""
         self.failing: str | None = None
         """Why the last write failed, if it did."""
 
@@ -248,8 +250,8 @@ class Mirror:
                     await self._make_room(at.seq)
             raise
         if newest.seq != BEFORE_FIRST:
-            lag_s = max(0.0, time.time() - newest.time_s)
-            self._metrics.lag.labels(self.target.name).set(lag_s)
+            self.lag_s = max(0.0, time.time() - newest.time_s)
+            self._metrics.lag.labels(self.target.name).set(self.lag_s)
 
     async def _write(
         self, pending: Pending, at: Position, newest: Progress, parcel: Parcel = NO_PARCEL

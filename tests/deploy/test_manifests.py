@@ -36,13 +36,13 @@ def test_manifests_have_no_faults(number: int) -> None:
 
 
 def test_base_has_what_compose_has() -> None:
-    """The base runs Redis, one indexer, two routers and four engines."""
+    """The base runs Redis, two indexers, two routers and four engines."""
     replicas = {
         d["metadata"]["name"]: d["spec"]["replicas"]
         for d in _rendered(0)
         if d["kind"] in ("Deployment", "StatefulSet")
     }
-    assert replicas == {"redis": 1, "indexer": 1, "router": 2, "engine": 4}
+    assert replicas == {"redis": 1, "indexer": 2, "router": 2, "engine": 4}
 
 
 def test_only_the_init_container_sees_the_token() -> None:
