@@ -13,37 +13,28 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from redis.asyncio import Redis
 
 from kvatlas.common import limits
+from kvatlas.common.deadline import Deadline
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import HASH_BYTES, Shard
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, Tier
 from kvatlas.common.redis_client import Script, connect, guard
 from kvatlas.common.setting_sections import RedisSettings
-from kvatlas.router.holders import Runs, ShardView, Spans, intersect, weigh
+from kvatlas.router.holders import Match, Runs, ShardView, Spans, intersect, weigh
 from kvatlas.router.windows import longest_hit
 
-T = TypeVar("T")
 
+@dataclass(slots=True)
+class _Place:
+    """A shard's keys, and what is known of its holders."""
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """How much of a chain one endpoint holds.
-
-    Attributes:
-        blocks: leading blocks that a request would hit there, wherever they live; at least 1.
-        weighted_blocks: the same, each block counted by the weight of its best tier, in
-            [0, blocks]; what scheduling goes by.
-        epoch: the epoch that the match is from.
-    """
-
-    blocks: int
-    weighted_blocks: float
-    epoch: Epoch
+    holders: str
+    bucket_prefix: str
+    view: ShardView
 
 
 class BlockIndex:
@@ -66,7 +57,7 @@ class BlockIndex:
         self._weights = weights or {}
         self._script = Script("lookup", reads_only=True)
         self._windows = Script("windows", reads_only=True)
-        self._views: dict[Shard, ShardView] = {}
+        self._places: dict[Shard, _Place] = {}
         self.undecided = 0
         """Matches of hybrid endpoints that were given up at WINDOW_BLOCKS_MAX, since the start."""
 
@@ -118,40 +109,43 @@ class BlockIndex:
         if not hashes:
             return {}
         packed = _packed(hashes)
-        asked = [asyncio.ensure_future(self._match_shard(shard, packed)) for shard in shards]
-        try:
-            found = await _in_time(asyncio.gather(*asked), self._limit_s)
-        finally:
-            for one in asked:
-                one.cancel()
+        with guard(), Deadline(self._limit_s, limits.LOOKUP_GRACE_S):
+            if len(shards) == 1:
+                return await self._match_shard(shards[0], packed)
+            asked = [asyncio.ensure_future(self._match_shard(shard, packed)) for shard in shards]
+            try:
+                found = await asyncio.gather(*asked)
+            finally:
+                for one in asked:
+                    one.cancel()
         return {name: match for matches in found for name, match in matches.items()}
 
     def epoch_of(self, shard: Shard, name: EndpointName) -> Epoch | None:
         """Give the epoch of an endpoint that holds anything, as of the newest lookup."""
-        view = self._views.get(shard)
-        return view.epochs.get(name) if view else None
+        place = self._places.get(shard)
+        return place.view.epochs.get(name) if place else None
 
     async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
-        view = self._views.get(shard) or ShardView(self._weights_of(shard))
-        args = (shard.bucket_prefix, view.version, packed)
-        version, fields, flat = await self._script.run(self._client, (shard.holders,), args)
+        place = self._places.get(shard)
+        if place is None:
+            view = ShardView(self._weights_of(shard))
+            place = self._places[shard] = _Place(shard.holders, shard.bucket_prefix, view)
+        view = place.view
+        args = (place.bucket_prefix, view.version, packed)
+        version, fields, flat = await self._script.run(self._client, (place.holders,), args)
         if version != view.version:
             # Lookups overlap: another one may have renewed the view, or be about to.
-            view = ShardView(self._weights_of(shard), version, fields)
-            self._views[shard] = view
+            view = place.view = ShardView(self._weights_of(shard), version, fields)
         try:
             runs: Runs = [
                 (last, view.full(value)) for last, value in zip(flat[::2], flat[1::2], strict=True)
             ]
-            found = intersect(runs)
+            found = intersect(runs, view.epochs)
             if view.hybrids:
                 found = await self._cut_hybrids(shard, view, runs, found, packed)
         except ValueError:
             raise IndexUnavailable("foreign_entry") from None
-        return {
-            name: Match(blocks, weighted, view.epochs[name])
-            for name, (blocks, weighted) in found.items()
-        }
+        return found
 
     def _weights_of(self, shard: Shard) -> Mapping[Tier, float]:
         return self._weights.get(shard.model, DEFAULT_TIER_WEIGHTS)
@@ -161,13 +155,13 @@ class BlockIndex:
         shard: Shard,
         view: ShardView,
         runs: Runs,
-        found: dict[EndpointName, tuple[int, float]],
+        found: dict[EndpointName, Match],
         packed: bytes,
-    ) -> dict[EndpointName, tuple[int, float]]:
+    ) -> dict[EndpointName, Match]:
         """Cut the matches of hybrid endpoints down to what all of their groups can serve."""
         length = len(packed) // HASH_BYTES
         most = {
-            name: found[name][0] if hybrid.has_full else length
+            name: found[name].blocks if hybrid.has_full else length
             for name, hybrid in view.hybrids.items()
             if not hybrid.has_full or name in found
         }
@@ -176,7 +170,8 @@ class BlockIndex:
         for name, blocks in hits.items():
             if blocks:
                 full = view.hybrids[name].has_full
-                cut[name] = (blocks, weigh(runs, name, blocks) if full else float(blocks))
+                weighted = weigh(runs, name, blocks) if full else float(blocks)
+                cut[name] = Match(blocks, weighted, view.epochs)
         return cut
 
     async def _hits(
@@ -215,26 +210,3 @@ def _packed(hashes: Sequence[BlockHash]) -> bytes:
     if sys.byteorder == "little":
         packed.byteswap()
     return packed.tobytes()
-
-
-async def _in_time(asked: asyncio.Future[T], limit_s: float) -> T:
-    """Wait for an answer of Redis.
-
-    When the loop was stalled, the time is over and the answer lies unread: it gets a last look.
-    """
-    try:
-        grace_s = min(limits.LOOKUP_GRACE_S, limit_s)
-        for seconds in (limit_s - grace_s, grace_s):
-            done, _ = await asyncio.wait({asked}, timeout=seconds)
-            if done:
-                return asked.result()
-    finally:
-        asked.cancel()
-        asked.add_done_callback(_look_away)
-    raise IndexUnavailable("timeout")
-
-
-def _look_away(asked: asyncio.Future[T]) -> None:
-    """Take note of how an answer ended that nobody waits for, so that asyncio does not log it."""
-    if not asked.cancelled():
-        asked.exception()
