@@ -10,13 +10,15 @@
 -- before the first block that nobody holds.
 --
 -- An engine frees the tail of a chain before its head, so sets of holders shrink along a chain
--- and equal values stand side by side: gallop from each run's start, then bisect to its end. Two
--- equal values with others between them (a rare hole) read as one run: that match is too long.
+-- and equal values stand side by side: from each run's start go twice as far, or half way to the
+-- nearest block that is known to differ, whichever is nearer. Two equal values with others between
+-- them (a rare hole) read as one run: that match is too long.
 --
 -- Lua hashes every byte of every string that it is given or makes, for 1.1 ns each: hence few
 -- strings per block, and callers that thin long chains out.
 local prefix = ARGV[1]
 local call, unpack, tohex = redis.pcall, struct.unpack, bit.tohex
+local floor, min = math.floor, math.min
 
 local function read(chain, i)
   local bucket, high, low = unpack('>I2I2I4', chain, 8 * i - 7)
@@ -32,42 +34,26 @@ local function read(chain, i)
 end
 
 local function runs_of(chain)
-  local runs, blocks, seen = {}, #chain / 8, {}
-  local function value_at(i)
-    local value = seen[i]
-    if value == nil then
-      value = read(chain, i)
-      seen[i] = value
+  local runs, first, last, value = {}, 1, 1, read(chain, 1)
+  -- Blocks behind `last` that were read and differ, the nearest on top; below them the end.
+  local ends, values, top = {#chain / 8 + 1}, {false}, 1
+  while value do
+    while values[top] == value do
+      last, top = ends[top], top - 1
     end
-    return value
-  end
-
-  local first = 1
-  while first <= blocks do
-    local value = value_at(first)
-    if not value then
-      break
-    end
-    local same, other, step = first, blocks + 1, 1
-    while same + step < other do
-      if value_at(same + step) == value then
-        same = same + step
-        step = step * 2
+    if ends[top] - last > 1 then
+      local probe = floor(min(2 * last - first + 1, (last + ends[top]) / 2))
+      local found = read(chain, probe)
+      if found == value then
+        last = probe
       else
-        other = same + step
+        top = top + 1
+        ends[top], values[top] = probe, found
       end
+    else
+      runs[#runs + 1], runs[#runs + 2] = last, value
+      first, last, value, top = ends[top], ends[top], values[top], top - 1
     end
-    while other - same > 1 do
-      local middle = math.floor((same + other) / 2)
-      if value_at(middle) == value then
-        same = middle
-      else
-        other = middle
-      end
-    end
-    runs[#runs + 1] = same
-    runs[#runs + 1] = value
-    first = same + 1
   end
   return runs
 end
