@@ -22,7 +22,6 @@ MODELS_KEY: Final = PREFIX + "models"
 BUCKET_DIGITS: Final = 4
 """Hex digits of a block hash that name its bucket; the other 12 are the field in it."""
 BUCKETS: Final = 16**BUCKET_DIGITS
-HASH_BYTES: Final = 8
 VERSION_FIELD: Final = "version"
 EPOCH_DIGITS_MAX: Final = 18
 

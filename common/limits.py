@@ -29,6 +29,10 @@ LOOKUP_S: Final = 0.020
 """For Redis, per request; then the request goes by load."""
 LOOKUP_GRACE_S: Final = 0.002
 """The last part of it; begins anew after a stall of our own loop, when the answer lies unread."""
+LOOKUP_WHOLE_BLOCKS_MAX: Final = 1_024
+"""Longest chain that Redis is sent whole; a longer one is read in two steps."""
+LOOKUP_THINNED_BLOCKS: Final = 512
+"""Of which the first sends so many blocks at most: 4 KiB, which cost a script 5 us."""
 MATCH_S_PER_1K_TOKENS: Final = 0.005
 """For rendering, tokenizing and hashing, per thousand estimated tokens (at least one)."""
 MATCH_S_MAX: Final = 1.0

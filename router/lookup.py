@@ -20,21 +20,32 @@ from kvatlas.common import limits
 from kvatlas.common.deadline import Deadline
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
-from kvatlas.common.keyspace import HASH_BYTES, Shard
+from kvatlas.common.keyspace import Shard
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, Tier
-from kvatlas.common.redis_client import Script, connect, guard
+from kvatlas.common.redis_client import RedisArg, Script, connect, guard
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.router.holders import Match, Runs, ShardView, Spans, intersect, weigh
+from kvatlas.router.thinning import gaps_behind, joined, stride_of, widened
 from kvatlas.router.windows import longest_hit
 
 
 @dataclass(slots=True)
 class _Place:
-    """A shard's keys, and what is known of its holders."""
+    """A shard, what is known of its holders, and its keys."""
 
+    shard: Shard
+    view: ShardView
     holders: str
     bucket_prefix: str
-    view: ShardView
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """What is looked up, and what the first step asks for: each block of a stride."""
+
+    hashes: Sequence[BlockHash]
+    stride: int
+    thinned: bytes
 
 
 class BlockIndex:
@@ -108,11 +119,12 @@ class BlockIndex:
         """
         if not hashes:
             return {}
-        packed = _packed(hashes)
+        stride = stride_of(len(hashes))
+        chain = _Chain(hashes, stride, _packed(hashes[::stride]))
         with guard(), Deadline(self._limit_s, limits.LOOKUP_GRACE_S):
             if len(shards) == 1:
-                return await self._match_shard(shards[0], packed)
-            asked = [asyncio.ensure_future(self._match_shard(shard, packed)) for shard in shards]
+                return await self._match_shard(shards[0], chain)
+            asked = [asyncio.ensure_future(self._match_shard(shard, chain)) for shard in shards]
             try:
                 found = await asyncio.gather(*asked)
             finally:
@@ -125,27 +137,59 @@ class BlockIndex:
         place = self._places.get(shard)
         return place.view.epochs.get(name) if place else None
 
-    async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
+    async def _match_shard(self, shard: Shard, chain: _Chain) -> dict[EndpointName, Match]:
         place = self._places.get(shard)
         if place is None:
             view = ShardView(self._weights_of(shard))
-            place = self._places[shard] = _Place(shard.holders, shard.bucket_prefix, view)
-        view = place.view
-        args = (place.bucket_prefix, view.version, packed)
-        version, fields, flat = await self._script.run(self._client, (place.holders,), args)
-        if version != view.version:
-            # Lookups overlap: another one may have renewed the view, or be about to.
-            view = place.view = ShardView(self._weights_of(shard), version, fields)
+            place = self._places[shard] = _Place(shard, view, shard.holders, shard.bucket_prefix)
         try:
-            runs: Runs = [
-                (last, view.full(value)) for last, value in zip(flat[::2], flat[1::2], strict=True)
-            ]
-            found = intersect(runs, view.epochs)
+            view, (runs,) = await self._runs(place, [chain.thinned])
+            if chain.stride == 1:
+                found = intersect(runs, view.epochs)
+            else:
+                runs, found = await self._match_thinned(place, view, runs, chain)
             if view.hybrids:
-                found = await self._cut_hybrids(shard, view, runs, found, packed)
+                found = await self._cut_hybrids(shard, view, runs, found, chain.hashes)
         except ValueError:
             raise IndexUnavailable("foreign_entry") from None
         return found
+
+    async def _runs(
+        self, place: _Place, chains: Sequence[bytes]
+    ) -> tuple[ShardView, Sequence[Runs]]:
+        """Ask for the runs of chains, and for what their holders mean."""
+        view = place.view
+        args: list[RedisArg] = [place.bucket_prefix, view.version, *chains]
+        version, fields, *found = await self._script.run(self._client, (place.holders,), args)
+        if version != view.version:
+            # Lookups overlap: another one may have renewed the view, or be about to.
+            view = place.view = ShardView(self._weights_of(place.shard), version, fields)
+        read = view.full
+        return view, [
+            [(last, read(value)) for last, value in zip(flat[::2], flat[1::2], strict=True)]
+            for flat in found
+        ]
+
+    async def _match_thinned(
+        self, place: _Place, view: ShardView, runs: Runs, chain: _Chain
+    ) -> tuple[Runs, dict[EndpointName, Match]]:
+        """Find where exactly the runs of a thinned chain end."""
+        runs = widened(runs, chain.stride)
+        gaps = gaps_behind(runs, chain.stride, len(chain.hashes))
+        asked = [_packed(chain.hashes[first:end]) for first, end in gaps if first < end]
+        if not asked:
+            return runs, intersect(runs, view.epochs)
+        later, found = await self._runs(place, asked)
+        if later is view:
+            runs = joined(runs, gaps, iter(found))
+            return runs, intersect(runs, view.epochs)
+        # Ids have changed their meaning in between. What was found first falls short by less than
+        # a stride, but for endpoints whose epoch is over.
+        rough = intersect(runs, view.epochs)
+        stands = view.epochs.items() & later.epochs.items()
+        return runs, {
+            name: match for name, match in rough.items() if (name, match.epochs[name]) in stands
+        }
 
     def _weights_of(self, shard: Shard) -> Mapping[Tier, float]:
         return self._weights.get(shard.model, DEFAULT_TIER_WEIGHTS)
@@ -156,16 +200,15 @@ class BlockIndex:
         view: ShardView,
         runs: Runs,
         found: dict[EndpointName, Match],
-        packed: bytes,
+        hashes: Sequence[BlockHash],
     ) -> dict[EndpointName, Match]:
         """Cut the matches of hybrid endpoints down to what all of their groups can serve."""
-        length = len(packed) // HASH_BYTES
         most = {
-            name: found[name].blocks if hybrid.has_full else length
+            name: found[name].blocks if hybrid.has_full else len(hashes)
             for name, hybrid in view.hybrids.items()
             if not hybrid.has_full or name in found
         }
-        hits = await self._hits(shard, view, most, packed)
+        hits = await self._hits(shard, view, most, hashes)
         cut = {name: match for name, match in found.items() if name not in view.hybrids}
         for name, blocks in hits.items():
             if blocks:
@@ -175,7 +218,11 @@ class BlockIndex:
         return cut
 
     async def _hits(
-        self, shard: Shard, view: ShardView, most: dict[EndpointName, int], packed: bytes
+        self,
+        shard: Shard,
+        view: ShardView,
+        most: dict[EndpointName, int],
+        hashes: Sequence[BlockHash],
     ) -> dict[EndpointName, int]:
         """Read windows backward from the longest match until every endpoint's hit is decided."""
         hits: dict[EndpointName, int] = {}
@@ -185,8 +232,7 @@ class BlockIndex:
         step = min(limits.WINDOW_BLOCKS_FIRST, max(map(view.window_blocks, most), default=0))
         while undecided and low and top - low < limits.WINDOW_BLOCKS_MAX:
             first = max(0, low - step, top - limits.WINDOW_BLOCKS_MAX)
-            stretch = packed[first * HASH_BYTES : low * HASH_BYTES]
-            args = (shard.window_prefix, stretch)
+            args = (shard.window_prefix, _packed(hashes[first:low]))
             flat = await self._windows.run(self._client, (shard.holders,), args)
             spans.prepend(first, flat)
             low, step = first, 4 * step
