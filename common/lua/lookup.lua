@@ -10,9 +10,9 @@
 -- before the first block that nobody holds.
 --
 -- An engine frees the tail of a chain before its head, so sets of holders shrink along a chain
--- and equal values stand side by side: from each run's start go twice as far, or half way to the
--- nearest block that is known to differ, whichever is nearer. Two equal values with others between
--- them (a rare hole) read as one run: that match is too long.
+-- and equal values stand side by side: from each run's start go twice as far each time, or half way
+-- to the nearest block that is known to differ, whichever is nearer. Two equal values with others
+-- between them (a rare hole) read as one run: that match is too long.
 --
 -- Lua hashes every byte of every string that it is given or makes, for 1.1 ns each: hence few
 -- strings per block, and callers that thin long chains out.
@@ -35,14 +35,17 @@ end
 
 local function runs_of(chain)
   local runs, first, last, value = {}, 1, 1, read(chain, 1)
-  -- Blocks behind `last` that were read and differ, the nearest on top; below them the end.
+  -- Blocks behind `last` that were read, the nearest on top; at the bottom the end of the chain.
   local ends, values, top = {#chain / 8 + 1}, {false}, 1
   while value do
-    while values[top] == value do
-      last, top = ends[top], top - 1
+    local bound, is_known = ends[top], values[top] == value
+    local probe = 2 * last - first + 1
+    if not is_known then
+      probe = min(probe, floor((last + bound) / 2))
     end
-    if ends[top] - last > 1 then
-      local probe = floor(min(2 * last - first + 1, (last + ends[top]) / 2))
+    if is_known and probe >= bound then
+      last, top = bound, top - 1
+    elseif probe > last then
       local found = read(chain, probe)
       if found == value then
         last = probe
@@ -52,7 +55,7 @@ local function runs_of(chain)
       end
     else
       runs[#runs + 1], runs[#runs + 2] = last, value
-      first, last, value, top = ends[top], ends[top], values[top], top - 1
+      first, last, value, top = bound, bound, values[top], top - 1
     end
   end
   return runs
