@@ -2,9 +2,8 @@
 
 One script call per index shard, two for long chains (see thinning), returns the chain as runs of
 equal holder lists (common/lua/lookup.lua); here the lists become sets of endpoints and the runs are
-intersected.
-Ids of past epochs are not in the holders map and so mean nothing. Only for endpoints of hybrid
-models a second call reads what their windows hold (common/lua/windows.lua).
+intersected. Ids of past epochs are not in the holders map and so mean nothing. Only for endpoints
+of hybrid models another call reads what their windows hold (common/lua/windows.lua).
 """
 
 from __future__ import annotations
