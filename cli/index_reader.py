@@ -23,7 +23,8 @@ from kvatlas.common.keyspace import (
 from kvatlas.common.kv_groups import Tier
 from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.setting_sections import RedisSettings
-from kvatlas.router.lookup import BlockIndex, Match
+from kvatlas.router.holders import Match
+from kvatlas.router.lookup import BlockIndex
 
 POOL_PREFIX = "holder:"
 COUNTS = ("gaps", "replays", "orphans", "unknown_removals")

@@ -26,7 +26,6 @@ INDEXERS_KEY: Final = PREFIX + "indexers"
 BUCKET_DIGITS: Final = 4
 """Hex digits of a block hash that name its bucket; the other 12 are the field in it."""
 BUCKETS: Final = 16**BUCKET_DIGITS
-HASH_BYTES: Final = 8
 HASH_DIGITS: Final = 16
 VERSION_FIELD: Final = "version"
 FLOOR_FIELD: Final = "floor"

@@ -33,6 +33,10 @@ LOOKUP_FAILURES_MAX: Final = 5
 """Lookups of a model that fail one after the other; then Redis is left alone for a while."""
 LOOKUP_PAUSE_S: Final = 1.0
 """That while; then one request tries again."""
+LOOKUP_WHOLE_BLOCKS_MAX: Final = 1_024
+"""Longest chain that Redis is sent whole; a longer one is read in two steps."""
+LOOKUP_THINNED_BLOCKS: Final = 512
+"""Of which the first sends so many blocks at most: 4 KiB, which cost a script 5 us."""
 MATCH_S_PER_1K_TOKENS: Final = 0.005
 """For rendering, tokenizing and hashing, per thousand estimated tokens (at least one)."""
 MATCH_S_MAX: Final = 1.0

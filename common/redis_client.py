@@ -7,8 +7,8 @@ or what asks servers here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib import resources
@@ -168,26 +168,40 @@ async def _memory(server: Redis) -> Memory:
     return Memory(str(facts["run_id"]), str(facts["maxmemory_policy"]), int(facts["evicted_keys"]))
 
 
-@contextmanager
-def guard() -> Iterator[None]:
+class _Guard:
+    """A context without a state, so that one serves all: a generator would be made per call."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        del kind, trace
+        if isinstance(error, (redis_errors.RedisError, OSError)):
+            raise IndexUnavailable(_reason(error)) from error
+
+
+_GUARD: Final = _Guard()
+
+
+def guard() -> AbstractContextManager[None]:
     """Turn what redis-py raises into IndexUnavailable with a reason from a closed set."""
-    try:
-        yield
-    except (redis_errors.TimeoutError, TimeoutError) as error:
-        raise IndexUnavailable("timeout") from error
-    except redis_errors.MaxConnectionsError as error:
-        raise IndexUnavailable("pool") from error
-    except redis_errors.AuthenticationError as error:
-        raise IndexUnavailable("auth") from error
-    except (redis_errors.ConnectionError, OSError) as error:
+    return _GUARD
+
+
+def _reason(error: redis_errors.RedisError | OSError) -> str:
+    """Say why; a TimeoutError of Python's own is an OSError."""
+    if isinstance(error, (redis_errors.TimeoutError, TimeoutError)):
+        return "timeout"
+    if isinstance(error, redis_errors.MaxConnectionsError):
+        return "pool"
+    if isinstance(error, redis_errors.AuthenticationError):
+        return "auth"
+    if isinstance(error, (redis_errors.ConnectionError, OSError)):
         # A login that is refused while a connection is made arrives wrapped.
         refused = isinstance(error.__cause__, redis_errors.AuthenticationError)
-        raise IndexUnavailable("auth" if refused else "connection") from error
-    except redis_errors.RedisError as error:
-        raise IndexUnavailable(_reason(error)) from error
-
-
-def _reason(error: redis_errors.RedisError) -> str:
+        return "auth" if refused else "connection"
     text = f"{getattr(error, 'status_code', '') or ''} {error}".upper()
     for word in _SERVER_WORDS:
         if word in text:

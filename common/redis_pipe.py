@@ -2,10 +2,11 @@
 
 redis-py takes a connection out of a pool for each call, and 100 us of Python; a router asks one
 small question per request, and an indexer writes for many endpoints at once. Here a call writes
-its command and gets a future; commands of one turn of the loop leave in one write, and replies
-come back in order. A caller that leaves harms no other: its reply is read and dropped. redis-py
-makes the connection (addresses, TLS, login, as all others of ours) and hands it over; hiredis
-reads the replies.
+its command and gets a future, and replies come back in order. The first command of a turn of the
+loop leaves at once, those after it in ever larger groups: so Redis works on the first while we
+write the others, and many share few writes. A caller that leaves harms no other: its reply is read
+and dropped. redis-py makes the connection (addresses, TLS, login, as all others of ours) and hands
+it over; hiredis reads the replies.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class SharedRedis(OneRedis):
                 a command that was sent was run is then unknown.
         """
         del options
-        wire = await self.wire()
+        wire = self._wire
+        if wire is None or wire.is_closed:
+            wire = await self.wire()
         try:
             return await wire.send(args)
         except redis_errors.ResponseError as error:
@@ -145,6 +148,8 @@ class Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=MORE, replyError=BaseParser.parse_error)
         self._waiting: deque[asyncio.Future[Reply]] = deque()
         self._unsent: list[bytes] = []
+        self._group = 1
+        self._is_within_turn = False
         self._heard_at = 0.0
         self.is_closed = False
         writer = connection._writer  # noqa: SLF001 - there is no other way to its transport
@@ -156,11 +161,13 @@ class Wire(asyncio.Protocol):
         # uvloop's transports are none of asyncio's classes.
         self._transport = cast("asyncio.Transport", writer.transport)
         self._transport.set_protocol(self)
+        # uvloop would keep what is written until the turn ends.
+        self._transport.set_write_buffer_limits(high=0)
         if self._transport.is_closing():
             self._fail(redis_errors.ConnectionError("closed"))
 
     def send(self, command: Sequence[Any]) -> asyncio.Future[Reply]:
-        """Queue a command; those of one turn of the loop are written together."""
+        """Queue a command, and write it with those of its group."""
         now = monotonic()
         if self._waiting and now - self._heard_at > self._timeout_s:
             self.close(redis_errors.TimeoutError("the server owes replies and is silent"))
@@ -173,18 +180,31 @@ class Wire(asyncio.Protocol):
         ):
             reply.set_exception(redis_errors.MaxConnectionsError("too many calls wait"))
         else:
-            if not self._unsent:
-                self._loop.call_soon(self._flush)
             if not self._waiting:
                 self._heard_at = now
-            self._unsent.append(_packed(command))
             self._waiting.append(reply)
+            self._queue(_packed(command))
         return reply
 
     def close(self, why: Exception | None = None) -> None:
         """Break the connection off."""
         self._transport.abort()
         self._fail(why or redis_errors.ConnectionError("closed"))
+
+    def _queue(self, command: bytes) -> None:
+        """Write groups of 1, 2, 4, ... commands within a turn of the loop, the rest at its end."""
+        self._unsent.append(command)
+        if not self._is_within_turn:
+            self._is_within_turn = True
+            self._loop.call_soon(self._end_turn)
+        if len(self._unsent) >= self._group:
+            self._group *= 2
+            self._flush()
+
+    def _end_turn(self) -> None:
+        self._is_within_turn = False
+        self._group = 1
+        self._flush()
 
     def _flush(self) -> None:
         if self._unsent and not self.is_closed:

@@ -21,6 +21,22 @@ WINDOW_BLOCKS_LEAST: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Match:
+    """How much of a chain an endpoint holds; those that hold as much of it share one.
+
+    Attributes:
+        blocks: leading blocks that a request would hit there, wherever they live; at least 1.
+        weighted_blocks: the same, each block counted by the weight of its best tier, in
+            [0, blocks]; what scheduling goes by.
+        epochs: the epochs that the matches of a lookup are from, by endpoint.
+    """
+
+    blocks: int
+    weighted_blocks: float
+    epochs: Mapping[EndpointName, Epoch]
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """Who holds the blocks of a run.
 
@@ -161,12 +177,12 @@ class Spans:
         return [(need, self._spans.get((name, group), ())) for group, need in needs.items()]
 
 
-def intersect(runs: Runs) -> dict[EndpointName, tuple[int, float]]:
+def intersect(runs: Runs, epochs: Mapping[EndpointName, Epoch]) -> dict[EndpointName, Match]:
     """Turn runs of holders into leading blocks per endpoint, plain and weighted by tier.
 
     An endpoint's match ends with the first run that it is not in.
     """
-    matches: dict[EndpointName, int] = {}
+    matches: dict[EndpointName, Match] = {}
     losses: dict[EndpointName, float] = {}
     active: frozenset[EndpointName] | None = None
     first = 0
@@ -174,13 +190,16 @@ def intersect(runs: Runs) -> dict[EndpointName, tuple[int, float]]:
         active = held.endpoints if active is None else active & held.endpoints
         if not active:
             break
-        for name in active:
-            matches[name] = last
+        # Hundreds of endpoints may share a system prompt: one object for all, and no loop here.
+        matches.update(dict.fromkeys(active, Match(last, float(last), epochs)))
         for name, loss in held.losses.items():
             if name in active:
                 losses[name] = losses.get(name, 0.0) + loss * (last - first)
         first = last
-    return {name: (blocks, blocks - losses.get(name, 0.0)) for name, blocks in matches.items()}
+    for name, loss in losses.items():
+        blocks = matches[name].blocks
+        matches[name] = Match(blocks, blocks - loss, epochs)
+    return matches
 
 
 def weigh(runs: Runs, name: EndpointName, blocks: int) -> float:

@@ -1,9 +1,9 @@
 """Who holds how much of a prompt: the only reader of the block index.
 
-One script call per index shard returns the chain as runs of equal holder lists (see
-common/lua/lookup.lua); here the lists become sets of endpoints and the runs are intersected.
-Ids of past epochs are not in the holders map and so mean nothing. Only for endpoints of hybrid
-models a second call reads what their windows hold (common/lua/windows.lua).
+One script call per index shard, two for long chains (see thinning), returns the chain as runs of
+equal holder lists (common/lua/lookup.lua); here the lists become sets of endpoints and the runs are
+intersected. Ids of past epochs are not in the holders map and so mean nothing. Only for endpoints
+of hybrid models another call reads what their windows hold (common/lua/windows.lua).
 """
 
 from __future__ import annotations
@@ -13,37 +13,39 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from redis.asyncio import Redis
 
 from kvatlas.common import limits
+from kvatlas.common.deadline import Deadline
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
-from kvatlas.common.keyspace import HASH_BYTES, Shard
+from kvatlas.common.keyspace import Shard
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, Tier
-from kvatlas.common.redis_client import Script, connect, guard
+from kvatlas.common.redis_client import RedisArg, Script, connect, guard
 from kvatlas.common.setting_sections import RedisSettings
-from kvatlas.router.holders import Runs, ShardView, Spans, intersect, weigh
+from kvatlas.router.holders import Match, Runs, ShardView, Spans, intersect, weigh
+from kvatlas.router.thinning import gaps_behind, joined, stride_of, widened
 from kvatlas.router.windows import longest_hit
 
-T = TypeVar("T")
+
+@dataclass(slots=True)
+class _Place:
+    """A shard, what is known of its holders, and its keys."""
+
+    shard: Shard
+    view: ShardView
+    holders: str
+    bucket_prefix: str
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """How much of a chain one endpoint holds.
+class _Chain:
+    """What is looked up, and what the first step asks for: each block of a stride."""
 
-    Attributes:
-        blocks: leading blocks that a request would hit there, wherever they live; at least 1.
-        weighted_blocks: the same, each block counted by the weight of its best tier, in
-            [0, blocks]; what scheduling goes by.
-        epoch: the epoch that the match is from.
-    """
-
-    blocks: int
-    weighted_blocks: float
-    epoch: Epoch
+    hashes: Sequence[BlockHash]
+    stride: int
+    thinned: bytes
 
 
 class BlockIndex:
@@ -66,7 +68,7 @@ class BlockIndex:
         self._weights = weights or {}
         self._script = Script("lookup", reads_only=True)
         self._windows = Script("windows", reads_only=True)
-        self._views: dict[Shard, ShardView] = {}
+        self._places: dict[Shard, _Place] = {}
         self.undecided = 0
         """Matches of hybrid endpoints that were given up at WINDOW_BLOCKS_MAX, since the start."""
 
@@ -112,45 +114,81 @@ class BlockIndex:
         Raises:
             IndexUnavailable: Redis did not answer in time, or refused.
 
-        Cost: 0.3 to 0.6 ms for 64 to 6,400 blocks and 64 endpoints (make bench-index); hybrid
+        Cost: 0.1 to 0.2 ms for 64 to 6,400 blocks and 64 endpoints (make bench-index); hybrid
             models take another call, and 0.3 ms for each 100 blocks of windows that are read.
         """
         if not hashes:
             return {}
-        packed = _packed(hashes)
-        asked = [asyncio.ensure_future(self._match_shard(shard, packed)) for shard in shards]
-        try:
-            found = await _in_time(asyncio.gather(*asked), self._limit_s)
-        finally:
-            for one in asked:
-                one.cancel()
+        stride = stride_of(len(hashes))
+        chain = _Chain(hashes, stride, _packed(hashes[::stride]))
+        with guard(), Deadline(self._limit_s, limits.LOOKUP_GRACE_S):
+            if len(shards) == 1:
+                return await self._match_shard(shards[0], chain)
+            asked = [asyncio.ensure_future(self._match_shard(shard, chain)) for shard in shards]
+            try:
+                found = await asyncio.gather(*asked)
+            finally:
+                for one in asked:
+                    one.cancel()
         return {name: match for matches in found for name, match in matches.items()}
 
     def epoch_of(self, shard: Shard, name: EndpointName) -> Epoch | None:
         """Give the epoch of an endpoint that holds anything, as of the newest lookup."""
-        view = self._views.get(shard)
-        return view.epochs.get(name) if view else None
+        place = self._places.get(shard)
+        return place.view.epochs.get(name) if place else None
 
-    async def _match_shard(self, shard: Shard, packed: bytes) -> dict[EndpointName, Match]:
-        view = self._views.get(shard) or ShardView(self._weights_of(shard))
-        args = (shard.bucket_prefix, view.version, packed)
-        version, fields, flat = await self._script.run(self._client, (shard.holders,), args)
-        if version != view.version:
-            # Lookups overlap: another one may have renewed the view, or be about to.
-            view = ShardView(self._weights_of(shard), version, fields)
-            self._views[shard] = view
+    async def _match_shard(self, shard: Shard, chain: _Chain) -> dict[EndpointName, Match]:
+        place = self._places.get(shard)
+        if place is None:
+            view = ShardView(self._weights_of(shard))
+            place = self._places[shard] = _Place(shard, view, shard.holders, shard.bucket_prefix)
         try:
-            runs: Runs = [
-                (last, view.full(value)) for last, value in zip(flat[::2], flat[1::2], strict=True)
-            ]
-            found = intersect(runs)
+            view, (runs,) = await self._runs(place, [chain.thinned])
+            if chain.stride == 1:
+                found = intersect(runs, view.epochs)
+            else:
+                runs, found = await self._match_thinned(place, view, runs, chain)
             if view.hybrids:
-                found = await self._cut_hybrids(shard, view, runs, found, packed)
+                found = await self._cut_hybrids(shard, view, runs, found, chain.hashes)
         except ValueError:
             raise IndexUnavailable("foreign_entry") from None
-        return {
-            name: Match(blocks, weighted, view.epochs[name])
-            for name, (blocks, weighted) in found.items()
+        return found
+
+    async def _runs(
+        self, place: _Place, chains: Sequence[bytes]
+    ) -> tuple[ShardView, Sequence[Runs]]:
+        """Ask for the runs of chains, and for what their holders mean."""
+        view = place.view
+        args: list[RedisArg] = [place.bucket_prefix, view.version, *chains]
+        version, fields, *found = await self._script.run(self._client, (place.holders,), args)
+        if version != view.version:
+            # Lookups overlap: another one may have renewed the view, or be about to.
+            view = place.view = ShardView(self._weights_of(place.shard), version, fields)
+        read = view.full
+        return view, [
+            [(last, read(value)) for last, value in zip(flat[::2], flat[1::2], strict=True)]
+            for flat in found
+        ]
+
+    async def _match_thinned(
+        self, place: _Place, view: ShardView, runs: Runs, chain: _Chain
+    ) -> tuple[Runs, dict[EndpointName, Match]]:
+        """Find where exactly the runs of a thinned chain end."""
+        runs = widened(runs, chain.stride)
+        gaps = gaps_behind(runs, chain.stride, len(chain.hashes))
+        asked = [_packed(chain.hashes[first:end]) for first, end in gaps if first < end]
+        if not asked:
+            return runs, intersect(runs, view.epochs)
+        later, found = await self._runs(place, asked)
+        if later is view:
+            runs = joined(runs, gaps, iter(found))
+            return runs, intersect(runs, view.epochs)
+        # Ids have changed their meaning in between. What was found first falls short by less than
+        # a stride, but for endpoints whose epoch is over.
+        rough = intersect(runs, view.epochs)
+        stands = view.epochs.items() & later.epochs.items()
+        return runs, {
+            name: match for name, match in rough.items() if (name, match.epochs[name]) in stands
         }
 
     def _weights_of(self, shard: Shard) -> Mapping[Tier, float]:
@@ -161,26 +199,30 @@ class BlockIndex:
         shard: Shard,
         view: ShardView,
         runs: Runs,
-        found: dict[EndpointName, tuple[int, float]],
-        packed: bytes,
-    ) -> dict[EndpointName, tuple[int, float]]:
+        found: dict[EndpointName, Match],
+        hashes: Sequence[BlockHash],
+    ) -> dict[EndpointName, Match]:
         """Cut the matches of hybrid endpoints down to what all of their groups can serve."""
-        length = len(packed) // HASH_BYTES
         most = {
-            name: found[name][0] if hybrid.has_full else length
+            name: found[name].blocks if hybrid.has_full else len(hashes)
             for name, hybrid in view.hybrids.items()
             if not hybrid.has_full or name in found
         }
-        hits = await self._hits(shard, view, most, packed)
+        hits = await self._hits(shard, view, most, hashes)
         cut = {name: match for name, match in found.items() if name not in view.hybrids}
         for name, blocks in hits.items():
             if blocks:
                 full = view.hybrids[name].has_full
-                cut[name] = (blocks, weigh(runs, name, blocks) if full else float(blocks))
+                weighted = weigh(runs, name, blocks) if full else float(blocks)
+                cut[name] = Match(blocks, weighted, view.epochs)
         return cut
 
     async def _hits(
-        self, shard: Shard, view: ShardView, most: dict[EndpointName, int], packed: bytes
+        self,
+        shard: Shard,
+        view: ShardView,
+        most: dict[EndpointName, int],
+        hashes: Sequence[BlockHash],
     ) -> dict[EndpointName, int]:
         """Read windows backward from the longest match until every endpoint's hit is decided."""
         hits: dict[EndpointName, int] = {}
@@ -190,8 +232,7 @@ class BlockIndex:
         step = min(limits.WINDOW_BLOCKS_FIRST, max(map(view.window_blocks, most), default=0))
         while undecided and low and top - low < limits.WINDOW_BLOCKS_MAX:
             first = max(0, low - step, top - limits.WINDOW_BLOCKS_MAX)
-            stretch = packed[first * HASH_BYTES : low * HASH_BYTES]
-            args = (shard.window_prefix, stretch)
+            args = (shard.window_prefix, _packed(hashes[first:low]))
             flat = await self._windows.run(self._client, (shard.holders,), args)
             spans.prepend(first, flat)
             low, step = first, 4 * step
@@ -215,26 +256,3 @@ def _packed(hashes: Sequence[BlockHash]) -> bytes:
     if sys.byteorder == "little":
         packed.byteswap()
     return packed.tobytes()
-
-
-async def _in_time(asked: asyncio.Future[T], limit_s: float) -> T:
-    """Wait for an answer of Redis.
-
-    When the loop was stalled, the time is over and the answer lies unread: it gets a last look.
-    """
-    try:
-        grace_s = min(limits.LOOKUP_GRACE_S, limit_s)
-        for seconds in (limit_s - grace_s, grace_s):
-            done, _ = await asyncio.wait({asked}, timeout=seconds)
-            if done:
-                return asked.result()
-    finally:
-        asked.cancel()
-        asked.add_done_callback(_look_away)
-    raise IndexUnavailable("timeout")
-
-
-def _look_away(asked: asyncio.Future[T]) -> None:
-    """Take note of how an answer ended that nobody waits for, so that asyncio does not log it."""
-    if not asked.cancelled():
-        asked.exception()

@@ -25,7 +25,8 @@ from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.breaker import Breaker
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.lookup import BlockIndex, Match
+from kvatlas.router.holders import Match
+from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
@@ -349,7 +350,7 @@ def _judged(endpoint: Endpoint, match: Match | None, score: Score) -> Judged:
     if match is None:
         return Judged(endpoint, 0, 0, None, score)
     tokens = match.blocks * (endpoint.block_size or 0)
-    return Judged(endpoint, match.blocks, tokens, match.epoch, score)
+    return Judged(endpoint, match.blocks, tokens, match.epochs[endpoint.name], score)
 
 
 def profile_for(settings: RouterSettings) -> Profile:

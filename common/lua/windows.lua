@@ -8,10 +8,11 @@
 -- Returns a flat list of (number of the run's last block, counted from 1 in the stretch, value of
 -- the entries in the run, "" where nobody holds the blocks).
 local prefix, chain = ARGV[1], ARGV[2]
+local call, unpack, tohex = redis.pcall, struct.unpack, bit.tohex
 local runs, last, at = {}, nil, 0
-for i = 1, math.floor(#chain / 8) do
-  local hex = string.format('%02x%02x%02x%02x%02x%02x%02x%02x', string.byte(chain, 8 * i - 7, 8 * i))
-  local value = redis.pcall('HGET', prefix .. string.sub(hex, 1, 4), string.sub(hex, 5)) or ''
+for i = 1, #chain / 8 do
+  local bucket, high, low = unpack('>I2I2I4', chain, 8 * i - 7)
+  local value = call('HGET', prefix .. tohex(bucket, 4), tohex(high, 4) .. tohex(low)) or ''
   if type(value) == 'table' then
     -- A bucket that has gone ahead while its slot moves to another node: nobody holds it here.
     if not string.find(value.err, 'non local key', 1, true) then

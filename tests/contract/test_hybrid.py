@@ -142,7 +142,7 @@ async def test_others_cost_one_call(redis_url: str) -> None:
         await fleet.index.match(SHARDS, hashes(TOKENS))
         async with Redis.from_url(redis_url) as client:
             before = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
-            view = fleet.index._views[SHARDS[0]]
+            view = fleet.index._places[SHARDS[0]].view
             assert view.hybrids == {}
             await fleet.index.match(SHARDS, hashes(TOKENS))
             # The indexer's own calls are writes of batches and one for doubts each second.

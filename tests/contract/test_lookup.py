@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -23,6 +24,7 @@ from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.sweep import sweep_once
 from kvatlas.indexer.targets import Change, Dead, Opening, Position, Progress
 from kvatlas.router.lookup import BlockIndex
+from kvatlas.router.thinning import stride_of
 from tests.fakes.index_writer import GPU, MODEL, SHARD, Writer, chain_of, matched, named
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -37,6 +39,47 @@ async def test_nested_sets_match_exactly(writer: Writer, index: BlockIndex, leng
     for name, depth in depths.items():
         await writer.set(name, chain[:depth])
     assert await matched(index, [SHARD], chain) == {n: d for n, d in depths.items() if d}
+
+
+@pytest.mark.parametrize("length", [1_024, 1_025, 2_999])
+async def test_long_chains_match_exactly(writer: Writer, index: BlockIndex, length: int) -> None:
+    """Those that are read in two steps, too, wherever the ends lie between what is asked first."""
+    chain = chain_of(length)
+    depths = {named(i): depth for i, depth in enumerate((1, 2, 7, 8, 500, length - 1, length))}
+    for name, depth in depths.items():
+        for start in range(0, depth, 800):
+            await writer.set(name, chain[start : min(depth, start + 800)])
+    assert await matched(index, [SHARD], chain) == depths
+    assert await matched(index, [SHARD], chain[:-2]) == {
+        name: min(depth, length - 2) for name, depth in depths.items()
+    }
+
+
+async def test_holders_that_change_between_two_steps(
+    writer: Writer, index: BlockIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who lost its epoch is no match any more, others may fall short by less than a stride."""
+    chain = chain_of(1_500)
+    for number, depth in ((1, 700), (2, 1_000), (3, 500)):
+        for start in range(0, depth, 500):
+            await writer.set(named(number), chain[start : min(depth, start + 500)])
+    asks = index._runs
+
+    async def asks_and_changes(*asked: Any) -> Any:
+        answer = await asks(*asked)
+        if asked[1] == [packed_thinned]:
+            await writer.open(named(1))
+        return answer
+
+    stride = stride_of(len(chain))
+    packed_thinned = b"".join(block.to_bytes(8, "big") for block in chain[::stride])
+    monkeypatch.setattr(index, "_runs", asks_and_changes)
+    found = await matched(index, [SHARD], chain)
+    assert found.keys() == {named(2), named(3)}
+    for number, depth in ((2, 1_000), (3, 500)):
+        assert depth - stride < found[named(number)] <= depth
+    monkeypatch.undo()
+    assert await matched(index, [SHARD], chain) == {named(2): 1_000, named(3): 500}
 
 
 async def test_a_lookup_reads_few_blocks(writer: Writer, index: BlockIndex, redis_url: str) -> None:

@@ -7,12 +7,14 @@ import os
 import random
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from kvatlas.cli.redis_server import RedisServer, running_redis
 from kvatlas.common import limits
@@ -75,6 +77,27 @@ async def test_what_is_asked_at_once_travels_together(pipe: Pipe) -> None:
     assert number(after, connections) == number(before, connections)
     reads = b"total_reads_processed"
     assert number(after, reads) - number(before, reads) < 100
+
+
+async def test_the_first_of_a_turn_leaves_at_once(pipe: Pipe, redis_server: RedisServer) -> None:
+    """Redis works on it while others are written, in groups of 2, 4, ...; the rest waits."""
+    await pipe.call("DEL", "pipe:turn")
+    wire = await pipe.redis.wire()
+    replies: list[asyncio.Future[Any]] = []
+    with Redis.from_url(redis_server.url) as client:
+
+        def arrived() -> int:
+            return int(client.llen("pipe:turn"))
+
+        for sent, expected in ((1, 1), (2, 1), (3, 3), (4, 3), (7, 7), (8, 7)):
+            while len(replies) < sent:
+                replies.append(wire.send(("RPUSH", "pipe:turn", "x")))
+            deadline = time.monotonic() + 2
+            while arrived() < expected and time.monotonic() < deadline:
+                time.sleep(0.001)  # noqa: ASYNC251 - the loop must not turn
+            time.sleep(0.01)  # noqa: ASYNC251 - the same: what is held back does not come later
+            assert arrived() == expected
+    assert await asyncio.gather(*replies) == list(range(1, 9))
 
 
 async def test_who_leaves_harms_nobody(pipe: Pipe) -> None:

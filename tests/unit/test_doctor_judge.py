@@ -56,7 +56,7 @@ def state(seq: int = 7, **changes: Any) -> EndpointState:
         "name": NAME, "shard": 0, "epoch": 3, "seq": seq, "blocks": 9, "block_size": 16,
         "reason": "start", "since_s": 1.0, "event_s": 2.0, "pools": {},
         "groups": "0=full_attention", "unmatched": "", "phase": "live", "followed_s": 3.0,
-        "counts": {},
+        "owner": "indexer-1", "lag_s": 0.0, "counts": {},
     }  # fmt: skip
     return EndpointState(**{**fields, **changes})
 
