@@ -235,6 +235,16 @@ async def test_holders_stay_in_order(writer: Writer, redis_url: str) -> None:
             assert value == (" ".join(map(str, sorted(held))) or None)
 
 
+async def test_a_foreign_value_gives_way(writer: Writer, redis_url: str) -> None:
+    """What is no list of ids is written over, so that the next batch is not refused for ever."""
+    (block,) = chain_of(1)
+    key, field = SHARD.entry(block)
+    async with Redis.from_url(redis_url, decode_responses=True) as client:
+        await client.hset(key, field, "of no use")
+        assert await writer.set(named(1), [block]) == 1
+        assert await client.hget(key, field) == "1"
+
+
 async def test_foreign_things_are_an_unavailable_index(
     writer: Writer, index: BlockIndex, redis_url: str
 ) -> None:
