@@ -105,6 +105,23 @@ async def test_swept_holders_are_reused_without_a_trace(writer: Writer, index: B
     assert await matched(index, [SHARD], chain) == {named(2): 1, named(3): 2}
 
 
+async def test_a_sweep_goes_in_small_steps(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops in the middle of its buckets where much is in them, and goes on from there."""
+    blocks = [BlockHash((bucket << 48) + number) for bucket in (3, 5, 70) for number in range(9)]
+    await writer.set(named(1), blocks)
+    await writer.open(named(1))
+    dead = await writer.store.dead_holders(SHARD)
+    assert await writer.store.sweep(SHARD, dead, 0) == (limits.SWEEP_BUCKETS_PER_CALL, 18)
+    await writer.set(named(1), blocks)
+    await writer.open(named(1))
+    dead = await writer.store.dead_holders(SHARD)
+    monkeypatch.setattr(limits, "SWEEP_BYTES_PER_CALL", 9)
+    assert await writer.store.sweep(SHARD, dead, 0) == (4, 9)
+    assert await writer.store.sweep(SHARD, dead, 4) == (6, 9)
+    monkeypatch.setattr(limits, "SWEEP_HOLDERS_MAX", 1)
+    assert set((await writer.store.dead_holders(SHARD)).texts) < {"1", "2"}
+
+
 async def test_an_id_that_died_again_during_a_sweep_is_kept(
     writer: Writer, index: BlockIndex, redis_url: str
 ) -> None:
