@@ -18,6 +18,7 @@ from typing import Final, Literal
 from xxhash import xxh3_128_digest
 
 from kvatlas.common import limits
+from kvatlas.indexer.digests import Digests
 
 Phase = Literal["connecting", "replaying", "live", "waiting"]
 Cause = Literal["start", "reconnect", "gap", "audit"]
@@ -68,7 +69,7 @@ class Sequencer:
         self._has_replay = has_replay
         self._steps: deque[Step] = deque([NewEpoch("start")])
         self._next: int | None = None
-        self._digests: OrderedDict[int, bytes] = OrderedDict()
+        self._digests = Digests(limits.DIGESTS_KEPT)
         self._held: deque[tuple[int, bytes]] = deque()
         self._held_bytes = 0
         self._held_lost = False
@@ -220,8 +221,6 @@ class Sequencer:
     def _accept(self, seq: int, payload: bytes) -> None:
         self._next = seq + 1
         self._digests[seq] = xxh3_128_digest(payload)
-        if len(self._digests) > limits.DIGESTS_KEPT:
-            self._digests.popitem(last=False)
         self._steps.append(Ready(seq, payload, is_replayed=self.phase == "replaying"))
 
     def _hold(self, seq: int, payload: bytes) -> None:
