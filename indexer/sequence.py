@@ -18,6 +18,7 @@ from typing import Final, Literal
 from xxhash import xxh3_128_digest
 
 from kvatlas.common import limits
+from kvatlas.indexer.digests import Digests
 
 Phase = Literal["connecting", "replaying", "live", "waiting"]
 Cause = Literal["start", "reconnect", "gap", "audit"]
@@ -88,7 +89,7 @@ class Sequencer:
         self._has_replay = has_replay
         self._steps: deque[Step] = deque([] if resumption else [NewEpoch("start")])
         self._next: int | None = None
-        self._digests: OrderedDict[int, bytes] = OrderedDict()
+        self._digests = Digests(limits.DIGESTS_KEPT)
         self._resumed = resumption
         if resumption:
             self._next = resumption.first
@@ -255,8 +256,6 @@ class Sequencer:
     def _accept(self, seq: int, payload: bytes) -> None:
         self._next = seq + 1
         self._digests[seq] = digest = xxh3_128_digest(payload)
-        if len(self._digests) > limits.DIGESTS_KEPT:
-            self._digests.popitem(last=False)
         is_replayed = self.phase == "replaying"
         self._steps.append(Ready(seq, payload, digest, is_replayed=is_replayed))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -271,13 +272,16 @@ class IndexStore:
         return bool(await self._run(self._retire, keys, (target.fence, name)))
 
     async def dead_holders(self, shard: Shard) -> Dead:
-        """List the holders of past epochs whose entries are still there."""
+        """List holders of past epochs whose entries are still there, as many as a pass takes."""
         with guard():
             found: Mapping[Any, Any] = await self.client.hgetall(shard.dead)
-        return Dead({str(int(key)): text for key, text in found.items()})
+        some = islice(found.items(), limits.SWEEP_HOLDERS_MAX)
+        return Dead({str(int(key)): text for key, text in some})
 
-    async def sweep(self, shard: Shard, dead: Dead, first: int, *, windowed: bool = False) -> int:
-        """Take dead holders out of SWEEP_BUCKETS_PER_CALL buckets.
+    async def sweep(
+        self, shard: Shard, dead: Dead, first: int, *, windowed: bool = False
+    ) -> tuple[int, int]:
+        """Take dead holders out of some buckets: SWEEP_BUCKETS_PER_CALL, or fewer where much is.
 
         Args:
             shard: the shard.
@@ -286,13 +290,14 @@ class IndexStore:
             windowed: the buckets are those of `w:`.
 
         Returns:
-            Entries that changed.
+            The number of the bucket to go on from, and entries that changed.
         """
         last = min(first + limits.SWEEP_BUCKETS_PER_CALL, BUCKETS)
         numbers = range(first, last)
         keys = [shard.dead, *(shard.bucket(number, windowed=windowed) for number in numbers)]
-        changed: int = await self._run(self._sweep, keys, list(dead.texts))
-        return changed
+        args: list[RedisArg] = [limits.SWEEP_BYTES_PER_CALL, *dead.texts]
+        done, changed = await self._run(self._sweep, keys, args)
+        return first + done, changed
 
     async def release(self, shard: Shard, dead: Dead) -> None:
         """Give the ids of dead holders free, after a whole pass without a miss."""

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from kvatlas.indexer.feed import Feed
 
 END_SEQ: Final = b"\xff" * 8
-BURST: Final = 256
-"""Messages taken before the loop gets its turn."""
+BURST_BATCHES: Final = 64
+BURST_BYTES: Final = 32 * 1024
+"""Messages taken before the loop gets its turn: about 1 ms of work, so that Redis has something to
+do while the next ones are taken. A larger message comes alone."""
 RECEIVE_BATCHES_MAX: Final = 100_000
 """Messages that ZMQ queues for us: vLLM's own high-water mark."""
 MONITORED: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -88,19 +90,27 @@ class Subscriber:
             poller = zmq.asyncio.Poller()
             poller.register(sub, zmq.POLLIN)
             poller.register(monitor, zmq.POLLIN)
+            told, sent = _plain(monitor), _plain(sub)
             try:
                 while True:
-                    await poller.poll()
-                    # First what happened to the connection, then what came over it.
-                    for frames in _drain(monitor):
-                        self._note(parse_monitor_message(frames)["event"])
-                    for frames in _drain(sub):
-                        self._take(frames)
-                    self._settle()
+                    if not self._take_burst(told, sent):
+                        await poller.poll()
                     await asyncio.sleep(0)
             finally:
                 sub.disable_monitor()
                 monitor.close(0)
+
+    def _take_burst(self, told: zmq.Socket[bytes], sent: zmq.Socket[bytes]) -> bool:
+        """Take some of what has arrived; tell whether there was anything."""
+        # First what happened to the connection, then what came over it.
+        events = _burst(told)
+        for frames in events:
+            self._note(parse_monitor_message(frames)["event"])
+        messages = _burst(sent)
+        for frames in messages:
+            self._take(frames)
+        self._settle()
+        return bool(events or messages)
 
     def _note(self, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -133,16 +143,17 @@ class Subscriber:
         with self._socket(zmq.DEALER, address) as dealer:
             _connect(dealer, address)
             await dealer.send_multipart([b"", start.to_bytes(8, "big")])
+            sent = _plain(dealer)
             while self._sequencer.replay_id == wanted:
                 ready = await dealer.poll(limits.REPLAY_IDLE_S * 1_000)
                 if not ready or monotonic() > deadline:
                     self._sequencer.replay_ended(monotonic(), complete=False)
                 else:
-                    self._take_replayed(_drain(dealer), wanted)
+                    self._take_replayed(_burst(sent), wanted)
                 self._settle()
                 await asyncio.sleep(0)
 
-    def _take_replayed(self, messages: Iterator[list[bytes]], wanted: int) -> None:
+    def _take_replayed(self, messages: list[list[bytes]], wanted: int) -> None:
         # Engines up to 0.24 send [empty, seq, payload], later ones a topic before the seq.
         for frames in messages:
             if len(frames) < 2 or len(frames[-2]) != len(END_SEQ):
@@ -185,16 +196,24 @@ def _connect(socket: zmq.asyncio.Socket, address: str) -> None:
         raise ConfigError([f"endpoints: {address}: {error.strerror}"]) from None
 
 
-def _drain(socket: zmq.asyncio.Socket) -> Iterator[list[bytes]]:
-    """Take what has arrived, up to BURST messages, without a round through the loop for each."""
-    plain: zmq.Socket[bytes] = zmq.Socket.shadow(socket.underlying)
-    receive = plain.recv
-    for _ in range(BURST):
+def _plain(socket: zmq.asyncio.Socket) -> zmq.Socket[bytes]:
+    """Give the socket without its asyncio: what has arrived is taken without a task for each."""
+    return zmq.Socket.shadow(socket.underlying)
+
+
+def _burst(socket: zmq.Socket[bytes]) -> list[list[bytes]]:
+    """Take what has arrived, as much as a burst may be."""
+    receive, room = socket.recv, BURST_BYTES
+    messages: list[list[bytes]] = []
+    while room > 0 and len(messages) < BURST_BATCHES:
         try:
             frames = [receive(zmq.NOBLOCK, copy=False)]
         except zmq.Again:
-            return
+            break
         # recv_multipart asks the socket whether more follows, which takes longer than to receive.
         while frames[-1].more:
             frames.append(receive(copy=False))
-        yield [frame.bytes for frame in frames]
+        message = [frame.bytes for frame in frames]
+        room -= sum(map(len, message))
+        messages.append(message)
+    return messages

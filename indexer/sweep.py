@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from kvatlas.common import limits
 from kvatlas.common.keyspace import BUCKETS, Shard
 from kvatlas.common.log import logger
 from kvatlas.indexer.metrics import IndexerMetrics
@@ -30,8 +29,10 @@ async def sweep_once(store: IndexStore, shard: Shard, dead: Dead, metrics: Index
     """
     changed = 0
     for windowed in (False, True) if dead.has_windowed else (False,):
-        for first in range(0, BUCKETS, limits.SWEEP_BUCKETS_PER_CALL):
-            changed += await store.sweep(shard, dead, first, windowed=windowed)
+        at = 0
+        while at < BUCKETS:
+            at, entries = await store.sweep(shard, dead, at, windowed=windowed)
+            changed += entries
             await asyncio.sleep(STEP_S)
     await store.release(shard, dead)
     metrics.entries_swept.inc(changed)

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.index import baseline, dynamo, growth, lookups, memory, report, writes
+from bench.index import baseline, blocking, dynamo, growth, lookups, memory, report, writes
 from bench.index.fleet import running_fleet
 from bench.index.machine import load_average, prefer_redis_7
 from kvatlas.cli.redis_server import find_redis_server
@@ -25,7 +25,7 @@ PAIRS = 1_000_000
 MANY_PAIRS = 5_000_000
 BASELINE_PAIRS = 200_000
 ENGINES = 64
-PARTS = ("memory", "writes", "lookups", "growth")
+PARTS = ("memory", "writes", "blocking", "lookups", "growth")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     parts: dict[str, Callable[[], None]] = {
         "memory": lambda: _memory(console, figures, scale),
         "writes": lambda: _writes(console, figures, scale),
+        "blocking": lambda: _blocking(console, figures, others),
         "lookups": lambda: _lookups(console, figures, others),
         "growth": lambda: _growth(console, figures, options),
     }
@@ -64,6 +65,11 @@ def _memory(console: Console, figures: dict[str, Any], scale: float) -> None:
 def _writes(console: Console, figures: dict[str, Any], scale: float) -> None:
     figures["writes"] = writes.measure(scale)
     report.writes(console, figures["writes"], figures["baseline"])
+
+
+def _blocking(console: Console, figures: dict[str, Any], blocks: int) -> None:
+    figures["blocking"] = blocking.measure(blocks)
+    report.blocking(console, figures["blocking"], blocks)
 
 
 def _lookups(console: Console, figures: dict[str, Any], others: int) -> None:

@@ -57,6 +57,18 @@ def writes(console: Console, found: Figures, base: Figures) -> None:
     show(console, "Writes: one indexer, 8 engines; CPU per event; lag at half of it", head, rows)
 
 
+def blocking(console: Console, found: Figures, blocks: int) -> None:
+    """Print what held Redis up."""
+    rows = [
+        [case, name, f"{each['over_1_ms']:.0f}",
+         *_numbers(each["median_ms"], each["p99_ms"], each["worst_ms"])]
+        for case, by_name in found.items()
+        for name, each in sorted(by_name.items())
+    ]  # fmt: skip
+    head = ("an endpoint", "script", "calls over 1 ms", "their median, ms", "p99", "longest")
+    show(console, f"SLOWLOG: {blocks:,} blocks come, are cleared and swept", head, rows)
+
+
 def lookups(console: Console, found: Figures, base: Figures, dynamo: Figures) -> None:
     """Print lookups beside both yardsticks."""
     rows = []

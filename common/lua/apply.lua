@@ -32,33 +32,20 @@ if state[1] ~= ARGV[2] or state[2] ~= ARGV[3] or (state[3] or '0') ~= ARGV[4] th
   return -1
 end
 
-local function without(value, id)
-  local kept = {}
-  for other in string.gmatch(value, '%d+') do
-    if other ~= id then
-      kept[#kept + 1] = other
-    end
-  end
-  return table.concat(kept, ' ')
-end
-
+-- Give the value with an id in its place; ids are given out in order, so it mostly is the last.
 local function with(value, id)
-  local number, kept, placed = tonumber(id), {}, false
-  for other in string.gmatch(value, '%d+') do
-    if not placed and tonumber(other) > number then
-      kept[#kept + 1] = id
-      placed = true
+  local number, last = tonumber(id), tonumber(string.match(value, '%d+$', -20) or '')
+  if not last then
+    return id -- what stood there is no list of ours
+  end
+  if last < number then
+    return value .. ' ' .. id
+  end
+  for at, other in string.gmatch(value, '()(%d+)') do
+    if tonumber(other) > number then
+      return string.sub(value, 1, at - 1) .. id .. ' ' .. string.sub(value, at)
     end
-    kept[#kept + 1] = other
   end
-  if not placed then
-    kept[#kept + 1] = id
-  end
-  return table.concat(kept, ' ')
-end
-
-local function has(value, id)
-  return string.find(' ' .. value .. ' ', ' ' .. id .. ' ', 1, true)
 end
 
 local call, sub, foreign = redis.call, string.sub, 0
@@ -84,7 +71,7 @@ local function store(key, field, id)
     call('HSET', key, field, id)
     return 1
   end
-  if has(value, id) then
+  if string.find(' ' .. value .. ' ', ' ' .. id .. ' ', 1, true) then
     return 0
   end
   call('HSET', key, field, with(value, id))
@@ -93,13 +80,20 @@ end
 
 local function remove(key, field, id)
   local value = read(key, field)
-  if not value or not has(value, id) then
+  if value == id then
+    return call('HDEL', key, field)
+  end
+  if not value then
+    return 0
+  end
+  local padded = ' ' .. value .. ' '
+  local before, last = string.find(padded, ' ' .. id .. ' ', 1, true)
+  if not before then
     return 0
   end
   call('HDEL', key, field)
-  if value ~= id then
-    call('HSET', key, field, without(value, id))
-  end
+  local rest = sub(padded, 1, before) .. sub(padded, last + 1)
+  call('HSET', key, field, sub(rest, 2, -2))
   return 1
 end
 

@@ -148,6 +148,23 @@ async def test_swept_holders_are_reused_without_a_trace(writer: Writer, index: B
     assert await matched(index, [SHARD], chain) == {named(2): 1, named(3): 2}
 
 
+async def test_a_sweep_goes_in_small_steps(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops in the middle of its buckets where much is in them, and goes on from there."""
+    blocks = [BlockHash((bucket << 48) + number) for bucket in (3, 5, 70) for number in range(9)]
+    await writer.set(named(1), blocks)
+    await writer.open(named(1))
+    dead = await writer.store.dead_holders(SHARD)
+    assert await writer.store.sweep(SHARD, dead, 0) == (limits.SWEEP_BUCKETS_PER_CALL, 18)
+    await writer.set(named(1), blocks)
+    await writer.open(named(1))
+    dead = await writer.store.dead_holders(SHARD)
+    monkeypatch.setattr(limits, "SWEEP_BYTES_PER_CALL", 9)
+    assert await writer.store.sweep(SHARD, dead, 0) == (4, 9)
+    assert await writer.store.sweep(SHARD, dead, 4) == (6, 9)
+    monkeypatch.setattr(limits, "SWEEP_HOLDERS_MAX", 1)
+    assert set((await writer.store.dead_holders(SHARD)).texts) < {"1", "2"}
+
+
 async def test_an_id_that_died_again_during_a_sweep_is_kept(
     writer: Writer, index: BlockIndex, redis_url: str
 ) -> None:
@@ -276,6 +293,16 @@ async def test_holders_stay_in_order(writer: Writer, redis_url: str) -> None:
             key, field = SHARD.entry(block[0])
             value = await client.hget(key, field)
             assert value == (" ".join(map(str, sorted(held))) or None)
+
+
+async def test_a_foreign_value_gives_way(writer: Writer, redis_url: str) -> None:
+    """What is no list of ids is written over, so that the next batch is not refused for ever."""
+    (block,) = chain_of(1)
+    key, field = SHARD.entry(block)
+    async with Redis.from_url(redis_url, decode_responses=True) as client:
+        await client.hset(key, field, "of no use")
+        assert await writer.set(named(1), [block]) == 1
+        assert await client.hget(key, field) == "1"
 
 
 async def test_foreign_things_are_an_unavailable_index(

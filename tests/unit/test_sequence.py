@@ -288,14 +288,20 @@ def test_too_much_to_hold_is_dropped_and_asked_for(
     assert synced.counts["dropped"] == 4
 
 
-def test_digests_and_rejects_are_bounded(
-    synced: Sequencer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_digests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old ones are forgotten; a late copy of a batch that old counts as another life."""
     monkeypatch.setattr(limits, "DIGESTS_KEPT", 2)
+    sequencer = Sequencer(has_replay=False)
+    sequencer.connected(0.0)
+    live(sequencer, 3, 4, 5, 4)
+    assert (seqs(sequencer), sequencer.counts["duplicate"]) == (["start", 3, 4, 5], 1)
+    live(sequencer, 3, now=5.0)
+    assert seqs(sequencer) == ["restart", 3]
+
+
+def test_rejects_are_bounded(synced: Sequencer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old ones are forgotten, and rejected anew."""
     monkeypatch.setattr("kvatlas.indexer.sequence.BAD_BATCHES_REMEMBERED", 1)
-    live(synced, 3, 4, 5, now=5.0)
-    assert len(synced._digests) <= 3
     synced.rejected(Ready(5, b"a", b""), 5.0)
     synced.rejected(Ready(5, b"b", b""), 5.0)
     assert synced.rejected(Ready(5, b"a", b""), 5.0) is False
