@@ -97,7 +97,12 @@ class Indexer:
             self._store,
             self.metrics,
         )
-        feed = Feed(mirror, self.metrics, has_replay=source.replay is not None)
+        feed = Feed(
+            mirror,
+            self.metrics,
+            has_replay=source.replay is not None,
+            block_size=source.block_size,
+        )
         self.feeds.append(feed)
         self._subscribers.append(Subscriber(self._context, source, feed, self._replay_slots))
 

@@ -26,9 +26,22 @@ class Feed:
     """Take one endpoint's messages in, in whatever order, and keep its cache and mirror true.
 
     The subscriber calls the inputs of `sequencer` and then `pump`.
+
+    Args:
+        mirror: what Redis is to learn.
+        metrics: told of everything.
+        has_replay: whether replays can be asked for.
+        block_size: that routers hash the model's prompts by, where it is configured.
     """
 
-    def __init__(self, mirror: Mirror, metrics: IndexerMetrics, *, has_replay: bool) -> None:
+    def __init__(
+        self,
+        mirror: Mirror,
+        metrics: IndexerMetrics,
+        *,
+        has_replay: bool,
+        block_size: int | None = None,
+    ) -> None:
         name = mirror.target.name
         self.name = name
         self.sequencer = Sequencer(has_replay=has_replay)
@@ -38,6 +51,8 @@ class Feed:
         self._metrics = metrics
         self._relearning = Relearning()
         self._lost_at: float | None = None
+        self._wanted_size = block_size
+        self._found_size = 0
         self.orphans = 0
         self.unknown_removed = 0
         self._counted: Counter[str] = Counter()
@@ -143,9 +158,9 @@ class Feed:
         if batch.unknown:
             self._metrics.unknown_events.inc(batch.unknown)
         if delta.regrouped:
-            fault = self.cache.groups.fault
-            self._metrics.unmatched.labels(self.name).set(fault is not None)
-            _LOG.info("groups.changed", endpoint=self.name, fault=fault)
+            _LOG.info("groups.changed", endpoint=self.name, fault=self.cache.groups.fault)
+        if delta.regrouped or self.cache.block_size != self._found_size:
+            self._note_fit()
         if delta.orphans:
             self.orphans += delta.orphans
             self._metrics.orphans.labels(self.name).inc(delta.orphans)
@@ -154,6 +169,17 @@ class Feed:
             self._metrics.unknown_removed.labels(self.name).inc(delta.unknown_removed)
         if delta.over_limit:
             self._metrics.over_limit.labels(self.name).inc(delta.over_limit)
+
+    def _note_fit(self) -> None:
+        """Say whether the endpoint's blocks can match at all, when it may have changed."""
+        found, wanted = self.cache.block_size, self._wanted_size
+        is_odd = bool(found and wanted and found != wanted)
+        if is_odd and found != self._found_size:
+            # Its blocks stand in the index by another hash than routers ask for.
+            _LOG.error("endpoint.incompatible", endpoint=self.name, found=found, wanted=wanted)
+        self._found_size = found
+        fault = self.cache.groups.fault
+        self._metrics.unmatched.labels(self.name).set(is_odd or fault is not None)
 
     def _count_sequence(self) -> None:
         counts = self.sequencer.counts
