@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 END_SEQ: Final = b"\xff" * 8
 BURST: Final = 256
-"""Messages taken before the loop gets its turn."""
+"""Most messages taken before the loop gets its turn."""
+SLICE_S: Final = 0.002
+"""After which it gets it in any case: what others wait for takes a dozen turns."""
+SETTLED_TOGETHER: Final = 16
+"""Messages between two looks at the time."""
 RECEIVE_BATCHES_MAX: Final = 100_000
 """Messages that ZMQ queues for us: vLLM's own high-water mark."""
 MONITORED: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -78,6 +82,16 @@ class Subscriber:
         if self._sequencer.replay_from is not None:
             self._replay_wanted.set()
 
+    def _slice(self, socket: zmq.asyncio.Socket) -> Iterator[list[bytes]]:
+        """Give what has arrived, until its turn is over; what was taken is worked off meanwhile."""
+        ends_at = monotonic() + SLICE_S
+        for number, frames in enumerate(_drain(socket), 1):
+            yield frames
+            if number % SETTLED_TOGETHER == 0:
+                self._settle()
+                if monotonic() > ends_at:
+                    return
+
     # --- live ---------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
@@ -94,7 +108,7 @@ class Subscriber:
                     # First what happened to the connection, then what came over it.
                     for frames in _drain(monitor):
                         self._note(parse_monitor_message(frames)["event"])
-                    for frames in _drain(sub):
+                    for frames in self._slice(sub):
                         self._take(frames)
                     self._settle()
                     await asyncio.sleep(0)
@@ -138,7 +152,7 @@ class Subscriber:
                 if not ready or monotonic() > deadline:
                     self._sequencer.replay_ended(monotonic(), complete=False)
                 else:
-                    self._take_replayed(_drain(dealer), wanted)
+                    self._take_replayed(self._slice(dealer), wanted)
                 self._settle()
                 await asyncio.sleep(0)
 

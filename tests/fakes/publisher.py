@@ -67,6 +67,7 @@ class FakePublisher:
         muted: batches are recorded, but not sent.
         replay_fault: how replays go wrong: "slow" (a message every SLOW_S), "endless" (it never
             stops counting), "wrong_seq" (numbers are too high), "no_end"; None for not at all.
+        queue_max: messages that wait for a slow subscriber; 0 for as many as come.
         replay_max: batches that the log holds, the oldest go first; None for all.
     """
 
@@ -74,6 +75,7 @@ class FakePublisher:
     silent: bool = False
     muted: bool = False
     replay_fault: str | None = None
+    queue_max: int = 0
     replay_max: int | None = None
     replay_log: dict[int, bytes] = field(default_factory=dict)
     lose_once: set[int] = field(default_factory=set)
@@ -108,7 +110,7 @@ class FakePublisher:
         self._router = self._context.socket(zmq.ROUTER)
         for socket, address in ((self._pub, self.events), (self._router, self.replay)):
             socket.linger = 0
-            socket.sndhwm = 0
+            socket.sndhwm = self.queue_max if socket is self._pub else 0
             await _bind(socket, address or "tcp://127.0.0.1:*")
         self.events = self._pub.last_endpoint.decode()
         self.replay = self._router.last_endpoint.decode()
