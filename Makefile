@@ -10,7 +10,7 @@ UV_VENV := .cache/uv
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-engine test-valkey soak lint format tokenizer lock wheel check-wheel check-image check-k8s bench bench-index clean
+.PHONY: help setup demo up test test-engine test-valkey chaos soak lint format tokenizer lock wheel check-wheel check-image check-k8s bench bench-index clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ test-engine: $(DEV) ## Run against two real vLLM servers (installs vLLM, about 3
 
 test-valkey: $(DEV) ## Run the tests of the index on Valkey (fetches it into ~/.cache/kvatlas)
 	tests/valkey.sh tests/contract tests/chaos tests/property
+
+chaos: $(DEV) ## Inject every fault of docs/FAULTS.md at full size, and write it (about ten minutes)
+	$(BIN)/python -m tests.chaos.report
 
 soak: $(DEV) ## Run events and faults for ten minutes (MINUTES=10), then compare and look for leaks
 	$(BIN)/python -m tests.soak.run --minutes $(or $(MINUTES),10)

@@ -18,12 +18,14 @@ class Source:
     Attributes:
         events: ZMQ address to subscribe to.
         replay: ZMQ address that replays are asked from, if there is one.
+        block_size: tokens per block that the configuration names, if it does.
     """
 
     endpoint: EndpointId
     shard: Shard
     events: str
     replay: str | None
+    block_size: int | None = None
 
 
 def configured_sources(settings: Settings) -> list[Source]:
@@ -45,6 +47,7 @@ def _ranks(settings: Settings, endpoint: EndpointSettings, events: str) -> Itera
             shard_of(model.model, name, model.index_shards),
             _port_higher(events, rank),
             _port_higher(endpoint.replay, rank) if endpoint.replay else None,
+            model.block_size,
         )
 
 

@@ -38,6 +38,7 @@ class Feed:
         metrics: of the process.
         has_replay: whether the endpoint has a replay socket.
         recall: what a former owner has left; the mirror's cache is the recall's then.
+        block_size: that routers hash the model's prompts by, where it is configured.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Feed:
         *,
         has_replay: bool,
         recall: Recall | None = None,
+        block_size: int | None = None,
     ) -> None:
         name = mirror.target.name
         self.name = name
@@ -59,6 +61,8 @@ class Feed:
         self._metrics = metrics
         self._relearning = Relearning()
         self._lost_at: float | None = None
+        self._wanted_size = block_size
+        self._found_size = 0
         self.orphans = 0
         self.unknown_removed = 0
         self._counted: Counter[str] = Counter()
@@ -204,9 +208,9 @@ class Feed:
         if batch.unknown:
             self._metrics.unknown_events.inc(batch.unknown)
         if delta.regrouped:
-            fault = self.cache.groups.fault
-            self._metrics.unmatched.labels(self.name).set(fault is not None)
-            _LOG.info("groups.changed", endpoint=self.name, fault=fault)
+            _LOG.info("groups.changed", endpoint=self.name, fault=self.cache.groups.fault)
+        if delta.regrouped or self.cache.block_size != self._found_size:
+            self._note_fit()
         if delta.orphans:
             self.orphans += delta.orphans
             self._metrics.orphans.labels(self.name).inc(delta.orphans)
@@ -215,6 +219,17 @@ class Feed:
             self._metrics.unknown_removed.labels(self.name).inc(delta.unknown_removed)
         if delta.over_limit:
             self._metrics.over_limit.labels(self.name).inc(delta.over_limit)
+
+    def _note_fit(self) -> None:
+        """Say whether the endpoint's blocks can match at all, when it may have changed."""
+        found, wanted = self.cache.block_size, self._wanted_size
+        is_odd = bool(found and wanted and found != wanted)
+        if is_odd and found != self._found_size:
+            # Its blocks stand in the index by another hash than routers ask for.
+            _LOG.error("endpoint.incompatible", endpoint=self.name, found=found, wanted=wanted)
+        self._found_size = found
+        fault = self.cache.groups.fault
+        self._metrics.unmatched.labels(self.name).set(is_odd or fault is not None)
 
     def _count_sequence(self) -> None:
         counts = self.sequencer.counts

@@ -57,7 +57,13 @@ class Following:
         cache = recall.cache if recall else EndpointCache(endpoint.model)
         target = Target(endpoint.name, source.shard, fence)
         self.mirror = Mirror(target, cache, means.store, means.metrics)
-        self.feed = Feed(self.mirror, means.metrics, has_replay=has_replay, recall=recall)
+        self.feed = Feed(
+            self.mirror,
+            means.metrics,
+            has_replay=has_replay,
+            recall=recall,
+            block_size=source.block_size,
+        )
         self.subscriber = Subscriber(means.context, source, self.feed, means.replay_slots)
         self._metrics = means.metrics
         self._tasks: list[asyncio.Task[None]] = []

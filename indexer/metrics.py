@@ -39,7 +39,8 @@ class IndexerMetrics:
         )
         self.unmatched = Gauge(
             "kvatlas_indexer_unmatched",
-            "1 for an endpoint whose KV-cache groups cannot be followed: it is not indexed.",
+            "1 for an endpoint that cannot match: its KV-cache groups cannot be followed, or its"
+            " blocks are of another size than configured.",
             ("endpoint",),
             registry=self.registry,
         )

@@ -193,7 +193,12 @@ class Sequencer:
         else:
             if self._next is None:
                 self._next = 0
-            self._drain(now)
+            if self._held and self._held[0][0] > self._next:
+                # The engine says that this was all, and has sent more: not all of it is held.
+                self.counts["replay_hole"] += 1
+                self._ask_again("lost", now)
+            else:
+                self._drain(now)
 
     def rejected(self, step: Ready, now: float) -> bool:
         """Note that a batch could not be read.
@@ -355,6 +360,8 @@ class Sequencer:
             self._doubt("restart", now)
             return
         self._new_epoch("restart", now)
+        # Some of it may be of the old life; what is of the new one will be replayed.
+        self._drop_held()
         self._resume(now)
 
     def _resume(self, now: float) -> None:

@@ -7,7 +7,8 @@ an endpoint is its socket; topics and payloads are not trusted with it.
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+import random
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import zmq
@@ -31,6 +32,7 @@ BURST_BYTES: Final = 32 * 1024
 do while the next ones are taken. A larger message comes alone."""
 RECEIVE_BATCHES_MAX: Final = 100_000
 """Messages that ZMQ queues for us: vLLM's own high-water mark."""
+RECONNECT_SPREAD: Final = 5.0
 MONITORED: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -57,6 +59,7 @@ class Subscriber:
         self._sequencer = feed.sequencer
         self._replay_slots = replay_slots
         self._replay_wanted = asyncio.Event()
+        self._has_come = asyncio.Event()
 
     def tick(self) -> None:
         """Let time pass for the feed; call it a few times a second."""
@@ -114,6 +117,7 @@ class Subscriber:
 
     def _note(self, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._has_come.set()
             self._sequencer.connected(monotonic())
         elif event == zmq.EVENT_DISCONNECTED:
             self._sequencer.disconnected()
@@ -127,14 +131,28 @@ class Subscriber:
     # --- replay -------------------------------------------------------------------------------
 
     async def _replay(self, address: str) -> None:
+        failures = 0
         while True:
             await self._replay_wanted.wait()
             async with self._replay_slots:
+                failed = self._sequencer.counts["replay_failed"]
                 start = self._sequencer.replay_from
                 if start is not None:
                     await self._replay_once(address, start)
+                has_failed = self._sequencer.counts["replay_failed"] > failed
+                failures = failures + 1 if has_failed else 0
             if self._sequencer.replay_from is None:
                 self._replay_wanted.clear()
+            if failures > limits.REPLAY_ATTEMPTS_MAX:
+                await self._rest(failures - limits.REPLAY_ATTEMPTS_MAX)
+
+    async def _rest(self, failures: int) -> None:
+        """Leave the slots to others for a while, longer each time; not when the engine is new."""
+        self._has_come.clear()
+        delay = limits.DOUBT_BACKOFF_S * 2 ** min(failures, 16)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(delay, limits.DOUBT_BACKOFF_MAX_S)):
+                await self._has_come.wait()
 
     async def _replay_once(self, address: str, start: int) -> None:
         """Ask for everything from `start` and take it, unless another replay is wanted."""
@@ -175,7 +193,8 @@ class Subscriber:
                 (zmq.RCVHWM, RECEIVE_BATCHES_MAX),
                 # Larger messages end the connection; smaller ones are refused with a reason.
                 (zmq.MAXMSGSIZE, 2 * limits.FRAME_BYTES_MAX),
-                (zmq.RECONNECT_IVL, int(limits.RECONNECT_S * 1_000)),
+                # Spread, so that endpoints which were lost together do not come back in step.
+                (zmq.RECONNECT_IVL, int(_jittered(limits.RECONNECT_S) * 1_000)),
                 (zmq.RECONNECT_IVL_MAX, int(limits.RECONNECT_MAX_S * 1_000)),
                 (zmq.CONNECT_TIMEOUT, int(limits.FEED_CONNECT_S * 1_000)),
                 (zmq.HANDSHAKE_IVL, int(limits.FEED_HANDSHAKE_S * 1_000)),
@@ -187,6 +206,10 @@ class Subscriber:
             yield socket
         finally:
             socket.close(0)
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(1.0, RECONNECT_SPREAD)  # noqa: S311 - jitter
 
 
 def _connect(socket: zmq.asyncio.Socket, address: str) -> None:

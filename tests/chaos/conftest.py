@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import asynccontextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Scale
 QUICK = Scale(engines=2, batches=60, rounds=1, is_full=False)
 FULL = Scale(engines=8, batches=1_000, rounds=3, is_full=True)
 LIMIT_S = {False: 30, True: 240}
+TICK_S = 0.002
 LEFT_S = 5.0
 """ZMQ closes its sockets in a thread of its own."""
 
@@ -152,3 +153,22 @@ def _files() -> Counter[str]:
 def epochs_of(place: ChaosPlace, engine: ChaosEngine, reason: str) -> float:
     """Count the epochs of an endpoint that were opened for a reason."""
     return place.count("kvatlas_indexer_epochs_total", endpoint=engine.name, reason=reason)
+
+
+@asynccontextmanager
+async def loop_stalls() -> AsyncIterator[list[float]]:
+    """Collect by how many seconds the event loop comes late, until the context ends."""
+    late = [0.0]
+
+    async def watch() -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(TICK_S)
+            late.append(time.monotonic() - began - TICK_S)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield late
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

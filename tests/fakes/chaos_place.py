@@ -128,6 +128,10 @@ class ChaosEngine(BlockEngine):
         """List what it holds, by our hashes."""
         return super().blocks() | set(self.chat_chain() if self.chat_tokens else [])
 
+    def prompt_chain(self, number: int) -> list[BlockHash]:
+        """Give the blocks of a prompt, by our hashes."""
+        return chain(root_hash(MODEL, SIZE), self.prompts[number][0], SIZE)
+
     def chat_chain(self) -> list[BlockHash]:
         """Give the chat's blocks, by our hashes."""
         extras = [(self.chat["cache_salt"],)]

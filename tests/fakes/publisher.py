@@ -43,6 +43,9 @@ def removed(*hashes: int) -> dict[str, Any]:
     return {"type": "BlockRemoved", "block_hashes": list(hashes), "medium": "GPU", "group_idx": 0}
 
 
+SLOW_S = 0.9
+"""Just within what a replay may be idle."""
+WRONG_BY = 5
 CLEARED = {"type": "AllBlocksCleared"}
 
 
@@ -61,11 +64,18 @@ class FakePublisher:
         replays: start sequences that were asked for.
         topic_in_replay: the reply form of vLLM 0.27 and later, else that of 0.24 and earlier.
         silent: whether replays are left unanswered.
+        muted: batches are recorded, but not sent.
+        replay_fault: how replays go wrong: "slow" (a message every SLOW_S), "endless" (it never
+            stops counting), "wrong_seq" (numbers are too high), "no_end"; None for not at all.
+        queue_max: messages that wait for a slow subscriber; 0 for as many as come.
         replay_max: batches that the log holds, the oldest go first; None for all.
     """
 
     topic_in_replay: bool = True
     silent: bool = False
+    muted: bool = False
+    replay_fault: str | None = None
+    queue_max: int = 0
     replay_max: int | None = None
     replay_log: dict[int, bytes] = field(default_factory=dict)
     lose_once: set[int] = field(default_factory=set)
@@ -100,7 +110,7 @@ class FakePublisher:
         self._router = self._context.socket(zmq.ROUTER)
         for socket, address in ((self._pub, self.events), (self._router, self.replay)):
             socket.linger = 0
-            socket.sndhwm = 0
+            socket.sndhwm = self.queue_max if socket is self._pub else 0
             await _bind(socket, address or "tcp://127.0.0.1:*")
         self.events = self._pub.last_endpoint.decode()
         self.replay = self._router.last_endpoint.decode()
@@ -121,7 +131,8 @@ class FakePublisher:
     async def publish(self, *events: Any, payload: bytes | None = None) -> int:
         """Send a batch, or a payload of any kind; return its sequence."""
         seq = self.record(*events, payload=payload)
-        await self.resend(seq)
+        if not self.muted:
+            await self.resend(seq)
         return seq
 
     def record(self, *events: Any, payload: bytes | None = None) -> int:
@@ -158,16 +169,23 @@ class FakePublisher:
                 await self._answer(router, identity, first)
 
     async def _answer(self, router: Any, identity: bytes, first: int) -> None:
-        topic = [b"kv"] if self.topic_in_replay else []
+        head = [identity, b"", *([b"kv"] if self.topic_in_replay else [])]
+        fault, last = self.replay_fault, first
         for seq, payload in sorted(self.replay_log.items()):
             if seq in self.lose_once:
                 self.lose_once.discard(seq)
             elif seq >= first:
-                await router.send_multipart(
-                    [identity, b"", *topic, seq.to_bytes(8, "big"), payload]
-                )
-        end = [b""] if self.topic_in_replay else []
-        await router.send_multipart([identity, b"", *end, END_SEQ, b""])
+                last = seq
+                told = seq + WRONG_BY if fault == "wrong_seq" else seq
+                await router.send_multipart([*head, told.to_bytes(8, "big"), payload])
+                await asyncio.sleep(SLOW_S if fault == "slow" else 0)
+        while fault == "endless" and self.replay_fault == fault and not router.closed:
+            last += 1
+            await router.send_multipart([*head, last.to_bytes(8, "big"), batch()])
+            await asyncio.sleep(0)
+        if fault is None or fault == "slow":
+            end = [b""] if self.topic_in_replay else []
+            await router.send_multipart([identity, b"", *end, END_SEQ, b""])
 
 
 async def _bind(socket: Any, address: str) -> None:

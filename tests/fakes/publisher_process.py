@@ -1,6 +1,6 @@
 """An engine's event side as a process of its own, which signals can stop, freeze and kill.
 
-    python -m tests.fakes.publisher_process EVENTS REPLAY
+    python -m tests.fakes.publisher_process EVENTS REPLAY QUEUED KEPT
 
 It takes one order per line on its standard input (msgpack, hex) and answers each where an answer
 is wanted, so that a test knows what has been sent.
@@ -25,6 +25,7 @@ from tests.fakes.publisher import FakePublisher
 
 ANY_PORT = "tcp://127.0.0.1:*"
 LINE_BYTES_MAX = 2**26
+KEPT_MAX = 10**9
 
 
 class PublisherProcess(FakePublisher):
@@ -54,8 +55,9 @@ class PublisherProcess(FakePublisher):
         """Start the process, again after `die` at the same addresses and with nothing known."""
         line = [sys.executable, "-m", "tests.fakes.publisher_process"]
         addresses = [self.events or ANY_PORT, self.replay or ANY_PORT]
+        bounds = [str(self.queue_max), str(self.replay_max or KEPT_MAX)]
         self._process = await asyncio.create_subprocess_exec(
-            *bound_command([*line, *addresses]),
+            *bound_command([*line, *addresses, *bounds]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -122,11 +124,13 @@ async def publisher_processes(count: int) -> AsyncIterator[list[PublisherProcess
         yield [await stack.enter_async_context(PublisherProcess()) for _ in range(count)]
 
 
-async def _serve(events: str, replay: str) -> None:
+async def _serve(events: str, replay: str, queue_max: str, replay_max: str) -> None:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    async with FakePublisher(events=events, replay=replay) as publisher:
+    async with FakePublisher(
+        events=events, replay=replay, queue_max=int(queue_max), replay_max=int(replay_max)
+    ) as publisher:
         while line := await reader.readline():
             what, *more = msgpack.unpackb(bytes.fromhex(line.decode()))
             answer = await _obey(publisher, what, more)
@@ -163,4 +167,4 @@ async def _flood(publisher: FakePublisher, payloads: list[bytes], seconds: float
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(*sys.argv[1:3]))
+    asyncio.run(_serve(*sys.argv[1:5]))

@@ -52,6 +52,7 @@ class Upstream:
         has_tokenize: whether the behaviour answers `/tokenize`; else it is absent, and what the
             router's probes ask is not counted.
         metrics: with what.
+        models: with what instead where they are for `/v1/models`; None for the same.
     """
 
     behaviour: Behaviour
@@ -61,6 +62,7 @@ class Upstream:
     metrics_status: str = "200 OK"
     has_tokenize: bool = False
     metrics: bytes = METRICS
+    models: bytes | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's requests."""
@@ -78,8 +80,9 @@ class Upstream:
     ) -> None:
         if head.startswith(b"GET"):
             status = self.metrics_status.encode()
-            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(self.metrics))
-            writer.write(head + self.metrics)
+            asks_models = head.startswith(b"GET /v1/models ")
+            page = (self.models if asks_models else None) or self.metrics
+            writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(page)) + page)
             await writer.drain()
             return
         if head.startswith(b"POST /tokenize ") and not self.has_tokenize:

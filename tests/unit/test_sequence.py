@@ -413,3 +413,29 @@ def test_a_batch_that_was_skipped_before_is_skipped_again() -> None:
     taken = [step for step in steps(sequencer) if isinstance(step, Ready)]
     assert sequencer.rejected(taken[1], 0.0)
     assert not sequencer.rejected(taken[3], 0.0)
+
+
+def test_a_replay_that_ends_before_what_is_held_is_asked_for_a_few_times(
+    synced: Sequencer,
+) -> None:
+    """The engine says that this is all, which cannot be: it is lost after some attempts."""
+    live(synced, 7)
+    for _ in range(limits.REPLAY_ATTEMPTS_MAX):
+        assert phase(synced) == "replaying"
+        replay(synced, 2, now=100.0)
+    assert phase(synced) == "waiting"
+    assert seqs(synced) == ["lost"]
+    assert synced.counts["replay"] <= 2 + limits.REPLAY_ATTEMPTS_MAX
+
+
+def test_what_was_held_of_the_old_life_does_not_outlive_it(synced: Sequencer) -> None:
+    """A message that still lay in the socket when the engine died is no hole in its new life."""
+    synced.disconnected()
+    live(synced, 7)
+    synced.connected(100.0)
+    replay(synced, now=100.0)
+    assert seqs(synced) == ["restart"]
+    replay(synced, 0, 1, life=2, now=100.0)
+    assert seqs(synced) == [0, 1]
+    assert phase(synced) == "live"
+    assert synced.counts["gap"] == 0

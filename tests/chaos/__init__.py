@@ -1,0 +1,1 @@
+"""Every fault of docs/FAULTS.md, injected for real."""

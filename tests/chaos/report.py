@@ -1,0 +1,89 @@
+"""Run every chaos test at full size and write docs/FAULTS.md from what they saw.
+
+python -m tests.chaos.report [--out docs/FAULTS.md] [arguments of pytest]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Faults
+
+Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the tables R (Redis) and E
+(events) has tests in `tests/chaos` that are named after it, and that inject the fault for real.
+`make test` runs the same tests with fewer engines and batches.
+
+Where engines are involved there are 8, each with up to 1,000 batches to catch up with; the fault is
+injected three times in a row. *Recovered* is the time from its end until every engine's newest
+blocks are found by a lookup, requests go where their prompt is cached for that reason, and a full
+scan of Redis equals the engines' caches: at most 5 s, but for what is marked with a star, which is
+only told. After every test tasks, files and sockets are as many as before, nothing counts as under
+way, and a canary that was in prompts, salts, headers and template variables stands in no log,
+metric or key.
+
+"""
+MACHINE = """Measured on {cores} cores ({machine}, Python {python}) which publishers, Redis, indexer, router and  # noqa: E501 - a table row
+tests share.
+
+"""
+COLUMNS = "| row | injected | seen | recovered, s |\n| --- | --- | --- | --- |\n"
+
+
+def main() -> int:
+    """Run, and write the page unless a test failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/FAULTS.md"))
+    options, more = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(prefix="kva-") as folder:
+        told = Path(folder) / "rows.jsonl"
+        environment = os.environ | {"TEST_CHAOS_FULL": "1", "TEST_FAULTS_REPORT": str(told)}
+        line = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "tests/chaos", *more]
+        status = subprocess.run(line, env=environment, check=False).returncode
+        if status == 0:
+            lines = told.read_text(encoding="utf-8").splitlines()
+            options.out.write_text(page(map(json.loads, lines)), encoding="utf-8")
+            print(f"{options.out}: {len(lines)} faults")
+    return status
+
+
+def page(rows: Iterable[dict[str, Any]]) -> str:
+    """Write the page; the same fault told several times is one line."""
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        known = merged.setdefault((row["row"], row["injected"]), row | {"recovered_s": []})
+        known["recovered_s"] += row["recovered_s"]
+    machine = MACHINE.format(
+        cores=os.cpu_count(), machine=platform.machine(), python=platform.python_version()
+    )
+    ordered = sorted(merged.values(), key=lambda row: _order(row["row"]))
+    return HEAD + machine + COLUMNS + "".join(map(_line, ordered))
+
+
+def _order(name: str) -> tuple[bool, int]:
+    letter, number = re.fullmatch(r"([RE])(\d+)", name).groups()  # type: ignore[union-attr]
+    return letter == "E", int(number)
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [row["row"], row["injected"], row["seen"], _times(row["recovered_s"])]
+    if row["bound_s"] != 5.0 and row["recovered_s"]:
+        cells[-1] += " *"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _times(seconds: Sequence[float]) -> str:
+    return ", ".join(f"{one:.1f}" for one in seconds) or "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
