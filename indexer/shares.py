@@ -55,7 +55,7 @@ def plan(view: View) -> Plan:
     by_liking = sorted(view.free, key=lambda name: liking(view.me, name), reverse=True)
     claim = by_liking[:missing]
     claim += [name for name in by_liking[missing:] if name in view.neglected]
-    surplus = max(0, len(view.mine) - quota - len(view.free))
+    surplus = max(0, len(view.mine) - quota)
     resign = sorted(view.mine, key=lambda name: liking(view.me, name))[:surplus]
     return Plan(claim, resign)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -40,9 +41,9 @@ def test_one_of_two_takes_half() -> None:
 
 
 def test_what_is_above_the_share_is_given_back() -> None:
-    """As much as others lack, and nothing while others find enough that is free."""
+    """So much do others lack beside what is free."""
     assert len(plan(view(NAMES, [])).resign) == 6
-    assert plan(view(NAMES[:9], NAMES[9:])).resign == []
+    assert len(plan(view(NAMES[:9], NAMES[9:])).resign) == 3
 
 
 def test_what_nobody_takes_is_taken_beyond_the_share() -> None:
@@ -78,16 +79,16 @@ class World:
         self.moves += len(decided.claim)
 
 
-@given(data=st.data())
-def test_whoever_joins_or_dies_all_is_shared_evenly(data: st.DataObject) -> None:
+@given(seed=st.integers(0, 2**32))
+def test_whoever_joins_or_dies_all_is_shared_evenly(seed: int) -> None:
     """In a few looks, in any order; what need not move does not."""
-    world = World()
+    world, source = World(), random.Random(seed)
     everybody = [IndexerId(f"indexer-{number}") for number in range(6)]
     for _ in range(4):
-        alive = data.draw(st.lists(st.sampled_from(everybody), min_size=1, unique=True))
+        alive = source.sample(everybody, source.randint(1, len(everybody)))
         before = dict(world.owners)
         for _ in range(4):
-            for me in data.draw(st.permutations(alive)):
+            for me in source.sample(alive, len(alive)):
                 world.look(me, alive)
         counts = Counter(world.owners.values())
         assert set(world.owners) == set(NAMES)
