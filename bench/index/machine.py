@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF
 
 from kvatlas.cli.bound import bound_command
 from kvatlas.cli.processes import stop
@@ -45,6 +47,30 @@ def resident_bytes(pid: int) -> int:
 def load_average() -> float:
     """Give the load of the last minute: whether others share the machine."""
     return os.getloadavg()[0]
+
+
+class Others:
+    """Tell how many cores others have used since this was made, or last asked.
+
+    Children of ours count as others until they have ended.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def cores(self) -> float:
+        """Give them."""
+        before, self._before = self._before, self._now()
+        clock, busy, own = (b - a for a, b in zip(before, self._before, strict=True))
+        return max(0.0, (busy - own) / clock)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+        busy = sum(ticks[:8]) - ticks[3] - ticks[4]
+        used = (resource.getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
+        own = sum(each.ru_utime + each.ru_stime for each in used)
+        return time.monotonic(), busy / _TICKS_PER_S, own
 
 
 @contextlib.contextmanager

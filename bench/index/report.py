@@ -50,11 +50,13 @@ def writes(console: Console, found: Figures, base: Figures) -> None:
             *_numbers(most["blocks_per_s"], most["events_per_s"]),
             f"{most['blocks_per_s'] / base['blocks_per_s']:.1f}",
             *_numbers(most["indexer_cpu_us_per_event"], alone["decode_us"], alone["apply_us"],
-                      most["redis_cpu_us_per_event"], lag["p50_ms"], lag["p99_ms"]),
+                      most["redis_cpu_us_per_event"], most["others_cores"],
+                      lag["p50_ms"], lag["p99_ms"], lag["others_cores"]),
         ])  # fmt: skip
     head = ("events", "blocks/s", "events/s", "x llm-d's", "indexer us", "of it decode", "apply",
-            "Redis us", "lag p50 ms", "p99 ms")  # fmt: skip
-    show(console, "Writes: one indexer, 8 engines; CPU per event; lag at half of it", head, rows)
+            "Redis us", "others", "lag p50 ms", "p99 ms", "others")  # fmt: skip
+    title = "Writes: one indexer, 8 engines; CPU per event; lag at half of it; cores of others"
+    show(console, title, head, rows)
 
 
 def blocking(console: Console, found: Figures, blocks: int) -> None:

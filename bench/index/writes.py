@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.index.events import EVENT_BLOCKS, MODEL, Prompt, PromptSource, removed, stamped
 from bench.index.fleet import Fleet, running_fleet
-from bench.index.machine import Deadline, check_alive, cpu_s
+from bench.index.machine import Deadline, Others, check_alive, cpu_s
 from kvatlas.indexer.apply import EndpointCache
 from kvatlas.indexer.decode import decode
 
@@ -167,12 +167,12 @@ def stages(load: Load) -> dict[str, float]:
 
 def measure(scale: float) -> dict[str, Any]:
     """Measure both kinds of events."""
-    figures = {}
+    figures, others = {}, Others()
     for load in (many_blocks(int(32_768 * scale)), one_block(int(163_840 * scale))):
+        others.cores()
         most = capacity(load)
-        figures[load.name] = {
-            "capacity": most,
-            "lag": lag(load, most["events_per_s"] / 2),
-            "stages": stages(load),
-        }
+        most["others_cores"] = others.cores()
+        behind = lag(load, most["events_per_s"] / 2)
+        behind["others_cores"] = others.cores()
+        figures[load.name] = {"capacity": most, "lag": behind, "stages": stages(load)}
     return figures
