@@ -24,6 +24,7 @@ import pytest
 import structlog
 import uvloop
 
+from kvatlas.common import limits
 from kvatlas.common.log import configure_logs
 from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Scale
 
@@ -56,6 +57,15 @@ def _is_full() -> bool:
 def scale() -> Scale:
     """Say how much to do."""
     return FULL if _is_full() else QUICK
+
+
+@pytest.fixture
+def short_replays(scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up replays sooner in `make test`."""
+    if not scale.is_full:
+        monkeypatch.setattr(limits, "REPLAY_TOTAL_S", 0.5)
+        monkeypatch.setattr(limits, "REPLAY_IDLE_S", 0.15)
+        monkeypatch.setattr(limits, "DOUBT_BACKOFF_S", 0.2)
 
 
 @dataclass(frozen=True)

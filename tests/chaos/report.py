@@ -32,8 +32,8 @@ way, and a canary that was in prompts, salts, headers and template variables sta
 metric or key.
 
 """
-MACHINE = """Measured on {cores} cores ({machine}, Python {python}) which publishers, Redis, indexer, router and
-tests share.
+MACHINE = """Measured on {cores} cores ({machine}, Python {python}), which publishers, Redis,
+indexer, router and tests share.
 
 """
 COLUMNS = "| row | injected | seen | recovered, s |\n| --- | --- | --- | --- |\n"

@@ -15,12 +15,7 @@ from tests.fakes.engines import until
 FAULTS = ("slow", "endless", "wrong_seq", "no_end", "silent")
 
 
-@pytest.fixture(autouse=True)
-def shorter(scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take less time in `make test`."""
-    if not scale.is_full:
-        monkeypatch.setattr(limits, "REPLAY_TOTAL_S", 1.0)
-        monkeypatch.setattr(limits, "REPLAY_IDLE_S", 0.3)
+pytestmark = pytest.mark.usefixtures("short_replays")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

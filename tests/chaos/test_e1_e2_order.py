@@ -36,6 +36,7 @@ async def test_e1_a_gap_is_replayed(scale: Scale, canary: Canary) -> None:
     ).tell()
 
 
+@pytest.mark.usefixtures("short_replays")
 @pytest.mark.parametrize(("fault", "reason"), [("truncated", "lost"), ("silent", "replay_failed")])
 async def test_e1_a_gap_that_stays_is_a_doubt(
     scale: Scale, canary: Canary, fault: str, reason: str
