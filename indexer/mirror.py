@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
@@ -209,7 +210,7 @@ class Mirror:
                 await self._slot(pool)
         left = len(pending)
         # What needs memory first: see common/lua/apply.lua.
-        for part in _parts(sorted(pending.items(), key=_is_removal)):
+        for part in _parts(sorted(pending.items(), key=itemgetter(1), reverse=True)):
             changes = [await self._change(entry, present) for entry, present in part]
             left -= len(part)
             to = newest if left == 0 else Progress(at.seq, newest.time_s)
@@ -307,10 +308,6 @@ class Mirror:
         delay = limits.DOUBT_BACKOFF_S * 2 ** (self._conflicts - 1)
         _LOG.warning("endpoint.contended", endpoint=self.target.name, wait_s=delay)
         await asyncio.sleep(min(delay, limits.DOUBT_BACKOFF_MAX_S))
-
-
-def _is_removal(item: tuple[Entry, bool]) -> bool:
-    return not item[1]
 
 
 def _parts(pending: Iterable[tuple[Entry, bool]]) -> Iterator[list[tuple[Entry, bool]]]:

@@ -26,7 +26,9 @@ import uvloop
 
 from kvatlas.common import limits
 from kvatlas.common.log import configure_logs
-from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Scale
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import ChaosPlace, Scale
 
 QUICK = Scale(engines=2, batches=60, rounds=1, is_full=False)
 FULL = Scale(engines=8, batches=1_000, rounds=3, is_full=True)

@@ -9,7 +9,9 @@ import pytest
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report, loop_stalls
-from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import ChaosPlace, Options, Scale, chaos_place
 from tests.fakes.engines import until
 
 FAULTS = ("slow", "endless", "wrong_seq", "no_end", "silent")

@@ -8,7 +8,9 @@ import time
 import pytest
 
 from tests.chaos.conftest import Report, epochs_of
-from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import ChaosPlace, Scale, chaos_place
 from tests.fakes.engines import until
 from tests.fakes.publisher import stored
 

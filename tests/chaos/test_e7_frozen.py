@@ -9,7 +9,8 @@ import pytest
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report, epochs_of
-from tests.fakes.chaos_place import Canary, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import Options, Scale, chaos_place
 from tests.fakes.engines import until
 from tests.fakes.publisher_process import publisher_processes
 

@@ -7,7 +7,8 @@ import io
 import time
 
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, ChaosPlace, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import ChaosPlace, Scale, chaos_place
 from tests.fakes.engines import until
 
 WATCHED_S = 1.0
