@@ -165,6 +165,14 @@ def _state(events: EventsFound) -> Iterator[Finding]:
             f"It is in doubt ({after.reason}) and will be learned anew.",
             "Wait a minute; if it stays so, see docs/EVENTS.md and the indexer's log.",
         )
+    if after.phase == "stale":
+        yield Finding(
+            WARN,
+            events.name,
+            "stale",
+            "The indexer has lost its feed: it has no matches and is routed to by load alone.",
+            "See whether the engine is there, and whether the indexer may reach its event ports.",
+        )
 
 
 def _restart_missed(events: EventsFound) -> bool:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import Fenced, IndexUnavailable, WrongEpoch
-from kvatlas.common.ids import BlockHash, Epoch, Fence, HolderId, Pool
+from kvatlas.common.ids import Epoch, Fence, HolderId, Pool
 from kvatlas.common.keyspace import Holder
 from kvatlas.common.kv_groups import WINDOWED_KINDS
 from kvatlas.common.log import logger
@@ -25,13 +25,12 @@ from kvatlas.common.redis_client import RedisArg
 from kvatlas.indexer.apply import Delta, EndpointCache
 from kvatlas.indexer.memory_writer import MemoryWriter, Parcel
 from kvatlas.indexer.metrics import IndexerMetrics
+from kvatlas.indexer.pending import Pending, overlay, parts_of, removals, size
 from kvatlas.indexer.recall import Recall
 from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.targets import BEFORE_FIRST, Change, Opening, Position, Progress, Target
 
 _LOG = logger("mirror")
-
-Pending = dict[Pool, dict[BlockHash, bool]]
 
 RETRY_S = 0.1
 RETRY_MAX_S = 2.0
@@ -138,8 +137,8 @@ class Mirror:
         if delta.regrouped:
             self.rewrite("regrouped")
         elif not self._from_memory and not self.is_withdrawn:
-            _overlay(self._pending, delta.present)
-        if _size(self._pending) > limits.PENDING_OPS_MAX:
+            overlay(self._pending, delta.present)
+        if size(self._pending) > limits.PENDING_OPS_MAX:
             self.rewrite("overflow")
         self._wake.set()
 
@@ -245,7 +244,7 @@ class Mirror:
                 self._memory.written(parcel)
         except IndexUnavailable as error:
             if not self._is_reopening():
-                self._pending = _overlay(pending, self._pending)
+                self._pending = overlay(pending, self._pending)
                 if error.reason == FULL:
                     await self._make_room(at.seq)
             raise
@@ -262,11 +261,11 @@ class Mirror:
             False when it was broken off for a new epoch.
         """
         parts: list[list[Change]] = [[]] if newest.seq != at.seq or parcel.fields else []
-        if _size(pending):
+        if size(pending):
             # A group without a holder would be one that readers do not ask for.
             for pool in (*self.cache.groups.device_pools, *pending):
                 await self._slot(pool)
-            parts = _parts(self._changes(pending))
+            parts = parts_of(self._changes(pending))
         for number, changes in enumerate(parts, 1):
             is_last = number == len(parts)
             to = newest if is_last else Progress(at.seq, newest.time_s)
@@ -277,9 +276,7 @@ class Mirror:
 
     async def _make_room(self, seq: int) -> None:
         """Write what has left alone: a full Redis takes it, and stores must wait."""
-        gone: Pending = {}
-        for pool, blocks in self._pending.items():
-            _overlay(gone, {pool: {block: False for block, here in blocks.items() if not here}})
+        gone = removals(self._pending)
         if not gone or self._at is None:
             return
         await self._write(gone, self._at, Progress(seq, self._newest.time_s))
@@ -374,31 +371,3 @@ class Mirror:
             return
         self._memory.lost()
         self.rewrite("index_lost" if found is None else "index_changed")
-
-
-def _overlay(pending: Pending, newer: Pending) -> Pending:
-    """Lay newer entries over older ones."""
-    for pool, blocks in newer.items():
-        if blocks:
-            pending.setdefault(pool, {}).update(blocks)
-    return pending
-
-
-def _size(pending: Pending) -> int:
-    return sum(map(len, pending.values()))
-
-
-def _parts(changes: Iterable[Change]) -> list[list[Change]]:
-    """Cut changes into parts that one script call takes."""
-    parts: list[list[Change]] = [[]]
-    room = limits.OPS_PER_SCRIPT_MAX
-    for change in changes:
-        start = 0
-        while start < len(change.blocks):
-            if room == 0:
-                parts.append([])
-                room = limits.OPS_PER_SCRIPT_MAX
-            blocks = change.blocks[start : start + room]
-            parts[-1].append(replace(change, blocks=blocks))
-            start, room = start + len(blocks), room - len(blocks)
-    return parts

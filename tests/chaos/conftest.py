@@ -24,8 +24,11 @@ import pytest
 import structlog
 import uvloop
 
+from kvatlas.common import limits
 from kvatlas.common.log import configure_logs
-from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Scale
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import ChaosPlace, Scale
 
 HERE = Path(__file__).parent
 QUICK = Scale(engines=2, batches=60, rounds=1, is_full=False)
@@ -59,6 +62,15 @@ def _is_full() -> bool:
 def scale() -> Scale:
     """Say how much to do."""
     return FULL if _is_full() else QUICK
+
+
+@pytest.fixture
+def short_replays(scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up replays sooner in `make test`."""
+    if not scale.is_full:
+        monkeypatch.setattr(limits, "REPLAY_TOTAL_S", 0.5)
+        monkeypatch.setattr(limits, "REPLAY_IDLE_S", 0.15)
+        monkeypatch.setattr(limits, "DOUBT_BACKOFF_S", 0.2)
 
 
 @dataclass(frozen=True)

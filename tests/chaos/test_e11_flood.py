@@ -7,7 +7,9 @@ import time
 from statistics import quantiles
 
 from tests.chaos.conftest import Report, loop_stalls
-from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import ChaosPlace, Options, Scale, chaos_place
 from tests.fakes.publisher import FakePublisher, batch, removed, stored
 from tests.fakes.publisher_process import PublisherProcess
 

@@ -11,7 +11,9 @@ from collections import Counter
 
 from tests.chaos.conftest import Report
 from tests.fakes.block_fleet import SIZE
-from tests.fakes.chaos_place import Canary, ChaosEngine, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import Scale, chaos_place
 from tests.fakes.publisher import stored
 
 BLOCKS = 40

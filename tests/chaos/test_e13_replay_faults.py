@@ -9,18 +9,15 @@ import pytest
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report, loop_stalls
-from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import ChaosPlace, Options, Scale, chaos_place
 from tests.fakes.engines import until
 
 FAULTS = ("slow", "endless", "wrong_seq", "no_end", "silent")
 
 
-@pytest.fixture(autouse=True)
-def shorter(scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take less time in `make test`."""
-    if not scale.is_full:
-        monkeypatch.setattr(limits, "REPLAY_TOTAL_S", 1.0)
-        monkeypatch.setattr(limits, "REPLAY_IDLE_S", 0.3)
+pytestmark = pytest.mark.usefixtures("short_replays")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

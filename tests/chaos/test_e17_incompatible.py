@@ -9,7 +9,8 @@ import pytest
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import PAGE, Canary, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import PAGE, Scale, chaos_place
 from tests.fakes.engines import until
 from tests.fakes.publisher import CLEARED, stored
 

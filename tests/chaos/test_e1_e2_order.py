@@ -8,7 +8,9 @@ import time
 import pytest
 
 from tests.chaos.conftest import Report, epochs_of
-from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import ChaosPlace, Scale, chaos_place
 from tests.fakes.engines import until
 from tests.fakes.publisher import stored
 
@@ -36,6 +38,7 @@ async def test_e1_a_gap_is_replayed(scale: Scale, canary: Canary) -> None:
     ).tell()
 
 
+@pytest.mark.usefixtures("short_replays")
 @pytest.mark.parametrize(("fault", "reason"), [("truncated", "lost"), ("silent", "replay_failed")])
 async def test_e1_a_gap_that_stays_is_a_doubt(
     scale: Scale, canary: Canary, fault: str, reason: str

@@ -7,7 +7,9 @@ import time
 import pytest
 
 from tests.chaos.conftest import Report, epochs_of
-from tests.fakes.chaos_place import Canary, ChaosEngine, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import Options, Scale, chaos_place
 from tests.fakes.publisher_process import PublisherProcess, publisher_processes
 
 PHANTOMS_MAX_S = 2.0

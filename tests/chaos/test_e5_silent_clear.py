@@ -11,7 +11,8 @@ import pytest
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report, epochs_of
-from tests.fakes.chaos_place import Canary, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import Options, Scale, chaos_place
 from tests.fakes.publisher import CLEARED
 from tests.fakes.upstream import Exchange, plain
 

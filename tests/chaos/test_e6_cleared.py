@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from tests.chaos.conftest import Report, epochs_of
-from tests.fakes.chaos_place import Canary, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import Scale, chaos_place
 from tests.fakes.publisher import CLEARED
 
 SLOW_US = 5_000

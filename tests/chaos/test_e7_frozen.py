@@ -9,7 +9,8 @@ import pytest
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report, epochs_of
-from tests.fakes.chaos_place import Canary, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import Options, Scale, chaos_place
 from tests.fakes.engines import until
 from tests.fakes.publisher_process import publisher_processes
 
@@ -50,6 +51,11 @@ async def test_e7_a_frozen_publisher_is_stale(
             await until(
                 lambda: place.count("kvatlas_indexer_endpoints", phase="stale") == len(frozen)
             )
+            # A Redis that has lost it meanwhile is not told again what nobody vouches for.
+            feeds[0].mirror.rewrite("index_lost")
+            await until(lambda n=turn: epochs_of(place, frozen[0], "index_lost") == n + 1)  # type: ignore[misc]
+            await until(lambda: feeds[0].mirror.is_current)
+            assert not await place.is_matched(frozen[0])
             # What they do meanwhile is heard when they go on.
             await place.batches()
             for process in processes[:-1]:

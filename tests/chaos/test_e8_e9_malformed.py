@@ -12,7 +12,9 @@ import pytest
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report, epochs_of, loop_stalls
-from tests.fakes.chaos_place import Canary, ChaosEngine, ChaosPlace, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
+from tests.fakes.chaos_place import ChaosPlace, Scale, chaos_place
 from tests.fakes.engines import until
 from tests.fakes.publisher import batch, stored
 

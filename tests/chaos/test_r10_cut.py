@@ -10,7 +10,8 @@ from kvatlas.common import limits
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.router.lookup import BlockIndex
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, ChaosPlace, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import ChaosPlace, Options, Scale, chaos_place
 
 CUTS = 30
 AT_ONCE = 6

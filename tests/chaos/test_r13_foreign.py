@@ -12,7 +12,8 @@ from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import EX_CONFIG, run_service
 from kvatlas.indexer.app import FOREIGN, Indexer
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, Scale, chaos_place, own_redis
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import Scale, chaos_place, own_redis
 from tests.fakes.engines import until
 
 

@@ -8,7 +8,8 @@ import time
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import Options, Scale, chaos_place
 
 ADDED_MAX_S = 0.05
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, ChaosPlace, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import ChaosPlace, Scale, chaos_place
 
 
 async def test_r2_an_empty_redis_is_filled_again(scale: Scale, canary: Canary) -> None:

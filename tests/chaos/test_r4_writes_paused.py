@@ -6,7 +6,8 @@ import asyncio
 import time
 
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, Options, Scale, chaos_place, own_redis
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import Options, Scale, chaos_place, own_redis
 from tests.fakes.redis_servers import redis7
 
 

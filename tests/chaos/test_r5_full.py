@@ -7,10 +7,11 @@ import io
 import time
 
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, ChaosPlace, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import ChaosPlace, Scale, chaos_place
 from tests.fakes.engines import until
 
-WATCHED_S = 2.0
+WATCHED_S = 1.0
 COMMANDS_PER_S_MAX = 25
 """Of one endpoint, beside what leases and looks take in quiet hours: 0.1 s after the first
 refusal, then ever more seldom, up to 2 s."""

@@ -9,7 +9,8 @@ import pytest
 
 from kvatlas.common import limits
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, ChaosPlace, Options, Scale, chaos_place, own_redis
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import ChaosPlace, Options, Scale, chaos_place, own_redis
 from tests.fakes.engines import until
 
 SHARE = 8

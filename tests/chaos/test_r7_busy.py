@@ -10,7 +10,8 @@ from contextlib import suppress
 from redis.exceptions import RedisError
 
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, ChaosPlace, Options, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import ChaosPlace, Options, Scale, chaos_place
 from tests.fakes.redis_servers import Server, wait_until
 
 SAYS_BUSY_AFTER_MS = 100

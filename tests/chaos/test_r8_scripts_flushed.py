@@ -7,7 +7,8 @@ import time
 
 from kvatlas.common.redis_client import Script
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Canary, ChaosPlace, Scale, chaos_place
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_place import ChaosPlace, Scale, chaos_place
 
 
 async def test_r8_flushed_scripts_are_sent_again(scale: Scale, canary: Canary) -> None:

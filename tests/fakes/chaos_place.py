@@ -17,11 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from prometheus_client import CollectorRegistry, generate_latest
-from redis import Redis
 from redis.exceptions import RedisError
 
-from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.common.prompt import CHAT_PATH, PromptBuilder, demo_model_path
@@ -30,20 +27,19 @@ from kvatlas.indexer.app import Indexer
 from kvatlas.indexer.feed import Feed
 from kvatlas.router.app import Running, router
 from kvatlas.router.lookup import BlockIndex
-from tests.fakes.block_fleet import MODEL, SIZE, BlockEngine, BlockFleet, scan
+from tests.fakes.block_fleet import MODEL, SIZE, BlockFleet, scan
+from tests.fakes.canary import Canary
+from tests.fakes.chaos_engine import ChaosEngine
 from tests.fakes.engines import until
 from tests.fakes.fault_proxy import FaultProxy, fault_proxy
-from tests.fakes.publisher import FakePublisher, removed, stored
+from tests.fakes.publisher import FakePublisher
 from tests.fakes.redis_servers import Server, plain_options
 from tests.fakes.redis_servers import running as run_servers
 from tests.fakes.services import indexing
-from tests.fakes.upstream import METRICS, Behaviour, Upstream, plain, upstream
+from tests.fakes.upstream import METRICS, Behaviour, plain, upstream
 
 ANSWER = b'{"id": "x", "choices": []}'
 PAGE = METRICS.replace(b'block_size="16"', b'block_size="%d"' % SIZE)
-CHAT_HASHES = 1 << 40
-"""Engine hashes of the cached chat begin here; those of other prompts count from 1."""
-READ_KEYS = 1_000
 
 
 @dataclass(frozen=True)
@@ -54,107 +50,6 @@ class Scale:
     batches: int
     rounds: int
     is_full: bool
-
-
-@dataclass
-class Canary:
-    """A text that goes into whatever a client or an engine may send, and where it was looked for.
-
-    Attributes:
-        seen_in: what was found to hold it.
-    """
-
-    text: str
-    seen_in: list[str] = field(default_factory=list)
-
-    def look(self, where: str, content: str | bytes) -> None:
-        """Look for it."""
-        text = content.decode(errors="replace") if isinstance(content, bytes) else content
-        if self.text in text:
-            self.seen_in.append(where)
-
-    def look_at_metrics(self, registry: CollectorRegistry) -> None:
-        """Look for it on a page of metrics."""
-        self.look("metrics", generate_latest(registry))
-
-    def look_into(self, client: Redis) -> None:
-        """Look for it in every key and value of a Redis."""
-        keys = list(client.scan_iter("*", count=READ_KEYS))
-        self.look("keys", b"\n".join(keys))
-        for start in range(0, len(keys), READ_KEYS):
-            pipe = client.pipeline(transaction=False)
-            for key in keys[start : start + READ_KEYS]:
-                pipe.dump(key)
-                pipe.hgetall(key)
-            for value in pipe.execute(raise_on_error=False):
-                self.look("values", value if isinstance(value, bytes) else repr(value))
-
-
-@dataclass
-class ChaosEngine(BlockEngine):
-    """An engine that has a chat cached as well, and answers HTTP.
-
-    Attributes:
-        chat: body of the chat.
-        chat_tokens: its full blocks' token ids; empty while it is not cached.
-    """
-
-    chat: dict[str, Any] = field(default_factory=dict)
-    chat_tokens: list[int] = field(default_factory=list)
-    upstream: Upstream | None = None
-
-    async def cache_chat(self, canary: str, builder: PromptBuilder, number: int) -> None:
-        """Compute a chat and announce it; it differs from other engines' in its first block."""
-        words = f"{chr(ord('A') + number % 26)} {self.name} {canary} " * 3
-        self.chat = {
-            "model": MODEL,
-            "messages": [{"role": "user", "content": words}],
-            "cache_salt": canary,
-            "user": canary,
-            "chat_template_kwargs": {"note": canary},
-        }
-        ids = list(builder.tokenize(builder.prepare(CHAT_PATH, self.chat)).sequences[0])
-        self.chat_tokens = ids[: len(ids) // SIZE * SIZE]
-        await self.publisher.publish(self.chat_event())
-
-    def chat_event(self) -> dict[str, Any]:
-        """Write the event that announces the chat."""
-        count = len(self.chat_tokens) // SIZE
-        hashes = [CHAT_HASHES + number for number in range(count)]
-        extras = [[self.chat["cache_salt"]], *[None] * (count - 1)]
-        return stored(hashes, list(self.chat_tokens), extra_keys=extras)
-
-    def blocks(self) -> set[BlockHash]:
-        """List what it holds, by our hashes."""
-        return super().blocks() | set(self.chat_chain() if self.chat_tokens else [])
-
-    def prompt_chain(self, number: int) -> list[BlockHash]:
-        """Give the blocks of a prompt, by our hashes."""
-        return chain(root_hash(MODEL, SIZE), self.prompts[number][0], SIZE)
-
-    def chat_chain(self) -> list[BlockHash]:
-        """Give the chat's blocks, by our hashes."""
-        extras = [(self.chat["cache_salt"],)]
-        return chain(root_hash(MODEL, SIZE), self.chat_tokens, SIZE, extras)
-
-    async def drop_oldest(self) -> None:
-        """Evict a chain, tail first."""
-        _, hashes = self.prompts.pop(0)
-        await self.publisher.publish(removed(*reversed(hashes)))
-
-    async def take(self, other: ChaosEngine) -> None:
-        """Compute the newest chain of another engine, too."""
-        tokens = list(other.prompts[-1][0])
-        count = len(tokens) // SIZE
-        hashes = list(range(self.next_hash, self.next_hash + count))
-        self.next_hash += count
-        self.prompts.append((tokens, hashes))
-        await self.publisher.publish(stored(list(hashes), list(tokens)))
-
-    def lose_all(self) -> None:
-        """Hold nothing any more."""
-        self.prompts.clear()
-        self.chat_tokens = []
 
 
 @dataclass(frozen=True)

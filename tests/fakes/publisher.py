@@ -12,6 +12,8 @@ import msgpack
 import zmq
 import zmq.asyncio
 
+from kvatlas.common import limits
+
 END_SEQ = b"\xff" * 8
 
 
@@ -43,8 +45,8 @@ def removed(*hashes: int) -> dict[str, Any]:
     return {"type": "BlockRemoved", "block_hashes": list(hashes), "medium": "GPU", "group_idx": 0}
 
 
-SLOW_S = 0.9
-"""Just within what a replay may be idle."""
+SLOW = 0.9
+"""Part of what a replay may be idle, between two messages of a slow one."""
 WRONG_BY = 5
 CLEARED = {"type": "AllBlocksCleared"}
 
@@ -65,7 +67,7 @@ class FakePublisher:
         topic_in_replay: the reply form of vLLM 0.27 and later, else that of 0.24 and earlier.
         silent: whether replays are left unanswered.
         muted: batches are recorded, but not sent.
-        replay_fault: how replays go wrong: "slow" (a message every SLOW_S), "endless" (it never
+        replay_fault: how replays go wrong: "slow" (just not idle), "endless" (it never
             stops counting), "wrong_seq" (numbers are too high), "no_end"; None for not at all.
         queue_max: messages that wait for a slow subscriber; 0 for as many as come.
         replay_max: batches that the log holds, the oldest go first; None for all.
@@ -178,7 +180,7 @@ class FakePublisher:
                 last = seq
                 told = seq + WRONG_BY if fault == "wrong_seq" else seq
                 await router.send_multipart([*head, told.to_bytes(8, "big"), payload])
-                await asyncio.sleep(SLOW_S if fault == "slow" else 0)
+                await asyncio.sleep(SLOW * limits.REPLAY_IDLE_S if fault == "slow" else 0)
         while fault == "endless" and self.replay_fault == fault and not router.closed:
             last += 1
             await router.send_multipart([*head, last.to_bytes(8, "big"), batch()])

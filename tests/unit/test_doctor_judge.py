@@ -139,6 +139,7 @@ def test_the_advice_for_chats_is_the_template_and_for_texts_the_tokenizer() -> N
         ({"events": None}, [("warn", "events")]),
         ({"after": state(unmatched="kind")}, [("warn", "groups")]),
         ({"after": state(phase="waiting")}, [("warn", "doubt")]),
+        ({"after": state(phase="stale")}, [("warn", "stale")]),
         ({"accepts": False}, [("fault", "events")]),
         ({"events": "tcp://e:6000"}, [("fault", "events")]),
         ({"replay_address": "tcp://e:6000"}, [("fault", "events")]),
