@@ -97,9 +97,11 @@ class Mirror:
 
     @property
     def is_current(self) -> bool:
-        """Tell whether Redis has been told everything."""
+        """Tell whether Redis has been told everything that it is to know."""
         at = self._at
-        return self._reopen is None and at is not None and at.seq == self._newest.seq
+        if self._reopen or at is None:
+            return False
+        return self.is_withdrawn or at.seq == self._newest.seq
 
     def forget(self, reason: str) -> None:
         """Open a new epoch: all that was known to be present is forgotten."""
@@ -315,9 +317,10 @@ class Mirror:
                 self._pending.setdefault(pool, {})[block] = True
 
     def _is_finished(self) -> bool:
-        if self._reopen or self._at is None or self.is_withdrawn:
+        if self._at is None:
             return self._reopen is None
-        return self.is_current and not self._memory.is_behind(self._newest.seq)
+        is_written = self.is_withdrawn or not self._memory.is_behind(self._newest.seq)
+        return self.is_current and is_written
 
     def _is_reopening(self) -> bool:
         """Tell whether an epoch was asked for, perhaps while a write was under way."""

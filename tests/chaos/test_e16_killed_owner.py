@@ -48,8 +48,10 @@ async def replicated(master: Server, replica: Server) -> None:
     raise AssertionError(replica.address)
 
 
-async def aged(fleet: Fleet) -> None:
+async def aged(fleet: Fleet, owners: int) -> None:
     """Let the engines live longer than their replays reach, with everything indexed."""
+    await fleet.owned(owners)
+    await fleet.age(1)
     await fleet.right(WARM_S)
     await fleet.age(REPLAY_BATCHES + 500)
     await fleet.right(WARM_S)
@@ -63,7 +65,7 @@ async def test_e16_the_successor_of_a_killed_owner_is_exact(scale: Scale) -> Non
         async with busy_fleet(redis, 2, 16) as fleet:
             settings = fleet.blocks.settings({"url": redis.url})
             with indexer_processes(Path(folder), settings, 3, lease_s=LEASE_S) as indexers:
-                await aged(fleet)
+                await aged(fleet, 2)
                 epochs = fleet.epochs()
                 for number in range(KILLS[scale.is_full]):
                     await asyncio.sleep(source.uniform(0.0, 0.3))
@@ -93,7 +95,7 @@ async def test_e16_a_successor_after_a_failover_that_lost_writes_is_exact() -> N
         ):
             settings = fleet.blocks.settings({"url": f"redis://{proxy.address}/0"})
             with indexer_processes(Path(folder), settings, 1, lease_s=LEASE_S) as (indexer,):
-                await aged(fleet)
+                await aged(fleet, 1)
                 epochs = fleet.epochs()
                 await replicated(master, replica)
                 await asyncio.sleep(0.5)

@@ -60,7 +60,10 @@ class Fleet:
         """Wait, with the engines paused, until the index is what they hold; give the seconds."""
         began, self.is_paused = time.monotonic(), True
         with self.redis.client() as client:
-            await self.blocks.settled([client], seconds)
+            try:
+                await self.blocks.settled([client], seconds)
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {self.states()}") from error
         self.is_paused = False
         return time.monotonic() - began
 
