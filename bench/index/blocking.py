@@ -16,6 +16,8 @@ from kvatlas.common.redis_client import Script
 
 NOTED_US = 1_000
 SLOWLOG_LENGTH = 100_000
+NAMED_BY_BYTES = len("EVALSHA ") + 40
+"""Of a command, which is cut off in the log: its digest, or how its source begins."""
 CLEARED = msgpack.packb([{"type": "AllBlocksCleared"}])
 SWEPT_S = 120.0
 POLL_S = 0.1
@@ -56,12 +58,15 @@ def _await_sweep(fleet: Fleet) -> None:
 
 def _slowest(fleet: Fleet) -> dict[str, Any]:
     """Give, by script or command, how long the calls took that took over 1 ms."""
-    names = {Script(name).digest.encode(): name for name in _scripts()}
+    names = {}
+    for script in map(Script, _scripts()):
+        names[f"EVALSHA {script.digest}".encode()] = script.name
+        names[f"EVAL {script.source}".encode()[:NAMED_BY_BYTES]] = script.name
     found: dict[str, list[float]] = {}
     for entry in fleet.client.slowlog_get(SLOWLOG_LENGTH):
-        words = entry["command"].split(b" ")
-        name = names.get(words[1]) if words[0].startswith(b"EVALSHA") else None
-        found.setdefault(name or words[0].decode(), []).append(entry["duration"] / 1e3)
+        command: bytes = entry["command"]
+        name = names.get(command[:NAMED_BY_BYTES]) or command.split(b" ")[0].decode()
+        found.setdefault(name, []).append(entry["duration"] / 1e3)
     return {name: _summary(sorted(took_ms)) for name, took_ms in found.items()}
 
 
