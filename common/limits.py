@@ -217,9 +217,9 @@ PRESENT_HASHES_MAX: Final = 4_000_000
 POOLS_PER_ENDPOINT_MAX: Final = 64
 PENDING_OPS_MAX: Final = 500_000
 """Entries waiting for Redis per endpoint; above it they are dropped and rewritten from memory."""
-PAGE_BATCHES: Final = 32
+PAGE_BATCHES: Final = 64
 """Batches after which a page of an endpoint's memory is written; so after 64 times as many each
-page has been, well within the 10,000 that engines replay."""
+page has been, within the 10,000 that engines replay."""
 PAGES_PER_WRITE_MAX: Final = 8
 """Pages that one write takes along; those of an endpoint of a million blocks are 300 kB each."""
 MEMORY_IDLE_S: Final = 0.5

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import repeat
+
+from msgspec import Struct, field
 
 from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
@@ -27,8 +29,7 @@ Entry = tuple[Pool, BlockHash]
 Present = dict[Pool, dict[BlockHash, bool]]
 
 
-@dataclass(slots=True)
-class Delta:
+class Delta(Struct):
     """What a batch changed.
 
     Attributes:
@@ -139,10 +140,11 @@ class EndpointCache:
         Cost: 0.1 us per hash.
         """
         known = self._known[number]
-        unplaced = [each for each in self._unplaced if each & PAGE_MASK == number]
-        hashes = [*known, *unplaced]
+        hashes = list(known)
+        if self._unplaced:
+            hashes += [each for each in self._unplaced if each & PAGE_MASK == number]
         counts = {
-            pool: [counted.get(each, 0) for each in hashes]
+            pool: list(map(counted.get, hashes, repeat(0)))
             for pool, counted in self._counts.items()
         }
         return Page(hashes, list(known.values()), counts)

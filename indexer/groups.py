@@ -45,6 +45,8 @@ class Groups:
     def __init__(self) -> None:
         self._groups: dict[int, Group] = {}
         self._fault: str | None = None
+        self.version = 0
+        """Grows with every change."""
 
     @property
     def fault(self) -> str | None:
@@ -116,6 +118,7 @@ class Groups:
             return False
         believed = self._groups.get(number)
         self._groups[number] = group = _merged(known, event, size)
+        self.version += 1
         fault, self._fault = self._fault, self._find_fault()
         if believed is None:
             return fault != self._fault
@@ -129,6 +132,7 @@ class Groups:
             for number, group in self._groups.items()
         }
         self._fault = self._find_fault()
+        self.version += 1
 
     def has_common_size(self, event: BlockStored) -> bool:
         """Tell whether an event's blocks are of the size that the first full group has."""

@@ -22,11 +22,13 @@ class Parcel:
         fields: of the memory.
         pages: numbers of those among them that are pages.
         seq: that they stand for.
+        made_of: what the outline among them was made of; empty where there is none.
     """
 
     fields: dict[str, Value] = field(default_factory=dict)
     pages: tuple[int, ...] = ()
     seq: int = 0
+    made_of: tuple[object, ...] = ()
 
 
 class MemoryWriter:
@@ -45,7 +47,8 @@ class MemoryWriter:
         self._stamps: list[int | None] = [None] * PAGES
         self._next = 0
         self._paced_at = 0
-        self._outline = ""
+        self._outlined: tuple[object, ...] = ()
+        """What the confirmed outline was made of, so that it is seldom made in vain."""
 
     def resume(self, outline: Outline, stamps: list[int]) -> None:
         """Go on behind a former owner."""
@@ -53,7 +56,6 @@ class MemoryWriter:
         self._counted_from = outline.counted_from
         self._stamps[:] = stamps
         self._paced_at = max(stamps)
-        self._outline = outline.to_text()
 
     def forget(self, root: str) -> None:
         """Begin anew: what pages say is present is not."""
@@ -63,7 +65,7 @@ class MemoryWriter:
     def lost(self) -> None:
         """Note that Redis may have lost what was written."""
         self._stamps = [None] * PAGES
-        self._outline = ""
+        self._outlined = ()
 
     def batch(self, seq: int, counted_from: int | None) -> None:
         """Note a batch, and from which one on copies are counted."""
@@ -85,21 +87,20 @@ class MemoryWriter:
         if self._first is None:
             return Parcel()
         fields: dict[str, Value] = {}
-        outline = self._outline_text(self._first)
-        if outline != self._outline:
-            fields[OUTLINE_FIELD] = outline
+        made_of = self._made_of()
+        if made_of != self._outlined:
+            fields[OUTLINE_FIELD] = self._outline_text(self._first)
         pages = self._behind(seq) if is_idle else self._due(seq)
         for number in pages:
             fields[str(number)] = self._cache.page(number).pack(self._root, seq)
-        return Parcel(fields, tuple(pages), seq)
+        return Parcel(fields, tuple(pages), seq, made_of if OUTLINE_FIELD in fields else ())
 
     def written(self, parcel: Parcel) -> None:
         """Note that a parcel is in Redis."""
         for number in parcel.pages:
             self._stamps[number] = parcel.seq
-        outline = parcel.fields.get(OUTLINE_FIELD)
-        if isinstance(outline, str):
-            self._outline = outline
+        if parcel.made_of:
+            self._outlined = parcel.made_of
 
     def _due(self, seq: int) -> list[int]:
         count = min((seq - self._paced_at) // limits.PAGE_BATCHES, limits.PAGES_PER_WRITE_MAX)
@@ -115,6 +116,16 @@ class MemoryWriter:
     def _behind(self, seq: int) -> list[int]:
         behind = [number for number, stamp in enumerate(self._stamps) if stamp != seq]
         return behind[: limits.PAGES_PER_WRITE_MAX]
+
+    def _made_of(self) -> tuple[object, ...]:
+        cache = self._cache
+        return (
+            self._root,
+            self._first,
+            self._counted_from,
+            cache.block_size,
+            cache.groups.version,
+        )
 
     def _outline_text(self, first: int) -> str:
         cache = self._cache

@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from msgspec import Struct
 from xxhash import xxh3_128_digest
 
 from kvatlas.common import limits
@@ -26,8 +27,7 @@ Cause = Literal["start", "reconnect", "gap", "audit"]
 BAD_BATCHES_REMEMBERED: Final = 1_024
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Struct, frozen=True):
     """A batch whose turn it is.
 
     Attributes:
@@ -41,8 +41,7 @@ class Ready:
     is_replayed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NewEpoch:
+class NewEpoch(Struct, frozen=True):
     """What is known of the endpoint's cache is forgotten.
 
     Attributes:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, Fence, HolderId
 from kvatlas.common.keyspace import Holder, Shard
 
@@ -33,8 +35,7 @@ class Target:
         return self.shard.endpoint(self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """Blocks that one holder has come to hold, or holds no longer.
 
     Attributes:
@@ -47,8 +48,7 @@ class Change:
     windowed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far a write gets.
 
     Attributes:
@@ -67,8 +67,7 @@ class Progress:
         return f"{self.seq} {self.digest.hex()}" if self.digest else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(Struct, frozen=True):
     """Where the index stands for an endpoint: all batches up to `seq` of `epoch` are in it.
 
     Attributes:
