@@ -9,10 +9,9 @@ of hybrid models another call reads what their windows hold (common/lua/windows.
 from __future__ import annotations
 
 import asyncio
-import sys
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from struct import pack
 
 from redis.asyncio import Redis
 
@@ -252,7 +251,4 @@ class BlockIndex:
 
 def _packed(hashes: Sequence[BlockHash]) -> bytes:
     """Write block hashes as 8 bytes each, big-endian."""
-    packed = array("Q", hashes)
-    if sys.byteorder == "little":
-        packed.byteswap()
-    return packed.tobytes()
+    return pack(f">{len(hashes)}Q", *hashes)
