@@ -41,7 +41,7 @@ class Page:
     copies: Mapping[Pool, Sequence[int]]
 
     def pack(self, root: str, seq: int) -> bytes:
-        """Write the page as of a sequence: 17 bytes per hash where there is one pool.
+        """Write the page as of a sequence: 16 or 17 bytes per hash where there is one pool.
 
         Args:
             root: names what the presence in the page goes back to: see `Outline`.
@@ -50,8 +50,7 @@ class Page:
         pools = []
         for pool, copies in self.copies.items():
             if any(copies):
-                small = max(copies) <= COPIES_PACKED_MAX
-                pools.append([list(pool), bytes(copies) if small else list(copies)])
+                pools.append([list(pool), _pack_copies(copies)])
         packed: bytes = msgpack.packb(
             [root, seq, _pack_words(self.hashes), _pack_words(self.blocks), pools]
         )
@@ -76,7 +75,7 @@ class Written:
         try:
             root, seq, hashes, blocks, pools = msgpack.unpackb(packed)
             words, known = _unpack_words(hashes), _unpack_words(blocks)
-            copies = {_pool(pool): list(each) for pool, each in pools}
+            copies = {_pool(pool): _unpack_copies(each, len(words)) for pool, each in pools}
         except (TypeError, msgpack.UnpackException) as error:
             raise ValueError("not a page") from error
         sizes = {len(each) for each in copies.values()} | {len(words)}
@@ -119,6 +118,18 @@ class Outline:
             return cls(**json.loads(text))
         except TypeError as error:
             raise ValueError("not an outline") from error
+
+
+def _pack_copies(copies: Sequence[int]) -> int | bytes | list[int]:
+    """Write one number where all are the same, which is usual, and a byte each else."""
+    most = max(copies)
+    if min(copies) == most:
+        return most
+    return bytes(copies) if most <= COPIES_PACKED_MAX else list(copies)
+
+
+def _unpack_copies(packed: int | bytes | list[int], count: int) -> list[int]:
+    return [packed] * count if isinstance(packed, int) else list(packed)
 
 
 def _pool(fields: Sequence[Any]) -> Pool:

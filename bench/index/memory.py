@@ -43,6 +43,12 @@ def pairs_in(fleet: Fleet) -> int:
     return pairs
 
 
+def remembered_in(fleet: Fleet) -> int:
+    """Count the bytes of what indexers must remember; the rest is what readers look up."""
+    keys = fleet.client.scan_iter(match="kvatlas:*}:memory:*", count=1_000)
+    return sum(int(fleet.client.memory_usage(key, samples=0) or 0) for key in keys)
+
+
 def cost(engines: int, work: Iterator[tuple[int, bytes]]) -> dict[str, Any]:
     """Fill an empty index and see what it takes."""
     with running_fleet(engines) as fleet:
@@ -56,6 +62,7 @@ def cost(engines: int, work: Iterator[tuple[int, bytes]]) -> dict[str, Any]:
         return {
             "pairs": pairs,
             "redis_bytes_per_pair": used / pairs,
+            "remembered_bytes_per_pair": remembered_in(fleet) / pairs,
             "indexer_bytes_per_pair": grown / pairs,
             "pairs_per_s": pairs / took,
             "keys_besides_buckets": others,

@@ -28,11 +28,14 @@ def memory(console: Console, found: Figures, base: Figures) -> None:
     shared = found["shared"]
     cases.append(("a block on all 64 endpoints", shared, base["redis_bytes_per_holder"]))
     rows = [
-        [name, *_numbers(each["redis_bytes_per_pair"], theirs), f"{_ratio(theirs, each):.1f}",
-         f"{each['indexer_bytes_per_pair']:,.0f}"]
+        [name, *_numbers(each["redis_bytes_per_pair"], each["remembered_bytes_per_pair"], theirs),
+         f"{_ratio(theirs, each):.1f}", f"{each['indexer_bytes_per_pair']:,.0f}"]
         for name, each, theirs in cases
     ]  # fmt: skip
-    head = ("memory", "Redis, bytes per pair", "llm-d's schema", "ratio", "indexer's own")
+    head = (
+        "memory", "Redis, bytes per pair", "of it remembered", "llm-d's schema", "ratio",
+        "indexer's own",
+    )  # fmt: skip
     show(console, "Memory", head, rows)
 
 
