@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import zmq
@@ -59,7 +59,7 @@ class Subscriber:
         self._sequencer = feed.sequencer
         self._replay_slots = replay_slots
         self._replay_wanted = asyncio.Event()
-        self._has_come = asyncio.Event()
+        self._rests_until = 0.0
 
     def tick(self) -> None:
         """Let time pass for the feed; call it a few times a second."""
@@ -117,7 +117,7 @@ class Subscriber:
 
     def _note(self, event: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._has_come.set()
+            self._rests_until = 0.0
             self._sequencer.connected(monotonic())
         elif event == zmq.EVENT_DISCONNECTED:
             self._sequencer.disconnected()
@@ -134,25 +134,33 @@ class Subscriber:
         failures = 0
         while True:
             await self._replay_wanted.wait()
-            async with self._replay_slots:
-                failed = self._sequencer.counts["replay_failed"]
-                start = self._sequencer.replay_from
-                if start is not None:
-                    await self._replay_once(address, start)
-                has_failed = self._sequencer.counts["replay_failed"] > failed
-                failures = failures + 1 if has_failed else 0
+            if monotonic() < self._rests_until:
+                self._sequencer.replay_ended(monotonic(), complete=False)
+                self._settle()
+            else:
+                failures = 0 if await self._replay_in_turn(address) else failures + 1
+                self._rest(failures - limits.REPLAY_ATTEMPTS_MAX)
             if self._sequencer.replay_from is None:
                 self._replay_wanted.clear()
-            if failures > limits.REPLAY_ATTEMPTS_MAX:
-                await self._rest(failures - limits.REPLAY_ATTEMPTS_MAX)
 
-    async def _rest(self, failures: int) -> None:
-        """Leave the slots to others for a while, longer each time; not when the engine is new."""
-        self._has_come.clear()
-        delay = limits.DOUBT_BACKOFF_S * 2 ** min(failures, 16)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(delay, limits.DOUBT_BACKOFF_MAX_S)):
-                await self._has_come.wait()
+    async def _replay_in_turn(self, address: str) -> bool:
+        """Replay when a slot is free; tell whether the engine did not fail at it."""
+        async with self._replay_slots:
+            failed = self._sequencer.counts["replay_failed"]
+            start = self._sequencer.replay_from
+            if start is not None:
+                await self._replay_once(address, start)
+            return self._sequencer.counts["replay_failed"] == failed
+
+    def _rest(self, failures: int) -> None:
+        """Ask no more for a while, longer each time, so that others have the slots.
+
+        Meanwhile every replay counts as failed, as if there were no replay socket. An engine that
+        has connected anew is asked at once.
+        """
+        if failures > 0:
+            delay = limits.DOUBT_BACKOFF_S * 2 ** min(failures, 16)
+            self._rests_until = monotonic() + min(delay, limits.DOUBT_BACKOFF_MAX_S)
 
     async def _replay_once(self, address: str, start: int) -> None:
         """Ask for everything from `start` and take it, unless another replay is wanted."""

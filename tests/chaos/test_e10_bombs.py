@@ -143,8 +143,9 @@ async def indexed(folder: Path, engines: int) -> AsyncIterator[Indexed]:
         yield made
 
 
-async def test_e10_bombs_are_refused(tmp_path: Path) -> None:
+async def test_e10_bombs_are_refused(tmp_path: Path, turn: int) -> None:
     """Each costs an epoch of its own endpoint; the peak of memory is bounded, and passes."""
+    del turn
     peaks = {}
     async with indexed(tmp_path, len(BOMBS) + 1) as place:
         before = place.memory("VmRSS")

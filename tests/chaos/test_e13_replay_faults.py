@@ -8,7 +8,7 @@ import time
 import pytest
 
 from kvatlas.common import limits
-from tests.chaos.conftest import Report, loop_stalls
+from tests.chaos.conftest import Report, epochs_of, loop_stalls
 from tests.fakes.canary import Canary
 from tests.fakes.chaos_engine import ChaosEngine
 from tests.fakes.chaos_place import ChaosPlace, Options, Scale, chaos_place
@@ -21,8 +21,9 @@ pytestmark = pytest.mark.usefixtures("short_replays")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_e13_a_bad_replay_ends(scale: Scale, canary: Canary, fault: str) -> None:
+async def test_e13_a_bad_replay_ends(scale: Scale, canary: Canary, fault: str, turn: int) -> None:
     """After a few attempts the endpoint goes on with what it sends, under a new epoch."""
+    del turn
     async with chaos_place(scale, canary) as place:
         engine = place.engines[0]
         spoil(engine, fault)
@@ -102,3 +103,30 @@ async def a_gap(engine: ChaosEngine) -> None:
 def replaying(place: ChaosPlace, engines: list[ChaosEngine]) -> int:
     """Count the engines that have been asked for a replay."""
     return sum(place.feed(engine).sequencer.phase == "replaying" for engine in engines)
+
+
+async def test_e13_who_never_replays_well_is_not_asked_for_a_while(
+    scale: Scale, canary: Canary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gap is a new epoch at once then, as without a replay socket, and live events go on."""
+    monkeypatch.setattr(limits, "AUDIT_S", 0.1)
+    async with chaos_place(scale, canary) as place:
+        engine = place.engines[0]
+        feed = place.feed(engine)
+        spoil(engine, "silent")
+        await until(lambda: feed.sequencer.counts["replay_failed"] >= 6, 20.0)
+        await until(lambda: feed.sequencer.phase == "live")
+        asked, epochs = len(engine.publisher.replays), epochs_of(place, engine, "replay_failed")
+        engine.lose_all()
+        began = time.monotonic()
+        await a_gap(engine)
+        await until(lambda: epochs_of(place, engine, "replay_failed") == epochs + 1)
+        took_s = time.monotonic() - began
+        assert took_s < limits.REPLAY_IDLE_S, "nobody was waited for"
+        assert len(engine.publisher.replays) - asked <= 1
+        heal(engine)
+    Report(
+        "E13",
+        "a gap of an endpoint whose replays have failed six times in a row",
+        f"new epoch (`replay_failed`) after {1e3 * took_s:.0f} ms: it is not asked for a while",
+    ).tell()

@@ -41,9 +41,10 @@ async def test_e1_a_gap_is_replayed(scale: Scale, canary: Canary) -> None:
 @pytest.mark.usefixtures("short_replays")
 @pytest.mark.parametrize(("fault", "reason"), [("truncated", "lost"), ("silent", "replay_failed")])
 async def test_e1_a_gap_that_stays_is_a_doubt(
-    scale: Scale, canary: Canary, fault: str, reason: str
+    scale: Scale, canary: Canary, fault: str, reason: str, turn: int
 ) -> None:
     """What cannot be had any more ends the epoch; what the engine still tells is known."""
+    del turn
     async with chaos_place(scale, canary) as place:
         engine = place.engines[0]
         engine.publisher.muted = True
@@ -92,9 +93,10 @@ async def test_e2_duplicates_and_disorder_change_nothing(scale: Scale, canary: C
 
 
 async def test_e2_a_lower_sequence_with_other_bytes_is_another_life(
-    scale: Scale, canary: Canary
+    scale: Scale, canary: Canary, turn: int
 ) -> None:
     """Without any disconnect, too."""
+    del turn
     async with chaos_place(scale, canary) as place:
         engine, publisher = place.engines[0], place.engines[0].publisher
         await place.batches()

@@ -37,9 +37,10 @@ class Usage:
 
 
 async def test_e5_a_silent_clear_is_noticed_by_its_answers(
-    scale: Scale, canary: Canary, monkeypatch: pytest.MonkeyPatch
+    scale: Scale, canary: Canary, monkeypatch: pytest.MonkeyPatch, turn: int
 ) -> None:
     """Wrong for as long as it takes to see it; what the engine says next is right at once."""
+    del turn
     if not scale.is_full:
         monkeypatch.setattr(limits, "DOUBT_SPAN_S", 0.5)
     usage = Usage()

@@ -71,8 +71,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "DOUBT_BACKOFF_MAX_S", 0.05)
 
 
-async def test_e8_what_cannot_be_read_is_a_doubt(scale: Scale, canary: Canary) -> None:
+async def test_e8_what_cannot_be_read_is_a_doubt(scale: Scale, canary: Canary, turn: int) -> None:
     """Each is rejected with its reason and taken for a hole; other endpoints notice nothing."""
+    del turn
     async with chaos_place(scale, canary) as place:
         engine = place.engines[0]
         async with loop_stalls() as stalls:
@@ -95,9 +96,9 @@ async def test_e8_what_cannot_be_read_is_a_doubt(scale: Scale, canary: Canary) -
     ).tell()
 
 
-async def test_e8_mutated_batches_crash_nothing(scale: Scale, canary: Canary) -> None:
+async def test_e8_mutated_batches_crash_nothing(scale: Scale, canary: Canary, turn: int) -> None:
     """Some of them are readable by chance; after a restart all that is known is true again."""
-    source = random.Random(8)
+    source = random.Random(turn)
     async with chaos_place(scale, canary) as place:
         engine = place.engines[0]
         good = [batch(engine.chat_event()), batch(stored([5, 6], list(range(8)), parent=4))]
@@ -116,8 +117,9 @@ async def test_e8_mutated_batches_crash_nothing(scale: Scale, canary: Canary) ->
     Report("E8", f"{MUTATED} batches with bytes changed at random", "no crash", [took_s]).tell()
 
 
-async def test_e9_what_means_nothing_is_a_doubt(scale: Scale, canary: Canary) -> None:
+async def test_e9_what_means_nothing_is_a_doubt(scale: Scale, canary: Canary, turn: int) -> None:
     """A batch is right as a whole or rejected; unknown tags and more fields are let pass."""
+    del turn
     async with chaos_place(scale, canary) as place:
         engine = place.engines[0]
         for events in meaningless().values():

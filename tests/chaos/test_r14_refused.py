@@ -79,8 +79,9 @@ def test_r14_an_indexer_without_a_right_ends(server: Server, rule: str) -> None:
     assert run_service(lambda stop: Indexer(settings).serve(stop)) == EX_CONFIG
 
 
-async def test_r14_a_right_that_is_taken_away_makes_not_ready(server: Server) -> None:
+async def test_r14_a_right_that_is_taken_away_makes_not_ready(server: Server, turn: int) -> None:
     """Later the indexer goes on, is not ready, and writes what it missed when it may again."""
+    del turn
     async with indexed_fleet(login(server, "good"), lambda: [server], 1, seed=1) as fleet:
         await fault(fleet.indexer, None)
         rights(server, "-evalsha", "-eval")

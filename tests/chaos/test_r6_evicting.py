@@ -18,11 +18,12 @@ SHARE = 8
 
 
 async def test_r6_an_evicting_policy_is_warned_of(
-    scale: Scale, canary: Canary, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    scale: Scale, canary: Canary, log: io.StringIO, monkeypatch: pytest.MonkeyPatch, turn: int
 ) -> None:
     """In log and metric, not in readiness; while keys go, nothing is claimed that is not there."""
     if not scale.is_full:
         monkeypatch.setattr(limits, "EVICTED_REST_S", 2.0)
+    del turn
     with own_redis("--maxmemory-policy", "allkeys-lru") as server:
         async with chaos_place(scale, canary, Options(server=server)) as place:
             await until(lambda: place.count("kvatlas_indexer_store_policy_unsafe") == 1)

@@ -241,7 +241,7 @@ class Options:
         redis: further settings of Redis.
     """
 
-    lookup_s: float = 0.1
+    lookup_s: float = 0.25
     wires: bool = False
     engines: int | None = None
     publishers: list[FakePublisher] | None = None
