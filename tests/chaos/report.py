@@ -54,7 +54,7 @@ def main() -> int:
         if status == 0:
             lines = told.read_text(encoding="utf-8").splitlines()
             options.out.write_text(page(map(json.loads, lines)), encoding="utf-8")
-            print(f"{options.out}: {len(lines)} faults")
+            print(f"{options.out}: {len(lines)} injections")
     return status
 
 
