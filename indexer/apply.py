@@ -188,7 +188,7 @@ class EndpointCache:
                 continue
             mine = [each for each in event.hashes if stamps[each & PAGE_MASK] < seq]
             if len(mine) < len(event.hashes):
-                self._note_absent(set(event.hashes) - set(mine))
+                self._note_absent(self._not_held(set(event.hashes) - set(mine)))
             if isinstance(event, BlockStored):
                 counts = counts_copies or delta.cleared
                 self._store(event.pool, mine, delta, counts_copies=counts)
@@ -265,7 +265,7 @@ class EndpointCache:
         if counts is None:
             if len(self._counts) >= limits.POOLS_PER_ENDPOINT_MAX:
                 delta.over_limit += len(hashes)
-                self._note_absent(hashes)
+                self._note_absent(self._not_held(hashes))
                 return
             counts = self._counts[pool] = {}
         known, absent, changed = self._known, self._absent, delta.of(pool)
@@ -277,7 +277,7 @@ class EndpointCache:
                     counts[engine_hash] = count + 1
             elif len(counts) >= room:
                 delta.over_limit += 1
-                self._note_absent((engine_hash,))
+                self._note_absent(self._not_held((engine_hash,)))
             else:
                 counts[engine_hash] = 1
                 if absent:
@@ -306,7 +306,7 @@ class EndpointCache:
                 if block is not None:
                     changed[block] = False
         self._held -= len(gone)
-        self._note_absent(gone)
+        self._note_absent(gone if len(self._counts) == 1 else self._not_held(gone))
 
     def _clear(self, is_cleared: Callable[[EngineHash], bool] | None = None) -> None:
         """Take all hashes out of all pools, or those that are cleared."""
@@ -319,18 +319,19 @@ class EndpointCache:
             self._counts[pool] = {each: n for each, n in counts.items() if each not in here}
             self._held -= len(here)
         self._counts = {pool: counts for pool, counts in self._counts.items() if counts}
-        self._note_absent(gone)
+        self._note_absent(self._not_held(gone))
         self._trim()
 
     def _note_absent(self, hashes: Iterable[EngineHash]) -> None:
-        """Sort hashes that may have left their last pool: kept for a while, if they are known."""
+        """Sort hashes that no pool holds: kept for a while, if they are known."""
         for engine_hash in hashes:
-            if self._is_held(engine_hash):
-                continue
             if engine_hash in self._known[engine_hash & PAGE_MASK]:
                 self._absent[engine_hash] = None
             else:
                 self._unplaced.discard(engine_hash)
+
+    def _not_held(self, hashes: Iterable[EngineHash]) -> list[EngineHash]:
+        return [each for each in hashes if not self._is_held(each)]
 
     def _is_held(self, engine_hash: EngineHash) -> bool:
         return any(engine_hash in counts for counts in self._counts.values())

@@ -22,7 +22,6 @@ PAGES: Final = 64
 PAGE_MASK: Final = PAGES - 1
 """The lowest bits of an engine hash are the number of its page."""
 OUTLINE_FIELD: Final = "outline"
-COPIES_PACKED_MAX: Final = 255
 WORD_BYTES: Final = 8
 
 
@@ -122,10 +121,12 @@ class Outline:
 
 def _pack_copies(copies: Sequence[int]) -> int | bytes | list[int]:
     """Write one number where all are the same, which is usual, and a byte each else."""
-    most = max(copies)
-    if min(copies) == most:
-        return most
-    return bytes(copies) if most <= COPIES_PACKED_MAX else list(copies)
+    if copies.count(copies[0]) == len(copies):
+        return copies[0]
+    try:
+        return bytes(copies)
+    except ValueError:  # some do not fit a byte
+        return list(copies)
 
 
 def _unpack_copies(packed: int | bytes | list[int], count: int) -> list[int]:

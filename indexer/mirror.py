@@ -140,12 +140,16 @@ class Mirror:
             self.rewrite("regrouped")
         elif not self._from_memory and not self.is_withdrawn:
             overlay(self._pending, delta.present)
-        if size(self._pending) > limits.PENDING_OPS_MAX:
-            self.rewrite("overflow")
         self._wake.set()
 
     def tick(self, now: float) -> None:
-        """Let time pass; call it a few times a second. Memory is written down in quiet hours."""
+        """Let time pass; call it a few times a second.
+
+        Memory is written down in quiet hours, and what waits is bounded: looked at here and not
+        with every batch, so that a tick's batches may exceed it.
+        """
+        if size(self._pending) > limits.PENDING_OPS_MAX:
+            self.rewrite("overflow")
         is_quiet = now - self._updated_at >= limits.MEMORY_IDLE_S
         if is_quiet and self._at is not None and self._memory.is_behind(self._newest.seq):
             self._is_idle = True
