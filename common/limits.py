@@ -223,7 +223,10 @@ page has been, within the 10,000 that engines replay."""
 PAGES_PER_WRITE_MAX: Final = 8
 """Pages that one write takes along; those of an endpoint of a million blocks are 300 kB each."""
 MEMORY_IDLE_S: Final = 0.5
-"""Without events after which the pages that are behind are written, a few at a time."""
+"""Without events after which pages that are behind are written, a few at a time."""
+MEMORY_BEHIND_BATCHES: Final = 512
+"""By which they must be behind for that: so many are replayed in an instant, and an endpoint that
+sends little need not write all of its memory after every batch."""
 RECALLS_AT_ONCE_MAX: Final = 8
 """Endpoints whose memory is read at the same time; each may take 100 MB while it is."""
 LEAVE_S: Final = 2.0

@@ -73,16 +73,17 @@ class MemoryWriter:
             self._first = self._paced_at = seq
         self._counted_from = counted_from
 
-    def is_behind(self, seq: int) -> bool:
-        """Tell whether some page is older than a sequence."""
-        return self._first is not None and any(stamp != seq for stamp in self._stamps)
+    def is_behind(self, seq: int, by: int = 0) -> bool:
+        """Tell whether some page is more than so many batches older than a sequence."""
+        return self._first is not None and bool(self._behind(seq, by))
 
-    def parcel(self, seq: int, *, is_idle: bool) -> Parcel:
+    def parcel(self, seq: int, behind_by: int | None = None) -> Parcel:
         """Choose what to write.
 
         Args:
             seq: newest batch in the cache.
-            is_idle: there is time for more than is due.
+            behind_by: pages that are more than so many batches older than it; None for those whose
+                turn it is.
         """
         if self._first is None:
             return Parcel()
@@ -90,7 +91,7 @@ class MemoryWriter:
         made_of = self._made_of()
         if made_of != self._outlined:
             fields[OUTLINE_FIELD] = self._outline_text(self._first)
-        pages = self._behind(seq) if is_idle else self._due(seq)
+        pages = self._due(seq) if behind_by is None else self._behind(seq, behind_by)
         for number in pages:
             fields[str(number)] = self._cache.page(number).pack(self._root, seq)
         return Parcel(fields, tuple(pages), seq, made_of if OUTLINE_FIELD in fields else ())
@@ -113,8 +114,10 @@ class MemoryWriter:
         self._next = (self._next + count) % PAGES
         return pages
 
-    def _behind(self, seq: int) -> list[int]:
-        behind = [number for number, stamp in enumerate(self._stamps) if stamp != seq]
+    def _behind(self, seq: int, by: int) -> list[int]:
+        behind = [
+            number for number, stamp in enumerate(self._stamps) if stamp is None or seq - stamp > by
+        ]
         return behind[: limits.PAGES_PER_WRITE_MAX]
 
     def _made_of(self) -> tuple[object, ...]:

@@ -82,7 +82,8 @@ class Mirror:
         self._memory = MemoryWriter(cache, self._root())
         self._forgets = False
         self._updated_at = 0.0
-        self._is_idle = False
+        self._behind_by: int | None = None
+        """Which pages of memory the next write takes along; see `MemoryWriter.parcel`."""
         self.is_withdrawn = False
         """Whether Redis is to hold nothing of the endpoint for now, whatever its cache holds."""
         self.lag_s = 0.0
@@ -134,7 +135,7 @@ class Mirror:
         if delta.cleared:
             self._clear("cleared")
         self._newest = to
-        self._updated_at, self._is_idle = monotonic(), False
+        self._updated_at = monotonic()
         self._memory.batch(to.seq, counted_from)
         if delta.regrouped:
             self.rewrite("regrouped")
@@ -151,14 +152,15 @@ class Mirror:
         if size(self._pending) > limits.PENDING_OPS_MAX:
             self.rewrite("overflow")
         is_quiet = now - self._updated_at >= limits.MEMORY_IDLE_S
-        if is_quiet and self._at is not None and self._memory.is_behind(self._newest.seq):
-            self._is_idle = True
+        by = limits.MEMORY_BEHIND_BATCHES
+        if is_quiet and self._at is not None and self._memory.is_behind(self._newest.seq, by):
+            self._behind_by = by
             self._wake.set()
 
     async def finish(self) -> None:
         """Wait until Redis has been told everything, and all is written down."""
         while not (self.is_fenced or self._is_finished()):
-            self._is_idle = True
+            self._behind_by = 0
             self._wake.set()
             await asyncio.sleep(FINISH_POLL_S)
 
@@ -243,8 +245,8 @@ class Mirror:
             return
         pending, self._pending = self._pending, {}
         newest = self._newest
-        parcel = self._memory.parcel(newest.seq, is_idle=self._is_idle)
-        self._is_idle = False
+        parcel = self._memory.parcel(newest.seq, self._behind_by)
+        self._behind_by = None
         try:
             if await self._write(pending, at, newest, parcel):
                 self._memory.written(parcel)

@@ -20,9 +20,9 @@ def writer() -> MemoryWriter:
     return made
 
 
-def written(memory: MemoryWriter, seq: int, *, is_idle: bool = False) -> list[int]:
+def written(memory: MemoryWriter, seq: int, behind_by: int | None = None) -> list[int]:
     """Write what is due; give the pages."""
-    parcel = memory.parcel(seq, is_idle=is_idle)
+    parcel = memory.parcel(seq, behind_by)
     memory.written(parcel)
     return list(parcel.pages)
 
@@ -30,19 +30,19 @@ def written(memory: MemoryWriter, seq: int, *, is_idle: bool = False) -> list[in
 def test_before_the_first_batch_there_is_nothing_to_remember() -> None:
     """Not even an outline: a successor would find no life to go on with."""
     memory = MemoryWriter(EndpointCache(MODEL), "1.0")
-    assert memory.parcel(-1, is_idle=True).fields == {}
+    assert memory.parcel(-1, 0).fields == {}
     assert not memory.is_behind(-1)
 
 
 def test_the_outline_is_written_when_it_has_changed() -> None:
     """And again until it is confirmed."""
     memory = writer()
-    assert OUTLINE_FIELD in memory.parcel(0, is_idle=False).fields
-    assert OUTLINE_FIELD in memory.parcel(0, is_idle=False).fields, "it was not confirmed"
+    assert OUTLINE_FIELD in memory.parcel(0).fields
+    assert OUTLINE_FIELD in memory.parcel(0).fields, "it was not confirmed"
     written(memory, 0)
-    assert memory.parcel(1, is_idle=False).fields == {}
+    assert memory.parcel(1).fields == {}
     memory.batch(2, 2)
-    assert OUTLINE_FIELD in memory.parcel(2, is_idle=False).fields
+    assert OUTLINE_FIELD in memory.parcel(2).fields
 
 
 def test_pages_are_written_in_turn_as_batches_come() -> None:
@@ -66,10 +66,12 @@ def test_quiet_hours_bring_every_page_up_to_date() -> None:
     assert memory.is_behind(5)
     pages: list[int] = []
     while memory.is_behind(5):
-        pages += written(memory, 5, is_idle=True)
+        pages += written(memory, 5, 0)
     assert sorted(pages) == list(range(PAGES))
+    assert not memory.is_behind(8, by=3)
+    assert memory.is_behind(9, by=3)
     memory.lost()
-    assert memory.is_behind(5)
+    assert memory.is_behind(5, by=3)
 
 
 def test_what_was_forgotten_cannot_be_recalled() -> None:
@@ -78,7 +80,7 @@ def test_what_was_forgotten_cannot_be_recalled() -> None:
     memory.forget("1.1")
     assert not memory.is_behind(0)
     memory.batch(7, None)
-    outline = memory.parcel(7, is_idle=True).fields[OUTLINE_FIELD]
+    outline = memory.parcel(7, 0).fields[OUTLINE_FIELD]
     assert isinstance(outline, str)
     assert Outline.from_text(outline.encode()) == Outline("1.1", 7, None, 0, [])
 
