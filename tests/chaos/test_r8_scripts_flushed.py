@@ -10,7 +10,6 @@ from tests.chaos.conftest import Report
 from tests.fakes.canary import Canary
 from tests.fakes.chaos_place import ChaosPlace, Scale, chaos_place
 
-
 ALONE = 8
 """Scripts that one call at a time sends: of lookups, leases, notes and sweeps."""
 
