@@ -169,8 +169,8 @@ REDIS_WRITE_CONNECTIONS_MAX: Final = 4
 """For the indexer's commands that are rare; scripts share a connection."""
 REDIS_WRITES_AT_ONCE_MAX: Final = 64
 """Scripts of an indexer under way: 2 MB of keys at most, 130 ms of Redis."""
-OPS_PER_SCRIPT_MAX: Final = 1_000
-"""Entries that one call of the writer script changes: under 5 ms of Redis."""
+OPS_PER_SCRIPT_MAX: Final = 400
+"""Entries that one call of the writer script changes: about 1 ms of Redis."""
 EVICTED_REST_S: Final = 10.0
 """Least time between two times that a shard is written anew because Redis drops its keys."""
 SWEEP_BUCKETS_PER_CALL: Final = 64
@@ -233,6 +233,10 @@ LEAVE_S: Final = 2.0
 """For an endpoint that is given back to be written down; below a lease."""
 RETIRE_AFTER_S: Final = 10.0
 """For which nobody has followed an endpoint that is not configured before it is forgotten."""
+TURN_S: Final = 0.004
+"""Of events that are taken in one turn of the loop, from all sockets together."""
+TOLD_AT_ONCE_MAX: Final = 64
+"""Endpoints whose stand is written at the same time."""
 REPLAY_IDLE_S: Final = 1.0
 REPLAY_TOTAL_S: Final = 10.0
 REPLAYS_AT_ONCE_MAX: Final = 4

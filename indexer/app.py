@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from itertools import islice
 from typing import Final
 
 import zmq.asyncio
@@ -34,6 +35,7 @@ from kvatlas.indexer.ownership import Ownership
 from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.store_watch import StoreWatch
 from kvatlas.indexer.targets import Target
+from kvatlas.indexer.turns import Turns
 
 _LOG = logger("indexer")
 
@@ -78,7 +80,7 @@ class Indexer:
         self._store_watch = StoreWatch(self._store, self.metrics)
         self._context = _context()
         slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
-        means = Means(self._context, self._store, self.metrics, slots)
+        means = Means(self._context, self._store, self.metrics, slots, Turns())
         lease_s = settings.indexer.lease_s
         me = IndexerId(f"{socket.gethostname()}-{secrets.token_hex(4)}")
         leases = Leases(self._store.client, me, round(lease_s * 1_000))
@@ -215,13 +217,14 @@ class Indexer:
         now_s = time.time()
         lags = {feed.mirror.target: feed.mirror.lag_s for feed in self.feeds}
         more = {"followed": f"{now_s:.3f}"}
-        await asyncio.gather(
-            *(
-                self._store.tell(target, {**stand, **more, "lag": f"{lags[target]:.3f}"})
-                for target, stand in stands.items()
-                if told.get(target) != stand
+        news = (each for each in stands.items() if told.get(each[0]) != each[1])
+        while some := list(islice(news, limits.TOLD_AT_ONCE_MAX)):
+            await asyncio.gather(
+                *(
+                    self._store.tell(target, {**stand, **more, "lag": f"{lags[target]:.3f}"})
+                    for target, stand in some
+                )
             )
-        )
         return stands
 
     def _set_fault(self, fault: str | None) -> None:

@@ -20,6 +20,7 @@ from kvatlas.indexer.recall import recalled
 from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.subscriber import Subscriber
 from kvatlas.indexer.targets import Remembered, Target
+from kvatlas.indexer.turns import Turns
 
 _LOG = logger("following")
 
@@ -30,12 +31,14 @@ class Means:
 
     Attributes:
         replay_slots: bounds the replays of the process.
+        turns: bound how long the process takes events at a stretch.
     """
 
     context: zmq.asyncio.Context
     store: IndexStore
     metrics: IndexerMetrics
     replay_slots: asyncio.Semaphore
+    turns: Turns
 
 
 class Following:
@@ -64,7 +67,9 @@ class Following:
             recall=recall,
             block_size=source.block_size,
         )
-        self.subscriber = Subscriber(means.context, source, self.feed, means.replay_slots)
+        self.subscriber = Subscriber(
+            means.context, source, self.feed, means.replay_slots, means.turns
+        )
         self._metrics = means.metrics
         self._tasks: list[asyncio.Task[None]] = []
         _LOG.info("endpoint.followed", endpoint=endpoint.name, resumes=recall is not None)

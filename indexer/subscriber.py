@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from kvatlas.indexer.discovery import Source
     from kvatlas.indexer.feed import Feed
+    from kvatlas.indexer.turns import Turns
 
 END_SEQ: Final = b"\xff" * 8
 BURST_BATCHES: Final = 64
@@ -44,6 +45,7 @@ class Subscriber:
         source: where the events come from.
         feed: what takes them.
         replay_slots: bounds the replays of the process.
+        turns: bound how long the process takes events at a stretch.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class Subscriber:
         source: Source,
         feed: Feed,
         replay_slots: asyncio.Semaphore,
+        turns: Turns,
     ) -> None:
         self._context = context
         self._source = source
         self._feed = feed
         self._sequencer = feed.sequencer
         self._replay_slots = replay_slots
+        self._turns = turns
         self._replay_wanted = asyncio.Event()
         self._rests_until = 0.0
 
@@ -96,6 +100,7 @@ class Subscriber:
             told, sent = _plain(monitor), _plain(sub)
             try:
                 while True:
+                    await self._turns.mine()
                     if not self._take_burst(told, sent):
                         await poller.poll()
                     await asyncio.sleep(0)
@@ -175,6 +180,7 @@ class Subscriber:
                 if not ready or monotonic() > deadline:
                     self._sequencer.replay_ended(monotonic(), complete=False)
                 else:
+                    await self._turns.mine()
                     self._take_replayed(_burst(sent), wanted)
                 self._settle()
                 await asyncio.sleep(0)
