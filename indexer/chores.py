@@ -13,7 +13,6 @@ from typing import Final
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.ids import EndpointName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.log import logger
 from kvatlas.indexer.metrics import IndexerMetrics
@@ -69,14 +68,11 @@ class Chores:
                 await sweep_once(self._store, shard, dead, self._metrics)
             known = await self._store.known_endpoints(shard)
             unknown |= {
-                Target(name, shard) for name in known if not self._is_configured(name, shard)
+                Target(name, shard) for name in known if self._ownership.shard_of(name) != shard
             }
         now = monotonic()
         self._unknown_since = {each: self._unknown_since.get(each, now) for each in unknown}
         for target, since in list(self._unknown_since.items()):
-            if now - since >= limits.RETIRE_AFTER_S and await self._ownership.is_retired(target):
+            if now - since >= limits.RETIRE_AFTER_S and await self._ownership.retire(target):
                 del self._unknown_since[target]
                 _LOG.info("endpoint.retired", endpoint=target.name)
-
-    def _is_configured(self, name: EndpointName, shard: Shard) -> bool:
-        return self._ownership.shard_of(name) == shard

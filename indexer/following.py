@@ -88,10 +88,6 @@ class Following:
             tasks.start(self.mirror.run(), f"mirror {name}"),
         ]
 
-    def claimed_again(self, fence: Fence) -> None:
-        """Go on under another claim, after Redis lost the one before; see what else it lost."""
-        self.mirror.fence_changed(fence)
-
     async def stop(self) -> None:
         """Take no more events, write what is left as far as Redis lets us, and end."""
         subscribing, writing = self._tasks

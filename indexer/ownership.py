@@ -55,6 +55,7 @@ class Ownership:
         self._recalls = asyncio.Semaphore(limits.RECALLS_AT_ONCE_MAX)
         self._contact_since: float | None = None
         self._is_known = False
+        self._is_leaving = False
         self.failing: str | None = None
         """Why the last look at the leases failed, if it did."""
         self._lost_at = float("-inf")
@@ -93,7 +94,8 @@ class Ownership:
             await asyncio.sleep(self._lease_s / TICKS_PER_LEASE)
 
     async def leave(self) -> None:
-        """Give everything back."""
+        """Give everything back, and take nothing any more."""
+        self._is_leaving = True
         try:
             async with asyncio.timeout(2 * limits.LEAVE_S):
                 await asyncio.gather(*map(self._give_back, list(self.followings.values())))
@@ -101,7 +103,7 @@ class Ownership:
         except (TimeoutError, IndexUnavailable) as error:
             _LOG.warning("indexer.left_behind", error=type(error).__name__)
 
-    async def is_retired(self, target: Target) -> bool:
+    async def retire(self, target: Target) -> bool:
         """Forget an endpoint for good that nobody follows; False when somebody does."""
         fence = await self._leases.claim(target)
         if fence is None:
@@ -122,6 +124,12 @@ class Ownership:
         if self._contact_since is None:
             self._contact_since = now
         await self._look_after_mine(leases)
+        if not self._is_leaving:
+            self._share(leases, now, tasks)
+        self._means.metrics.owned.set(len(self.followings))
+
+    def _share(self, leases: Mapping[EndpointName, Lease], now: float, tasks: Supervisor) -> None:
+        """Begin to take what we lack of our share, and to give back what is above it."""
         free = self._free(leases, now)
         decided = plan(
             View(
@@ -144,7 +152,6 @@ class Ownership:
         }
         for name in {*gone, *decided.resign} & self.followings.keys():
             tasks.start(self._give_back(self.followings[name]), f"give back {name}")
-        self._means.metrics.owned.set(len(self.followings))
 
     async def _renew(self) -> dict[EndpointName, Lease]:
         """Renew our leases; give those of all endpoints."""
@@ -168,7 +175,7 @@ class Ownership:
             if lease is None or lease.owner == self.me:
                 fence = await self._leases.claim(following.mirror.target)
             if fence is not None:
-                following.claimed_again(fence)
+                following.mirror.fence_changed(fence)
             elif self.followings.pop(name, None):
                 _LOG.warning("endpoint.lost", endpoint=name)
                 self._means.metrics.lost.inc()

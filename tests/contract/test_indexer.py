@@ -328,6 +328,19 @@ async def test_two_indexers_share_one_endpoint(fleet: Fleet, redis_url: str) -> 
     ) in (None, 0.0)
 
 
+async def test_what_was_given_back_is_not_taken_again(redis_url: str) -> None:
+    """An indexer that is about to end leaves its endpoints to others, however long it takes."""
+    async with FakePublisher() as publisher:
+        settings = settings_for(publisher, redis_url)
+        quick = settings.indexer.model_copy(update={"lease_s": 0.3})
+        async with indexing(settings.model_copy(update={"indexer": quick})) as indexer:
+            await indexer.ownership.leave()
+            await asyncio.sleep(1.0)  # twenty looks at who owns what
+            assert indexer.feeds == []
+            async with Redis.from_url(redis_url) as client:
+                assert await client.hgetall(SHARDS[0].owners) == {}
+
+
 async def test_an_endpoint_that_is_no_longer_configured_is_forgotten(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
