@@ -27,7 +27,6 @@ BUCKET_DIGITS: Final = 4
 """Hex digits of a block hash that name its bucket; the other 12 are the field in it."""
 BUCKETS: Final = 16**BUCKET_DIGITS
 HASH_DIGITS: Final = 16
-VERSION_FIELD: Final = "version"
 FLOOR_FIELD: Final = "floor"
 """Of the holders HASH: ids that are given out are not below it."""
 EPOCH_DIGITS_MAX: Final = 18

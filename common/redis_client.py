@@ -7,12 +7,12 @@ or what asks servers here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from hashlib import sha1
 from importlib import resources
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from redis import exceptions as redis_errors
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
@@ -34,7 +34,6 @@ from kvatlas.common.redis_topology import ClusterTopology, SentinelTopology, Top
 from kvatlas.common.setting_sections import RedisSettings
 
 RedisArg = str | bytes | int | float
-T = TypeVar("T")
 
 _SERVER_WORDS: Final = (
     "BUSY", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM", "NOSCRIPT",
@@ -103,51 +102,43 @@ async def _greet_replica(connection: Any) -> None:
     await connection.read_response()
 
 
-async def lives(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str, str]:
-    """Name, for each key, the life of the server that serves it.
-
-    Another name means another server, a restart or a failover: acknowledged writes may be lost.
-
-    Raises:
-        IndexUnavailable: a server did not answer.
-    """
-    return await _ask_servers(client, keys, _life)
-
-
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """What a server does when it is full.
+class ServerFacts:
+    """What a server says of itself.
 
     Attributes:
         run_id: of the process.
-        policy: by which it drops keys.
+        history: of what it holds; it changes with every failover, also one that the same process
+            comes back from.
+        policy: by which it drops keys when it is full.
         evicted: keys that it has dropped since it began.
     """
 
     run_id: str
+    history: str
     policy: str
     evicted: int
 
+    @property
+    def life(self) -> tuple[str, str]:
+        """Name its life: another one means that acknowledged writes may be lost."""
+        return self.run_id, self.history
 
-async def memories(client: OneRedis | RoutedRedis, keys: Sequence[str]) -> dict[str, Memory]:
-    """Ask the server of each key how it stands with its memory.
+
+async def ask_servers(
+    client: OneRedis | RoutedRedis, keys: Sequence[str]
+) -> dict[str, ServerFacts]:
+    """Ask, for each key, the server that serves it; each server once.
 
     Raises:
         IndexUnavailable: a server did not answer.
     """
-    return await _ask_servers(client, keys, _memory)
-
-
-async def _ask_servers(
-    client: OneRedis | RoutedRedis, keys: Sequence[str], ask: Callable[[Redis], Awaitable[T]]
-) -> dict[str, T]:
-    """Ask the server of each key, each server once."""
     with guard():
         servers = {key: await client.node_for(key) for key in keys}
         asked = list(set(servers.values()))
         # All end before the first failure is told, so that none is under way behind its back.
-        answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
-        found: list[T] = []
+        answers = await asyncio.gather(*map(_facts, asked), return_exceptions=True)
+        found: list[ServerFacts] = []
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
@@ -156,16 +147,19 @@ async def _ask_servers(
     return {key: by_server[server] for key, server in servers.items()}
 
 
-async def _life(server: Redis) -> str:
-    life = (await server.info("server"))["run_id"]
-    # It changes with every failover, also one that the same process comes back from.
-    history = (await server.info("replication"))["master_replid"]
-    return f"{life} {history}"
+async def _facts(server: Redis) -> ServerFacts:
+    info = await server.info()
+    return ServerFacts(
+        str(info["run_id"]),
+        str(info["master_replid"]),
+        str(info["maxmemory_policy"]),
+        int(info["evicted_keys"]),
+    )
 
 
-async def _memory(server: Redis) -> Memory:
-    facts = await server.info()
-    return Memory(str(facts["run_id"]), str(facts["maxmemory_policy"]), int(facts["evicted_keys"]))
+def flat(fields: Mapping[Any, RedisArg]) -> list[RedisArg]:
+    """Write fields and values one behind the other, as scripts take them."""
+    return [part for pair in fields.items() for part in pair]
 
 
 class _Guard:

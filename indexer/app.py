@@ -8,7 +8,7 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import Final
@@ -22,7 +22,7 @@ from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import EndpointName, IndexerId
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.log import configure_logs, logger
-from kvatlas.common.redis_client import LOGIN_REASONS, RedisArg
+from kvatlas.common.redis_client import LOGIN_REASONS, RedisArg, ServerFacts
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.indexer.chores import Chores
@@ -74,7 +74,6 @@ class Indexer:
     def __init__(self, settings: Settings, reload: Reload | None = None) -> None:
         self._settings = settings
         self._reload = reload
-        self._models = {model.model: model.index_shards for model in settings.models}
         self.metrics = IndexerMetrics()
         self._store = IndexStore.connect(settings.redis)
         self._store_watch = StoreWatch(self._store, self.metrics)
@@ -87,7 +86,7 @@ class Indexer:
         self.ownership = Ownership(me, leases, lease_s, means)
         self._configure(settings)
         self._fault: str | None = NOT_REACHED
-        self._lives: dict[Shard, str] = {}
+        self._lives: dict[Shard, tuple[str, str]] = {}
         self._prepared = asyncio.Event()
 
     @property
@@ -156,8 +155,9 @@ class Indexer:
         while True:
             try:
                 await self._store.prepare(self._models)
-                await self._check_lives()
-                await self._store_watch.look(self._shards(), [feed.mirror for feed in self.feeds])
+                servers = await self._store.servers(self._shards())
+                self._check_lives(servers)
+                await self._store_watch.look(servers, [feed.mirror for feed in self.feeds])
                 self._prepared.set()
                 self._set_fault(self._refusal())
             except IndexUnavailable as error:
@@ -168,9 +168,9 @@ class Indexer:
                 self._set_fault(_fault_of({error.reason}) or NOT_REACHED)
             await asyncio.sleep(WATCH_S)
 
-    async def _check_lives(self) -> None:
+    def _check_lives(self, servers: Mapping[Shard, ServerFacts]) -> None:
         """Let mirrors look where Redis stands when another server, or another life, serves them."""
-        lives = await self._store.lives(self._shards())
+        lives = {shard: facts.life for shard, facts in servers.items()}
         changed = {shard for shard, life in lives.items() if life != self._lives.get(shard)}
         for feed in self.feeds:
             if feed.mirror.target.shard in changed:

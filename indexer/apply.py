@@ -25,7 +25,6 @@ from kvatlas.indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockS
 from kvatlas.indexer.groups import Groups
 from kvatlas.indexer.memory import PAGE_MASK, PAGES, Page
 
-Entry = tuple[Pool, BlockHash]
 Present = dict[Pool, dict[BlockHash, bool]]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kvatlas.common.ids import EndpointName, Fence, IndexerId
 from kvatlas.common.keyspace import INDEXERS_KEY, Shard
-from kvatlas.common.redis_client import Script, guard
+from kvatlas.common.redis_client import Script, flat, guard
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.indexer.targets import Target
 
@@ -74,10 +74,10 @@ class Leases:
             All leases of the shard as they stand then. One of ours that is another's there, or
             missing, is lost.
         """
-        args = [self._me, self._lease_ms, *(part for pair in mine.items() for part in pair)]
-        now_ms, *flat = await self._renew.run(self._client, (shard.owners,), args)
+        args = (self._me, self._lease_ms, *flat(mine))
+        now_ms, *found = await self._renew.run(self._client, (shard.owners,), args)
         leases = {}
-        for name, text in zip(flat[::2], flat[1::2], strict=True):
+        for name, text in zip(found[::2], found[1::2], strict=True):
             lease = _read_lease(text, now_ms)
             if lease is not None:
                 leases[EndpointName(name.decode(errors="replace"))] = lease

@@ -22,7 +22,6 @@ PAGES: Final = 64
 PAGE_MASK: Final = PAGES - 1
 """The lowest bits of an engine hash are the number of its page."""
 OUTLINE_FIELD: Final = "outline"
-WORD_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,9 @@ class Mirror:
         self._refused = False
         self.is_fenced = False
         """Whether a write was refused because of another owner; nothing is written meanwhile."""
-        self._roots = 0
+        self._roots = self._opened_roots = 0
+        """How often all was forgotten; and as of the newest epoch, which tells a successor."""
         self._memory = MemoryWriter(cache, self._root())
-        self._forgets = False
         self._updated_at = 0.0
         self._behind_by: int | None = None
         """Which pages of memory the next write takes along; see `MemoryWriter.parcel`."""
@@ -109,7 +109,6 @@ class Mirror:
         self.is_withdrawn = False
         self._roots += 1
         self._memory.forget(self._root())
-        self._forgets = True
         self._clear(reason)
 
     def resume(self, recall: Recall) -> None:
@@ -306,9 +305,10 @@ class Mirror:
     async def _open(self, reason: str) -> None:
         """Open the epoch that was asked for; another one may be asked for meanwhile."""
         target, roots = self.target, self._roots
-        opening = Opening(reason, time.time(), forgets=self._forgets, fields=self._fields())
+        forgets = roots != self._opened_roots
+        opening = Opening(reason, time.time(), forgets=forgets, fields=self._fields())
         epoch = await self._store.open_epoch(target, self._believed, opening)
-        self._forgets = self._forgets and roots != self._roots
+        self._opened_roots = roots
         self._believed = epoch
         self._at = Position(epoch, BEFORE_FIRST)
         self._slots.clear()

@@ -28,13 +28,13 @@ from kvatlas.common.keyspace import (
     read_epoch,
 )
 from kvatlas.common.redis_client import (
-    Memory,
     RedisArg,
     Script,
+    ServerFacts,
+    ask_servers,
     connect,
+    flat,
     guard,
-    lives,
-    memories,
 )
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
@@ -121,14 +121,9 @@ class IndexStore:
             if mapping:
                 await self.client.hset(MODELS_KEY, mapping=mapping)
 
-    async def lives(self, shards: Sequence[Shard]) -> dict[Shard, str]:
-        """Name the life of each shard's server; another one may have lost what was written."""
-        found = await lives(self.client, [shard.holders for shard in shards])
-        return {shard: found[shard.holders] for shard in shards}
-
-    async def memories(self, shards: Sequence[Shard]) -> dict[Shard, Memory]:
-        """Say how the shards' servers stand with their memory."""
-        found = await memories(self.client, [shard.holders for shard in shards])
+    async def servers(self, shards: Sequence[Shard]) -> dict[Shard, ServerFacts]:
+        """Say what is known of the server of each shard."""
+        found = await ask_servers(self.client, [shard.holders for shard in shards])
         return {shard: found[shard.holders] for shard in shards}
 
     async def raise_ids(self, shard: Shard, floor: int) -> None:
@@ -184,11 +179,10 @@ class IndexStore:
         """
         shard, name = target.shard, target.name
         keys = (target.key, shard.holders, shard.dead, shard.endpoints, shard.memory(name))
-        pairs = [part for pair in opening.fields.items() for part in pair]
-        known = "" if believed is None else believed
-        args = (target.fence, known, BEFORE_FIRST, opening.reason, f"{opening.now_s:.3f}", name)
-        flags = (int(opening.forgets),)
-        return Epoch(_accepted(await self._run(self._open_epoch, keys, (*args, *flags, *pairs))))
+        args: list[RedisArg] = [target.fence, "" if believed is None else believed, BEFORE_FIRST]
+        args += [opening.reason, f"{opening.now_s:.3f}", name, int(opening.forgets)]
+        args += flat(opening.fields)
+        return Epoch(_accepted(await self._run(self._open_epoch, keys, args)))
 
     async def open_pool(
         self, target: Target, holder: Holder, fields: Mapping[str, RedisArg]
@@ -205,8 +199,7 @@ class IndexStore:
             Fenced: the endpoint has another owner.
         """
         keys = (target.key, target.shard.holders, target.shard.dead)
-        pairs = [part for pair in fields.items() for part in pair]
-        args = (target.fence, holder.epoch, str(holder.pool), holder.to_text(), *pairs)
+        args = (target.fence, holder.epoch, str(holder.pool), holder.to_text(), *flat(fields))
         return HolderId(_accepted(await self._run(self._open_pool, keys, args)))
 
     async def apply(
@@ -223,8 +216,8 @@ class IndexStore:
             target: the endpoint.
             at: where the index stands.
             to: how far it gets; the sequence of `at` when more of the same follows.
-            changes: of OPS_PER_SCRIPT_MAX blocks at most. What comes first decides whether a full
-                Redis (OOM) takes them: removals make room for what comes after.
+            changes: of OPS_PER_SCRIPT_MAX blocks at most. A full Redis (OOM) refuses all of them
+                where one that stores comes first, and takes them where one that removes does.
             memory: what is to be remembered as of then, by field.
 
         Returns:
@@ -242,7 +235,7 @@ class IndexStore:
             packed.append(digits)
         args: list[RedisArg] = [target.fence, at.epoch, at.seq, at.part]
         args += [to.seq, at.after(to).part, to.time_s, to.proof, " ".join(runs), "".join(packed)]
-        args += [part for pair in memory.items() for part in pair]
+        args += flat(memory)
         answer = await self._run(self._apply, keys, args)
         if isinstance(answer, list):
             answer, left_out = answer
@@ -301,8 +294,7 @@ class IndexStore:
 
     async def release(self, shard: Shard, dead: Dead) -> None:
         """Give the ids of dead holders free, after a whole pass without a miss."""
-        args = [part for pair in dead.texts.items() for part in pair]
-        await self._run(self._release, (shard.dead,), args)
+        await self._run(self._release, (shard.dead,), flat(dead.texts))
 
     async def take_doubts(
         self, shard: Shard, names: Iterable[EndpointName]
@@ -316,9 +308,9 @@ class IndexStore:
             names: whose as well; notes on other endpoints are their owners' to take.
         """
         args: list[RedisArg] = [limits.DOUBTS_PER_SHARD_MAX, *names]
-        flat = await self._run(self._take_doubts, (shard.doubts, shard.endpoints), args)
+        notes = await self._run(self._take_doubts, (shard.doubts, shard.endpoints), args)
         doubts = {}
-        for name, note in zip(flat[::2], flat[1::2], strict=True):
+        for name, note in zip(notes[::2], notes[1::2], strict=True):
             epoch = read_epoch(note.split(b" ", 1)[0])
             if epoch is not None:
                 doubts[EndpointName(name.decode(errors="replace"))] = epoch
@@ -327,8 +319,7 @@ class IndexStore:
     async def tell(self, target: Target, fields: Mapping[str, RedisArg]) -> None:
         """Write how the indexer stands with an endpoint into its state, if it is still ours."""
         keys = (target.key, target.shard.relearning)
-        pairs = [part for pair in fields.items() for part in pair]
-        args = (target.fence, target.name, fields.get("relearning", ""), *pairs)
+        args = (target.fence, target.name, fields.get("relearning", ""), *flat(fields))
         await self._run(self._tell, keys, args)
 
     async def aclose(self) -> None:

@@ -5,7 +5,7 @@ What is found is counted, and said once when it begins and once when it ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from secrets import randbelow
 from typing import Final
 
@@ -13,7 +13,7 @@ from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.log import logger
-from kvatlas.common.redis_client import Memory
+from kvatlas.common.redis_client import ServerFacts
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.mirror import FULL, Mirror
 from kvatlas.indexer.store import IndexStore
@@ -46,24 +46,27 @@ class StoreWatch:
         self._audited_at = monotonic()
         self._evicted: dict[Shard, tuple[tuple[str, int], float]] = {}
 
-    async def look(self, shards: Sequence[Shard], mirrors: Sequence[Mirror]) -> None:
+    async def look(self, servers: Mapping[Shard, ServerFacts], mirrors: Sequence[Mirror]) -> None:
         """Look once.
+
+        Args:
+            servers: what the server of each shard says of itself.
+            mirrors: of the endpoints that are ours.
 
         Raises:
             IndexUnavailable: Redis is not reached.
         """
         self._note_full(sum(mirror.failing == FULL for mirror in mirrors))
         self._note_foreign()
-        memories = await self._store.memories(shards)
-        policies = {memory.policy for memory in memories.values()}
+        policies = {facts.policy for facts in servers.values()}
         self._note_policies(frozenset(p for p in policies if p.startswith(UNSAFE)))
-        for shard, memory in memories.items():
+        for shard, facts in servers.items():
             await self._note_evicted(
-                shard, memory, [mirror for mirror in mirrors if mirror.target.shard == shard]
+                shard, facts, [mirror for mirror in mirrors if mirror.target.shard == shard]
             )
         if monotonic() - self._audited_at >= limits.AUDIT_S:
             self._audited_at = monotonic()
-            for shard in shards:
+            for shard in servers:
                 await self._audit(shard, [m for m in mirrors if m.target.shard == shard])
 
     def _note_full(self, waiting: int) -> None:
@@ -91,19 +94,21 @@ class StoreWatch:
             self._metrics.foreign.inc(more)
             _LOG.error("store.foreign_keys", entries=more)
 
-    async def _note_evicted(self, shard: Shard, memory: Memory, mirrors: Sequence[Mirror]) -> None:
+    async def _note_evicted(
+        self, shard: Shard, facts: ServerFacts, mirrors: Sequence[Mirror]
+    ) -> None:
         """Write a shard anew that may have lost keys, under ids that no entry can name.
 
         Without the map of holders, or that of dead ones, ids would be given out again that
         entries still name: matches that are not there.
         """
         known, rewritten_at = self._evicted.get(shard, NOTHING_EVICTED)
-        found = (memory.run_id, memory.evicted)
-        is_new = memory.evicted and found != known
+        found = (facts.run_id, facts.evicted)
+        is_new = facts.evicted and found != known
         if not is_new or monotonic() - rewritten_at < limits.EVICTED_REST_S:
             return
         self._evicted[shard] = found, monotonic()
-        _LOG.error("store.evicted", shard=shard.base, keys=memory.evicted)
+        _LOG.error("store.evicted", shard=shard.base, keys=facts.evicted)
         await self._store.raise_ids(shard, FLOOR_LEAST + randbelow(FLOORS))
         for mirror in mirrors:
             mirror.rewrite("evicted")

@@ -15,7 +15,7 @@ BEFORE_FIRST: Final = -1
 """The sequence of an epoch in which nothing has been applied."""
 
 NO_FENCE: Final = Fence(0)
-"""Of an endpoint that nobody has ever claimed."""
+"""Of an endpoint that is not claimed: every write is refused."""
 
 Value = str | bytes | int | float
 """Of a field of an endpoint's state or memory."""
