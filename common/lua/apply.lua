@@ -25,7 +25,7 @@
 -- A full Redis (OOM) refuses what may grow unless the script has written before. So stores that
 -- come first are refused, all with them, and removals, which delete before they set, are not.
 local state = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'part', 'fence')
-if (state[4] or '0') ~= ARGV[1] then
+if state[4] ~= ARGV[1] then
   return -2
 end
 if state[1] ~= ARGV[2] or state[2] ~= ARGV[3] or (state[3] or '0') ~= ARGV[4] then

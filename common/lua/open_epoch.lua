@@ -22,7 +22,7 @@
 local time = redis.call('TIME')
 local now = string.format('%s.%06d', time[1], time[2])
 
-if (redis.call('HGET', KEYS[1], 'fence') or '0') ~= ARGV[1] then
+if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then
   return -2
 end
 local epoch = redis.call('HGET', KEYS[1], 'epoch')

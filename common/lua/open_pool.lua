@@ -17,7 +17,7 @@ local function touch_version()
 end
 
 local state = redis.call('HMGET', KEYS[1], 'epoch', 'fence')
-if (state[2] or '0') ~= ARGV[1] then
+if state[2] ~= ARGV[1] then
   return -2
 end
 if state[1] ~= ARGV[2] then

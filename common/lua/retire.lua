@@ -8,7 +8,7 @@
 -- ARGV[1] fence of the caller
 -- ARGV[2] name of the endpoint
 -- Returns 1, or 0 when the endpoint is no longer the caller's.
-if (redis.call('HGET', KEYS[1], 'fence') or '0') ~= ARGV[1] then
+if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then
   return 0
 end
 redis.call('DEL', KEYS[1], KEYS[2])

@@ -8,7 +8,7 @@
 -- ARGV[3] epoch in which routers are to have its hits announced, or ""
 -- ARGV[4...] fields and values
 -- Returns 1, or 0 when the endpoint is no longer the caller's.
-if (redis.call('HGET', KEYS[1], 'fence') or '0') ~= ARGV[1] then
+if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then
   return 0
 end
 -- A full Redis (OOM) lets a script write on that has begun by deleting.

@@ -70,7 +70,8 @@ async def test_removals_apply_and_stores_are_refused(writer: Writer, redis: Redi
 
 async def test_removals_do_not_wait_for_stores(writer: Writer, redis: Redis) -> None:
     """Of a batch with both the removals are written, the stores as soon as there is room."""
-    mirror = Mirror(writer.target(named(1)), EndpointCache(MODEL), writer.store, IndexerMetrics())
+    target = await writer.claim(named(1))
+    mirror = Mirror(target, EndpointCache(MODEL), writer.store, IndexerMetrics())
     mirror.forget("start")
     mirror.update(Progress(0, 1.0), Delta(present={GPU: dict.fromkeys(CHAIN[:3], True)}), 0)
 

@@ -252,7 +252,10 @@ async def test_a_changed_password_needs_no_restart(guarded: Guarded) -> None:
             file.write_text("another\n")
             client.client_kill_filter(_type="normal", skipme=True)
             await asyncio.sleep(0.05)  # what is closed is seen to be closed
-            target = Target(EndpointName("10.0.0.9:8000"), SHARD)
+            name = EndpointName("10.0.0.9:8000")
+            fence = await Leases(store.client, IndexerId("i"), 1_000).claim(Target(name, SHARD))
+            assert fence
+            target = Target(name, SHARD, fence)
             epoch = await store.open_epoch(target, None, Opening("start", 0.0))
             await store.apply(target, Position(epoch, BEFORE_FIRST), Progress(0, 0.0), [])
         finally:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from kvatlas.common.ids import BlockHash, EndpointName, ModelName, Pool
+from kvatlas.common.ids import BlockHash, EndpointName, Fence, IndexerId, ModelName, Pool
 from kvatlas.common.keyspace import Holder, Shard, shard_of
+from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.store import IndexStore
-from kvatlas.indexer.targets import Change, Opening, Position, Progress, Target
+from kvatlas.indexer.targets import NO_FENCE, Change, Opening, Position, Progress, Target
 from kvatlas.router.lookup import BlockIndex
 
 MODEL = ModelName("m")
 SHARD = Shard(MODEL, 0)
 GPU = Pool("gpu", 0)
+LEASE_MS = 600_000
 
 
 def chain_of(length: int, seed: int = 0) -> list[BlockHash]:
@@ -27,15 +29,26 @@ class Writer:
 
     def __init__(self, url: str, shards: int = 1) -> None:
         self.store = IndexStore.connect(url)
+        self._leases = Leases(self.store.client, IndexerId("writer"), LEASE_MS)
+        self._fences: dict[EndpointName, Fence] = {}
         self.shards = shards
         self.positions: dict[EndpointName, Position] = {}
 
     def target(self, name: EndpointName) -> Target:
-        """Find an endpoint's shard."""
-        return Target(name, shard_of(MODEL, name, self.shards))
+        """Find an endpoint's shard, and the claim under which it is written."""
+        fence = self._fences.get(name, NO_FENCE)
+        return Target(name, shard_of(MODEL, name, self.shards), fence)
+
+    async def claim(self, name: EndpointName) -> Target:
+        """Take an endpoint, as an indexer does before it writes."""
+        fence = await self._leases.claim(self.target(name))
+        assert fence
+        self._fences[name] = fence
+        return self.target(name)
 
     async def open(self, name: EndpointName) -> None:
         """Open an epoch."""
+        await self.claim(name)
         epoch = await self.store.open_epoch(self.target(name), None, Opening("start", 1.0))
         self.positions[name] = Position(epoch, -1)
 
