@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,15 +11,15 @@ from pathlib import Path
 
 import aiohttp
 
-from kvatlas.cli.bound import bound_command
-from kvatlas.cli.processes import free_port, stop
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
+from kvatlas.common.settings import Settings
 from tests.chaos.conftest import Report
 from tests.fakes.chaos_place import own_redis
+from tests.fakes.indexer_process import IndexerProcess, write_config
 from tests.fakes.publisher import FakePublisher, batch, stored
-from tests.fakes.redis_servers import Server
+from tests.fakes.redis_servers import Server, free_port
 
 MB = 1 << 20
 CAP = limits.FRAME_BYTES_MAX
@@ -99,40 +96,32 @@ def name(number: int) -> EndpointName:
     return EndpointName(f"10.0.0.{number + 1}:8000")
 
 
-def run(line: list[str]) -> subprocess.Popen[bytes]:
-    """Start a process that ends with this one."""
-    return subprocess.Popen(bound_command(line), start_new_session=True)
-
-
 @asynccontextmanager
 async def indexed(folder: Path, engines: int) -> AsyncIterator[Indexed]:
     """Run it until the context ends."""
     async with AsyncExitStack() as stack:
         server = stack.enter_context(own_redis())
         publishers = [await stack.enter_async_context(FakePublisher()) for _ in range(engines)]
-        port = free_port()
-        config = folder / "kvatlas.yaml"
-        config.write_text(
-            json.dumps(
-                {
-                    "redis": {"url": server.url},
-                    "models": [{"name": "m", "tokenizer": "-"}],
-                    "endpoints": [
-                        {
-                            "url": f"http://{name(number)}",
-                            "model": "m",
-                            "events": publisher.events,
-                            "replay": publisher.replay,
-                        }
-                        for number, publisher in enumerate(publishers)
-                    ],
-                    "indexer": {"admin_port": port},
-                }
-            )
+        settings = Settings.model_validate(
+            {
+                "redis": {"url": server.url},
+                "models": [{"name": "m", "tokenizer": "-"}],
+                "endpoints": [
+                    {
+                        "url": f"http://{name(number)}",
+                        "model": "m",
+                        "events": publisher.events,
+                        "replay": publisher.replay,
+                    }
+                    for number, publisher in enumerate(publishers)
+                ],
+            }
         )
-        line = [sys.executable, "-m", "kvatlas.cli.main", "indexer", "--config", str(config)]
-        process = run(line)
-        stack.callback(stop, process, 5.0)
+        port = free_port()
+        process = IndexerProcess(folder / "kvatlas.yaml", folder / "indexer.log")
+        write_config(process.config, settings, admin_port=port)
+        process.start()
+        stack.callback(process.stop)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         made = Indexed(process.pid, f"http://127.0.0.1:{port}", session, publishers, server)
         for number, publisher in enumerate(publishers):

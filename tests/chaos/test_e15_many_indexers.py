@@ -17,10 +17,9 @@ from kvatlas.common.ids import EndpointName
 from kvatlas.common.settings import Settings
 from tests.chaos.conftest import Report
 from tests.fakes.block_fleet import BlockFleet
-from tests.fakes.chaos_place import Scale
+from tests.fakes.chaos_place import Scale, own_redis
 from tests.fakes.indexer_process import IndexerProcess, indexer_processes, write_config
 from tests.fakes.many_indexers import Fleet, busy_fleet
-from tests.fakes.redis_servers import Server, plain_options, running
 
 LEASE_S = 0.5
 MOVED_S = 5.0
@@ -45,17 +44,14 @@ class Shared:
 @asynccontextmanager
 async def shared(engines: int, indexers: int, seed: int, **more: float) -> AsyncIterator[Shared]:
     """Run indexers until they have shared the engines of a busy fleet among themselves."""
-    with tempfile.TemporaryDirectory(prefix="kva-") as name:
-        folder = Path(name)
-        redis = Server(folder / "redis", plain_options())
-        with running([redis]):
-            async with busy_fleet(redis, engines, seed) as fleet:
-                settings = fleet.blocks.settings({"url": redis.url})
-                with indexer_processes(folder, settings, indexers, **more) as made:
-                    await fleet.owned(indexers)
-                    await fleet.age(50)
-                    await fleet.right()
-                    yield Shared(fleet, made, settings, fleet.epochs())
+    with own_redis() as redis, tempfile.TemporaryDirectory(prefix="kva-") as folder:
+        async with busy_fleet(redis, engines, seed) as fleet:
+            settings = fleet.blocks.settings({"url": redis.url})
+            with indexer_processes(Path(folder), settings, indexers, **more) as made:
+                await fleet.owned(indexers)
+                await fleet.age(50)
+                await fleet.right()
+                yield Shared(fleet, made, settings, fleet.epochs())
 
 
 @pytest.mark.timeout(120)

@@ -10,31 +10,20 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.conftest import Report
-from tests.fakes.chaos_place import Scale
+from tests.fakes.chaos_place import Scale, own_redis
 from tests.fakes.fault_proxy import fault_proxy
 from tests.fakes.indexer_process import indexer_processes
 from tests.fakes.many_indexers import REPLAY_BATCHES, Fleet, busy_fleet
-from tests.fakes.redis_servers import Server, plain_options, running
+from tests.fakes.redis_servers import Server
 
 LEASE_S = 0.5
 KILLS = {False: 6, True: 100}
 WARM_S = 40.0
-
-
-@contextmanager
-def own_servers(count: int) -> Iterator[list[Server]]:
-    """Run as many Redis servers as wanted."""
-    with tempfile.TemporaryDirectory(prefix="kva-") as folder:
-        servers = [Server(Path(folder) / str(number), plain_options()) for number in range(count)]
-        with running(servers):
-            yield servers
 
 
 async def replicated(master: Server, replica: Server) -> None:
@@ -61,7 +50,7 @@ async def aged(fleet: Fleet, owners: int) -> None:
 async def test_e16_the_successor_of_a_killed_owner_is_exact(scale: Scale) -> None:
     """Killed with -9 under load, at random moments; the index is right, in the same epochs."""
     source, recovered = random.Random(16), []
-    with own_servers(1) as (redis,), tempfile.TemporaryDirectory(prefix="kva-") as folder:
+    with own_redis() as redis, tempfile.TemporaryDirectory(prefix="kva-") as folder:
         async with busy_fleet(redis, 2, 16) as fleet:
             settings = fleet.blocks.settings({"url": redis.url})
             with indexer_processes(Path(folder), settings, 3, lease_s=LEASE_S) as indexers:
@@ -88,7 +77,11 @@ async def test_e16_the_successor_of_a_killed_owner_is_exact(scale: Scale) -> Non
 @pytest.mark.timeout(90)
 async def test_e16_a_successor_after_a_failover_that_lost_writes_is_exact() -> None:
     """The promoted replica has an older position and older pages; the engine has the rest."""
-    with own_servers(2) as (master, replica), tempfile.TemporaryDirectory(prefix="kva-") as folder:
+    with (
+        own_redis() as master,
+        own_redis() as replica,
+        tempfile.TemporaryDirectory(prefix="kva-") as folder,
+    ):
         async with (
             busy_fleet(master, 2, 17) as fleet,
             fault_proxy("127.0.0.1", master.port) as proxy,

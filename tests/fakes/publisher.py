@@ -91,7 +91,6 @@ class FakePublisher:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def __aenter__(self) -> Self:
-        self._context = zmq.asyncio.Context()
         await self.open()
         return self
 
@@ -101,6 +100,10 @@ class FakePublisher:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        await self.end()
+
+    async def end(self) -> None:
+        """Go away for good."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -108,6 +111,7 @@ class FakePublisher:
 
     async def open(self) -> None:
         """Bind the sockets; again after `close`, at the same addresses."""
+        self._context = self._context or zmq.asyncio.Context()
         self._pub = self._context.socket(zmq.PUB)
         self._router = self._context.socket(zmq.ROUTER)
         for socket, address in ((self._pub, self.events), (self._router, self.replay)):

@@ -15,8 +15,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgpack
 
@@ -32,18 +31,6 @@ class PublisherProcess(FakePublisher):
     """One publisher in another process; what it is told is sent in order."""
 
     _process: asyncio.subprocess.Process | None = None
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        await self.die()
 
     @property
     def pid(self) -> int:
@@ -75,6 +62,10 @@ class PublisherProcess(FakePublisher):
             self._process.kill()
             await self._process.communicate()
             self._process = None
+
+    async def end(self) -> None:
+        """Go away for good."""
+        await self.die()
 
     async def restart(self) -> None:
         """Be killed and come back with nothing remembered."""
