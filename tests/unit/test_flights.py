@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.router.flight_messages import Outbox, apply_entry, state_fields
-from kvatlas.router.flights import Board, Launch, RouterId, Sketch, sketch_of
+from kvatlas.router.flights import Board, Launch, RouterId
+from kvatlas.router.predictions import Sketch, sketch_of
 from kvatlas.router.prefill_speed import PrefillSpeed
 
 ME, OTHER = RouterId("me"), RouterId("other")
