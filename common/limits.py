@@ -119,6 +119,8 @@ DATA_PARALLEL_MAX: Final = 256
 # --- load shared by routers -------------------------------------------------------------------
 SKETCH_HASHES_MAX: Final = 32
 """Hashes that tell of a chain that is about to be cached: a prefix is known to a 32nd of it."""
+DRAW_BLOCKS: Final = 16
+"""Prompts that share so many blocks draw alike; to compute those again costs little."""
 EVENT_DUE_S: Final = 0.25
 """After a first byte until the event that follows it is in the index; 20 ms are usual."""
 ROUTER_SILENT_S: Final = 3.0

@@ -9,14 +9,14 @@ says what the endpoint will soon have cached. Own flights and those that other r
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 
 from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.router.predictions import Predictions, Sketch
-from kvatlas.router.prefill_speed import PrefillSpeed
+from kvatlas.router.prefill_speed import PrefillSpeed, SpeedOfOne
 
 RouterId = NewType("RouterId", str)
 """One router process; drawn anew at every start."""
@@ -73,7 +73,7 @@ class Stand:
         copies: routers that are taken to do as this one does, while nothing is heard of them.
     """
 
-    speed: PrefillSpeed
+    speed: SpeedOfOne
     requests: int = 0
     awaiting: int = 0
     tokens: int = 0
@@ -95,7 +95,8 @@ class Stand:
             first = self.first
         if first is None:
             return 0.0
-        base_s, token_s = self.speed.base_s, self.speed.token_s
+        speed = self.speed.line
+        base_s, token_s = speed.base_s, speed.token_s
         first_s = base_s + first.tokens * token_s
         done_s = now_s - self.progressed_s
         if done_s > first_s:
@@ -110,7 +111,7 @@ class Stand:
         if self.first is None:
             self.first = flight
             self.progressed_s = flight.launched_s
-        speed = self.speed
+        speed = self.speed.line
         flight.due_s = flight.launched_s + wait_s + speed.base_s + flight.tokens * speed.token_s
         self.queue[key] = flight
         self.awaiting += 1
@@ -161,12 +162,16 @@ class Board:
 
     Args:
         me: the router that keeps it.
-        speed: makes the speed that is believed of an endpoint at first.
+        prior_tokens_per_s: how fast endpoints are believed to prefill at first.
+        prior_base_s: alike, what a request takes beside its tokens.
     """
 
-    def __init__(self, me: RouterId, speed: Callable[[EndpointName], PrefillSpeed]) -> None:
+    def __init__(
+        self, me: RouterId, prior_tokens_per_s: float, prior_base_s: float = 0.005
+    ) -> None:
         self.me = me
-        self._speed = speed
+        self._prior = (prior_tokens_per_s, prior_base_s)
+        self._fleet_speed = PrefillSpeed(*self._prior)
         self._copies = 1
         self._stands: dict[EndpointName, Stand] = {}
         self._routers: dict[RouterId, _Router] = {me: _Router(0.0)}
@@ -182,7 +187,8 @@ class Board:
         """Give how an endpoint stands; the same object each time."""
         stand = self._stands.get(endpoint)
         if stand is None:
-            stand = self._stands[endpoint] = Stand(self._speed(endpoint), copies=self._copies)
+            speed = SpeedOfOne(self._fleet_speed, PrefillSpeed(*self._prior))
+            stand = self._stands[endpoint] = Stand(speed, copies=self._copies)
         return stand
 
     def predicted(self, chain: Sequence[BlockHash], now_s: float) -> Mapping[EndpointName, int]:
