@@ -115,6 +115,16 @@ ENDPOINTS_MAX: Final = 2_000
 MODELS_MAX: Final = 1_000
 DATA_PARALLEL_MAX: Final = 256
 
+# --- load shared by routers -------------------------------------------------------------------
+SKETCH_HASHES_MAX: Final = 32
+"""Hashes that tell of a chain that is about to be cached: a prefix is known to a 32nd of it."""
+EVENT_DUE_S: Final = 0.25
+"""After a first byte until the event that follows it is in the index; 20 ms are usual."""
+ROUTER_SILENT_S: Final = 3.0
+"""Without a sign of life of a router until what it had under way no longer counts."""
+SESSIONS_MAX: Final = 65_536
+"""Conversations whose endpoint is known, per model."""
+
 # --- proof ------------------------------------------------------------------------------------
 ACCURACY_ANSWERS_MAX: Final = 40
 """Latest answers of an endpoint whose predictions are judged."""
