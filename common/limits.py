@@ -280,5 +280,13 @@ ENGINE_STOP_WORDS_MAX: Final = 16
 ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
 
+# --- the planner ------------------------------------------------------------------------------
+TRACE_LINES_MAX: Final = 2_000_000
+"""Requests of a trace; each takes about 1 KB."""
+TRACE_TOKENS_MAX: Final = 10_000_000
+"""Of one prompt, or of one answer."""
+SIMULATED_ENDPOINTS_MAX: Final = 4_096
+SIMULATED_ROUTERS_MAX: Final = 256
+
 # --- labels and logs --------------------------------------------------------------------------
 LOG_LINE_CHARS_MAX: Final = 8_192

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from kvatlas.planner.cache import Changed, RunCache
 from kvatlas.planner.jobs import Job
+from kvatlas.router.flights import Launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Served:
         hit_tokens: prompt tokens that the engine found cached when it began.
         left_tokens: prompt tokens that are still to compute; before it began, as believed.
         began_s, ended_s: when its first and its last token came; below 0 before.
+        launch: what the product tells other routers of it.
     """
 
     job: Job
@@ -61,6 +63,7 @@ class Served:
     hit_tokens: int = 0
     began_s: float = -1.0
     ended_s: float = -1.0
+    launch: Launch | None = None
 
 
 Told = Callable[[Served, float], None]
