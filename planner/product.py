@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain as joined
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.planner.engine import Served
 from kvatlas.planner.jobs import Job
 from kvatlas.planner.policy import Choice, Gauges, Sight
 from kvatlas.router.flights import Board, Launch, RouterId, Stand, sketch_of
-from kvatlas.router.prefill_speed import PrefillSpeed
+from kvatlas.router.prefill_speed import ModelSpeed, PrefillSpeed
 from kvatlas.router.scheduling import Adapters, Candidate, Chance, Profile, Work
 
+BELIEVED_TOKENS_PER_S: Final = 10_000.0
+"""What routers believe of engines at first."""
 _NO_ADAPTERS = Adapters()
 _NO_GAUGES = Gauges(0, 0, 0.0)
 _RUN_BITS = 24
@@ -124,7 +126,8 @@ class Product:
         self._size = block_size
         self._chance = chance
         self._knowledge = knowledge or Knowledge()
-        self.board = Board(_router(me), speed or _believed)
+        model = ModelSpeed(BELIEVED_TOKENS_PER_S)
+        self.board = Board(_router(me), speed or (lambda _name: PrefillSpeed(model)))
         self._loads = [SimulatedLoad(self.board.stand(name)) for name in names]
         self._turn = 0
         self._scraped_s = float("-inf")
@@ -187,10 +190,6 @@ class Product:
 
 def _router(number: int) -> RouterId:
     return RouterId(f"router-{number}")
-
-
-def _believed(_name: EndpointName) -> PrefillSpeed:
-    return PrefillSpeed(10_000.0)
 
 
 def _chain(job: Job) -> list[BlockHash]:
