@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain as joined
 from typing import ClassVar, Final
@@ -11,8 +11,8 @@ from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.planner.engine import Served
 from kvatlas.planner.jobs import Job
 from kvatlas.planner.policy import Choice, Gauges, Sight
-from kvatlas.router.flights import Board, Launch, RouterId, Stand, sketch_of
-from kvatlas.router.prefill_speed import ModelSpeed, PrefillSpeed
+from kvatlas.router.flights import Board, Launch, RouterId, Stand
+from kvatlas.router.predictions import sketch_of
 from kvatlas.router.scheduling import Adapters, Candidate, Chance, Profile, Work
 
 BELIEVED_TOKENS_PER_S: Final = 10_000.0
@@ -66,12 +66,12 @@ class SimulatedLoad:
     @property
     def token_s(self) -> float:
         """Give the learned time of a token."""
-        return self.stand.speed.token_s
+        return self.stand.speed.line.token_s
 
     @property
     def base_s(self) -> float:
         """Give the learned time beside the tokens."""
-        return self.stand.speed.base_s
+        return self.stand.speed.line.base_s
 
     def wait_s(self, now_s: float) -> float:
         """Estimate the wait for a turn."""
@@ -119,15 +119,13 @@ class Product:
         *,
         me: int = 0,
         knowledge: Knowledge | None = None,
-        speed: Callable[[EndpointName], PrefillSpeed] | None = None,
     ) -> None:
         self._names = names
         self._profile = profile
         self._size = block_size
         self._chance = chance
         self._knowledge = knowledge or Knowledge()
-        model = ModelSpeed(BELIEVED_TOKENS_PER_S)
-        self.board = Board(_router(me), speed or (lambda _name: PrefillSpeed(model)))
+        self.board = Board(_router(me), BELIEVED_TOKENS_PER_S)
         self._loads = [SimulatedLoad(self.board.stand(name)) for name in names]
         self._turn = 0
         self._scraped_s = float("-inf")
@@ -176,7 +174,7 @@ class Product:
             load.gauges, load.scraped_s = gauges, sight.scraped_s
 
     def _candidates(
-        self, job: Job, sight: Sight, predicted: dict[EndpointName, int]
+        self, job: Job, sight: Sight, predicted: Mapping[EndpointName, int]
     ) -> list[Candidate]:
         size, most = self._size, job.usable_blocks * self._size
         blocks = sight.blocks

@@ -125,6 +125,8 @@ class Work:
         session: the endpoint that its conversation was on, if that is known.
         trust: how much of the fleet's load is known, from 0 (nothing of others) to 1.
         is_matched: whether it is known who holds what of the prompt.
+        draw: drawn from the beginning of the prompt: routers that decide at the same moment, not
+            knowing of each other, settle ties of the same prefix alike. None where it is unknown.
     """
 
     prompt_tokens: int
@@ -134,6 +136,7 @@ class Work:
     session: EndpointName | None = None
     trust: float = 1.0
     is_matched: bool = True
+    draw: int | None = None
 
 
 class Filter(Protocol):

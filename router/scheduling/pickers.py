@@ -10,15 +10,20 @@ from kvatlas.router.scheduling.interfaces import Chance, Work
 
 @dataclass(frozen=True, slots=True)
 class MaxScorePicker:
-    """Take the best score, ties at random."""
+    """Take the best score, ties at random: by the prompt's own draw where it has one."""
 
-    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> list[int]:  # noqa: ARG002 - interface
+    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> list[int]:
         """Give positions from the best score to the worst; a drawn one of the best is first."""
         if not scores:
             return []
         best = max(scores)
         ties = [i for i, score in enumerate(scores) if score == best]
-        first = ties[chance.randrange(len(ties))] if len(ties) > 1 else ties[0]
+        if len(ties) == 1:
+            first = ties[0]
+        elif work.draw is not None:
+            first = ties[work.draw % len(ties)]
+        else:
+            first = ties[chance.randrange(len(ties))]
         return [first, *_rest(scores, first)]
 
 
