@@ -123,6 +123,8 @@ DRAW_BLOCKS: Final = 16
 """Prompts that share so many blocks draw alike; to compute those again costs little."""
 EVENT_DUE_S: Final = 0.25
 """After a first byte until the event that follows it is in the index; 20 ms are usual."""
+PRESSURE_S: Final = 5.0
+"""Over which the requests that wait in all queues are averaged: some busy periods of an engine."""
 ROUTER_SILENT_S: Final = 3.0
 """Without a sign of life of a router until what it had under way no longer counts."""
 ROUTER_STATE_S: Final = 1.0

@@ -141,7 +141,11 @@ class Product:
         predicted = self.board.predicted(chain, sight.now_s)
         candidates = self._candidates(job, sight, predicted)
         work = Work(
-            job.prompt_tokens, sight.now_s, turn=self._turn, trust=self._knowledge.trust
+            job.prompt_tokens,
+            sight.now_s,
+            turn=self._turn,
+            trust=self._knowledge.trust,
+            pressure=self.board.pressure(len(candidates), sight.now_s),
         )
         self._turn += 1
         at = self._profile.run(work, candidates, self._chance).order[0]
