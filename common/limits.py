@@ -123,6 +123,8 @@ DRAW_BLOCKS: Final = 16
 """Prompts that share so many blocks draw alike; to compute those again costs little."""
 EVENT_DUE_S: Final = 0.25
 """After a first byte until the event that follows it is in the index; 20 ms are usual."""
+PRESSURE_S: Final = 5.0
+"""Over which the requests that wait in all queues are averaged: some busy periods of an engine."""
 ROUTER_SILENT_S: Final = 3.0
 """Without a sign of life of a router until what it had under way no longer counts."""
 ROUTER_STATE_S: Final = 1.0
@@ -303,6 +305,14 @@ ENGINE_CHOICES_MAX: Final = 128
 ENGINE_STOP_WORDS_MAX: Final = 16
 ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
+
+# --- the planner ------------------------------------------------------------------------------
+TRACE_LINES_MAX: Final = 2_000_000
+"""Requests of a trace; each takes about 1 KB."""
+TRACE_TOKENS_MAX: Final = 10_000_000
+"""Of one prompt, or of one answer."""
+SIMULATED_ENDPOINTS_MAX: Final = 4_096
+SIMULATED_ROUTERS_MAX: Final = 256
 
 # --- labels and logs --------------------------------------------------------------------------
 LOG_LINE_CHARS_MAX: Final = 8_192

@@ -225,7 +225,7 @@ class RouterSettings(_Section):
         policy: "prefix" weighs cached prefixes against load; "least-load" and "round-robin" are
             there to compare with.
         prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
-        work_price: how much a millisecond of prefill costs the fleet beyond the request itself.
+        work_price: what prefill done again costs, in parts of the requests that wait per endpoint.
         lookup_s: for Redis to answer, per request; then it goes by load.
         metrics_interval_s: time between two looks at an engine's metrics.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
@@ -244,7 +244,7 @@ class RouterSettings(_Section):
     debug_headers: bool = False
     policy: Literal["prefix", "least-load", "round-robin"] = "prefix"
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
-    work_price: Annotated[float, Field(ge=0, le=100)] = 4.0
+    work_price: Annotated[float, Field(ge=0, le=100)] = 1.0
     lookup_s: Annotated[float, Field(gt=0, le=10)] = Field(default_factory=lambda: limits.LOOKUP_S)
     metrics_interval_s: Seconds = 0.5
     probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0

@@ -228,6 +228,7 @@ class Pipeline:
             turn=self._turn,
             adapter=served.adapter,
             trust=log.trust(begun),
+            pressure=log.board.pressure(len(endpoints), begun),
             is_matched=matches.fallback is None,
             draw=matches.draw,
         )

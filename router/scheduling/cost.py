@@ -4,13 +4,22 @@
     queue_ms     the wait for its turn: (queued tokens - those computed since) / rate
     others_ms    tokens of strangers that queue there / rate
     prefill_ms   uncached tokens / rate
-    work_ms      work_price x trust x prefill_ms: what the fleet loses by computing them again
+    work_ms      price x tokens computed again / rate: what the fleet loses by them
     decode_ms    running requests slow the prefill, and one more slows them
     cache_ms     a little when running requests fill the cache
 
-Rates and bases are learned per endpoint from first bytes (`prefill_speed`). The price on work:
-near saturation a fleet lives from work not done. It fades with `trust`: who does not know what the
-others send where must not follow the warm cache as they do.
+Rates and bases are learned from first bytes (`prefill_speed`). Tokens computed again are those
+that the best candidate holds and this one does not. Their price is what they keep from others:
+
+    price = min(work_price_max, work_price x pressure) x trust / endpoints that hold them
+
+`pressure` is how many requests await their first byte per endpoint, on average of some seconds. A
+second of work makes each of those that come while the queue lasts wait a second longer, and there
+are so many of them (in a queue at utilization u, u / (1 - u)). So an idle fleet computes again what
+helps this request, and a full one lives from work not done. What many hold is wanted by many: one
+more copy will be used again, and is charged in parts, so that a hot prefix spreads.
+The price fades with `trust`: who does not know what the others send where must not follow the warm
+cache as they do.
 
 What comes from scraped gauges can be one scrape old: an engine that fell idle a moment ago still
 looks busy. So strangers that run and `kv_usage` together never weigh as much as HINT_TOKENS tokens
@@ -20,6 +29,7 @@ Queues of strangers count in full, but only once two scrapes have seen them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -47,10 +57,12 @@ class CostScorer:
     """Score by estimated cost: least cost / own cost.
 
     Attributes:
-        work_price: how much a millisecond of prefill costs beyond the request's own wait.
+        work_price: what work done again costs, in parts of the pressure.
+        work_price_max: most that a millisecond of it costs, in milliseconds.
     """
 
-    work_price: float = 4.0
+    work_price: float = 1.0
+    work_price_max: float = 6.0
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Give one score per candidate; the least cost scores 1."""
@@ -62,33 +74,51 @@ class CostScorer:
 
     def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
         """Give what each cost is made of, in milliseconds."""
-        price = self.work_price * work.trust
-        return [self._terms(work, price, each) for each in candidates]
+        held = [min(each.predicted_tokens, work.prompt_tokens) for each in candidates]
+        lost = _lost_tokens(held, self._price(work))
+        return [
+            _terms(work, each, tokens, lost[tokens])
+            for each, tokens in zip(candidates, held, strict=True)
+        ]
+
+    def _price(self, work: Work) -> float:
+        return min(self.work_price_max, self.work_price * work.pressure) * work.trust
 
     def _costs(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         now_s, tokens = work.now_s, work.prompt_tokens
-        factor = 1.0 + self.work_price * work.trust
+        held = [min(each.predicted_tokens, tokens) for each in candidates]
+        lost = _lost_tokens(held, self._price(work))
         costs = []
-        for candidate in candidates:
+        for candidate, has in zip(candidates, held, strict=True):
             load = candidate.load
-            uncached = max(0, tokens - candidate.predicted_tokens)
-            weighed = uncached * factor + _side_tokens(load)
+            weighed = tokens - has + lost[has] + _side_tokens(load)
             costs.append(load.base_s + load.wait_s(now_s) + weighed * load.token_s)
         return costs
 
-    def _terms(self, work: Work, price: float, candidate: Candidate) -> Mapping[str, float]:
-        load = candidate.load
-        token_ms = load.token_s * 1e3
-        prefill_ms = max(0, work.prompt_tokens - candidate.predicted_tokens) * token_ms
-        return {
-            "base_ms": load.base_s * 1e3,
-            "queue_ms": load.wait_s(work.now_s) * 1e3,
-            "others_ms": load.others_waiting * WAITING_TOKENS * token_ms,
-            "prefill_ms": prefill_ms,
-            "work_ms": prefill_ms * price,
-            "decode_ms": _decode_tokens(load) * token_ms,
-            "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
-        }
+
+def _lost_tokens(held: Sequence[int], price: float) -> dict[int, float]:
+    """Weigh what is computed again, by how many tokens a candidate holds."""
+    ranked = sorted(held)
+    best = ranked[-1] if ranked else 0
+    # Those count as holders of what is lost who hold at least half of it.
+    return {
+        has: price * (best - has) / (len(ranked) - bisect_left(ranked, (has + best + 1) // 2))
+        for has in set(ranked)
+    }
+
+
+def _terms(work: Work, candidate: Candidate, has: int, lost: float) -> Mapping[str, float]:
+    load = candidate.load
+    token_ms = load.token_s * 1e3
+    return {
+        "base_ms": load.base_s * 1e3,
+        "queue_ms": load.wait_s(work.now_s) * 1e3,
+        "others_ms": load.others_waiting * WAITING_TOKENS * token_ms,
+        "prefill_ms": (work.prompt_tokens - has) * token_ms,
+        "work_ms": lost * token_ms,
+        "decode_ms": _decode_tokens(load) * token_ms,
+        "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
+    }
 
 
 def _side_tokens(load: Load) -> float:

@@ -124,6 +124,7 @@ class Work:
         adapter: the LoRA adapter that it names.
         session: the endpoint that its conversation was on, if that is known.
         trust: how much of the fleet's load is known, from 0 (nothing of others) to 1.
+        pressure: requests that await their first byte per endpoint, smoothed.
         is_matched: whether it is known who holds what of the prompt.
         draw: drawn from the beginning of the prompt: routers that decide at the same moment, not
             knowing of each other, settle ties of the same prefix alike. None where it is unknown.
@@ -135,6 +136,7 @@ class Work:
     adapter: str | None = None
     session: EndpointName | None = None
     trust: float = 1.0
+    pressure: float = 0.0
     is_matched: bool = True
     draw: int | None = None
 
