@@ -188,7 +188,7 @@ def _overridden(settings: Settings, overrides: dict[str, Any]) -> Settings:
     for name, values in overrides.items():
         section = getattr(settings, name)
         try:
-            sections[name] = type(section).model_validate({**section.model_dump(), **values})
+            sections[name] = type(section).model_validate({**section.model_dump(exclude_unset=True), **values})
         except ValidationError as error:
             raise ConfigError([f"{name}.{line}" for line in _fault_lines(error)]) from None
     return settings.model_copy(update=sections)

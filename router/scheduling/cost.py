@@ -22,9 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import Field
 
 from kvatlas.router.scheduling.interfaces import Candidate, Load, Work
+from kvatlas.router.scheduling.parameters import Amount, takes_parameters
 
 OWN_DECODE_TOKENS: Final = 4.0
 """Prefill tokens that one request there weighs; exact and live, so not capped."""
@@ -42,6 +45,7 @@ WAITING_TOKENS: Final = 1_000
 """Uncached tokens that a queueing request of a stranger is taken to have."""
 
 
+@takes_parameters
 @dataclass(frozen=True, slots=True)
 class CostScorer:
     """Score by estimated cost: least cost / own cost.
@@ -50,7 +54,7 @@ class CostScorer:
         work_price: how much a millisecond of prefill costs beyond the request's own wait.
     """
 
-    work_price: float = 4.0
+    work_price: Annotated[Amount, Field(le=100)] = 4.0
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Give one score per candidate; the least cost scores 1."""
@@ -66,14 +70,25 @@ class CostScorer:
         return [self._terms(work, price, each) for each in candidates]
 
     def _costs(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+        """Sum the terms below, in seconds; written out, for it is run for every candidate."""
         now_s, tokens = work.now_s, work.prompt_tokens
         factor = 1.0 + self.work_price * work.trust
         costs = []
         for candidate in candidates:
             load = candidate.load
-            uncached = max(0, tokens - candidate.predicted_tokens)
-            weighed = uncached * factor + _side_tokens(load)
-            costs.append(load.base_s + load.wait_s(now_s) + weighed * load.token_s)
+            uncached = tokens - candidate.predicted_tokens
+            weighed = uncached * factor if uncached > 0 else 0.0
+            cost = load.base_s
+            if requests := load.requests:
+                weighed += requests * OWN_DECODE_TOKENS
+                cost += load.wait_s(now_s)
+            if others := load.others_running:
+                weighed += OTHERS_DECODE_TOKENS_MAX * others / (others + OTHERS_HALF)
+            if waiting := load.others_waiting:
+                weighed += waiting * WAITING_TOKENS
+            if (usage := load.kv_usage) > KV_USAGE_FREE:
+                weighed += _cache_tokens(usage)
+            costs.append(cost + weighed * load.token_s)
         return costs
 
     def _terms(self, work: Work, price: float, candidate: Candidate) -> Mapping[str, float]:
@@ -89,11 +104,6 @@ class CostScorer:
             "decode_ms": _decode_tokens(load) * token_ms,
             "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
         }
-
-
-def _side_tokens(load: Load) -> float:
-    waiting = load.others_waiting * WAITING_TOKENS
-    return waiting + _decode_tokens(load) + _cache_tokens(load.kv_usage)
 
 
 def _decode_tokens(load: Load) -> float:
