@@ -116,14 +116,19 @@ class Stand:
         What has been computed of the first in the queue is not known, but how long the engine has
         been at it: no more than the first can be done by then.
         """
-        self._settle(now_s)
         if not self.queue:
             return 0.0
-        speed = self.speed
         first = next(iter(self.queue.values()))
-        first_s = speed.base_s + first.tokens * speed.token_s
-        done_s = min(max(0.0, now_s - self.progressed_s), first_s)
-        return self.copies * (self.awaiting * speed.base_s + self.tokens * speed.token_s - done_s)
+        if first.is_silent and first.due_s <= now_s:
+            self._settle(now_s)
+            return self.wait_s(now_s)
+        base_s, token_s = self.speed.base_s, self.speed.token_s
+        done_s, first_s = now_s - self.progressed_s, base_s + first.tokens * token_s
+        if done_s > first_s:
+            done_s = first_s
+        elif done_s < 0.0:
+            done_s = 0.0
+        return self.copies * (self.awaiting * base_s + self.tokens * token_s - done_s)
 
     def add(self, key: tuple[RouterId, int], flight: Flight) -> None:
         """Queue a flight."""

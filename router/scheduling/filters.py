@@ -35,8 +35,10 @@ class HealthyFilter:
 
     def keep(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[int]:  # noqa: ARG002 - interface
         """Give the positions of the healthy candidates, or of all."""
-        healthy = [i for i, candidate in enumerate(candidates) if candidate.load.healthy]
-        return healthy or range(len(candidates))
+        healthy = [candidate.load.healthy for candidate in candidates]
+        if all(healthy) or not any(healthy):
+            return range(len(candidates))
+        return [i for i, is_healthy in enumerate(healthy) if is_healthy]
 
 
 @takes_parameters
