@@ -1,7 +1,8 @@
 """How long a decision takes: `python -m bench.scheduling` from the root of the repository.
 
-Prints the time of `Profile.run` in microseconds (of several rounds the quickest), over fleets of several sizes in which every
-other endpoint has requests under way and every eighth holds part of the prompt.
+Prints the time of `Profile.run` in microseconds, of several rounds the quickest, over fleets of
+several sizes in which every other endpoint has requests under way and every eighth holds part of
+the prompt.
 """
 
 from __future__ import annotations

@@ -130,15 +130,14 @@ class Builder:
             return self._third_party(spec, parameters, path)
         if spec.type in NEEDS_SESSION and not self.has_sessions:
             self.faults.append(f"{path}: {spec.type} needs router.session, which names no header")
-        made = read(cls, parameters)
-        if isinstance(made, list):
-            self.faults += [f"{path}.parameters.{line}" for line in made]
+        try:
+            plugin = read(cls, parameters)
+        except ConfigError as error:
+            self.faults += [f"{path}.parameters.{line}" for line in error.faults]
             return _Known(None, kinds_of(cls))
-        return _Known(self._guarded(made, spec, is_trusted=True), kinds_of(cls))
+        return _Known(self._guarded(plugin, spec, is_trusted=True), kinds_of(cls))
 
-    def _third_party(
-        self, spec: _PluginEntry, parameters: Mapping[str, Any], path: str
-    ) -> _Known:
+    def _third_party(self, spec: _PluginEntry, parameters: Mapping[str, Any], path: str) -> _Known:
         try:
             factory = self.find(spec.type)
             if factory is None:

@@ -55,7 +55,8 @@ class ContextLengthAware:
         return [
             i
             for i, each in enumerate(candidates)
-            if not (ranges := self._ranges(each)) or any(low <= tokens <= top for low, top in ranges)
+            if not (ranges := self._ranges(each))
+            or any(low <= tokens <= top for low, top in ranges)
         ]
 
     def _ranges(self, candidate: Candidate) -> tuple[Range, ...]:

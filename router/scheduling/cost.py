@@ -7,6 +7,8 @@
     work_ms      work_price x trust x prefill_ms: what the fleet loses by computing them again
     decode_ms    running requests slow the prefill, and one more slows them
     cache_ms     a little when running requests fill the cache
+    session_ms   taken off where the conversation was before: next to nothing while it is known
+                 who holds what; where it is not, what SESSION_SHARE of the prompt would cost
 
 Rates and bases are learned per endpoint from first bytes (`prefill_speed`). The price on work:
 near saturation a fleet lives from work not done. It fades with `trust`: who does not know what the
@@ -39,8 +41,12 @@ KV_USAGE_FREE: Final = 0.9
 """Share of the cache up to which nothing is short."""
 KV_USAGE_TOKENS_MAX: Final = 6.0
 """What a full cache weighs."""
-HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX
-"""Most that scraped gauges weigh together: below the smallest usual block, 16 tokens."""
+SESSION_TOKENS: Final = 1.0
+"""What the endpoint of the conversation is ahead of others that hold as much: it settles ties."""
+SESSION_SHARE: Final = 0.8
+"""Of the prompt that it is taken to hold where no match is known: all but the latest turn."""
+HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX + SESSION_TOKENS
+"""Most that gauges and sessions weigh together: below the smallest usual block, 16 tokens."""
 WAITING_TOKENS: Final = 1_000
 """Uncached tokens that a queueing request of a stranger is taken to have."""
 
@@ -89,6 +95,10 @@ class CostScorer:
             if (usage := load.kv_usage) > KV_USAGE_FREE:
                 weighed += _cache_tokens(usage)
             costs.append(cost + weighed * load.token_s)
+        if work.session is not None:
+            for i, candidate in enumerate(candidates):
+                if candidate.endpoint == work.session:
+                    costs[i] -= _session_tokens(work, factor, candidate) * candidate.load.token_s
         return costs
 
     def _terms(self, work: Work, price: float, candidate: Candidate) -> Mapping[str, float]:
@@ -103,6 +113,7 @@ class CostScorer:
             "work_ms": prefill_ms * price,
             "decode_ms": _decode_tokens(load) * token_ms,
             "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
+            **_session_terms(work, 1.0 + price, candidate),
         }
 
 
@@ -117,3 +128,17 @@ def _cache_tokens(usage: float) -> float:
     if usage <= KV_USAGE_FREE:
         return 0.0
     return KV_USAGE_TOKENS_MAX * (min(usage, 1.0) - KV_USAGE_FREE) / (1.0 - KV_USAGE_FREE)
+
+
+def _session_tokens(work: Work, factor: float, candidate: Candidate) -> float:
+    """Tell how much less the endpoint of the conversation costs; never more than all of it."""
+    uncached = max(0, work.prompt_tokens - candidate.predicted_tokens) * factor
+    if not work.is_matched:
+        return uncached * SESSION_SHARE
+    return min(uncached, SESSION_TOKENS)
+
+
+def _session_terms(work: Work, factor: float, candidate: Candidate) -> Mapping[str, float]:
+    if work.session is None or candidate.endpoint != work.session:
+        return {}
+    return {"session_ms": -_session_tokens(work, factor, candidate) * candidate.load.token_s * 1e3}

@@ -174,7 +174,7 @@ class Notes(Protocol):
 class Picker(Protocol):
     """Choose by the scores."""
 
-    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> list[int]:
+    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> Sequence[int]:
         """Give the positions of all scores, the chosen one first, then whom to try next."""
 
 

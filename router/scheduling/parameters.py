@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
+from kvatlas.common.errors import ConfigError
+
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -30,16 +32,16 @@ def takes_parameters(cls: type[T]) -> type[T]:
     return cls
 
 
-def read(cls: type[T], parameters: Mapping[str, Any]) -> T | list[str]:
+def read(cls: type[T], parameters: Mapping[str, Any]) -> T:
     """Make a plugin of its parameters.
 
-    Returns:
-        The plugin, or one line per fault, each beginning with the parameter's path.
+    Raises:
+        ConfigError: with every fault, each beginning with the parameter's path.
     """
     try:
         return TypeAdapter(cls).validate_python(dict(parameters))
     except ValidationError as error:
-        return fault_lines(error)
+        raise ConfigError(fault_lines(error)) from None
 
 
 def fault_lines(error: ValidationError) -> list[str]:

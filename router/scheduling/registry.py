@@ -1,4 +1,4 @@
-"""The plugins that come with kvatlas, by the names that llm-d gives them where it has them. Pure."""
+"""The plugins that come with kvatlas, under llm-d's names where it has them. Pure."""
 
 from __future__ import annotations
 
