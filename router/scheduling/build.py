@@ -131,7 +131,7 @@ class Builder:
         if spec.type in NEEDS_SESSION and not self.has_sessions:
             self.faults.append(f"{path}: {spec.type} needs router.session, which names no header")
         try:
-            plugin = read(cls, parameters)
+            plugin: object = read(cls, parameters)
         except ConfigError as error:
             self.faults += [f"{path}.parameters.{line}" for line in error.faults]
             return _Known(None, kinds_of(cls))
