@@ -82,7 +82,7 @@ class UtilizationFilter:
         fallback_on_empty: keep everybody where nobody is left, instead of refusing the request.
     """
 
-    conditions: Annotated[tuple[Condition, ...], Field(min_length=1)]
+    conditions: Annotated[Sequence[Condition], Field(min_length=1)]
     fallback_on_empty: Switch = False
 
     @property

@@ -49,9 +49,7 @@ def candidate(
     labels: dict[str, str] | None = None,
 ) -> Candidate:
     """Make a candidate."""
-    return Candidate(
-        EndpointName(name), match, max(match, predicted), load or Busy(), labels or {}
-    )
+    return Candidate(EndpointName(name), match, max(match, predicted), load or Busy(), labels or {})
 
 
 def candidates(*known: tuple[int, Busy]) -> list[Candidate]:
