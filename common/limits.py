@@ -151,6 +151,18 @@ BOARD_BLIND_S: Final = 1.0
 SESSIONS_MAX: Final = 65_536
 """Conversations whose endpoint is known, per model."""
 
+# --- scheduling -------------------------------------------------------------------------------
+PLUGINS_MAX: Final = 64
+"""Plugins that a profile is made of; each is run for each request."""
+PLUGIN_NAME_CHARS_MAX: Final = 128
+"""Of a plugin's name, which is a label of metrics."""
+SESSION_HEADERS_MAX: Final = 8
+"""Headers that may tell which conversation a request belongs to."""
+SESSION_HEADER_CHARS_MAX: Final = 64
+"""Of the name of one, or of the cookie."""
+COOKIES_CHARS_MAX: Final = 8_192
+"""Of a Cookie header that is looked through for ours; browsers keep to 4 KB per cookie."""
+
 # --- proof ------------------------------------------------------------------------------------
 ACCURACY_ANSWERS_MAX: Final = 40
 """Latest answers of an endpoint whose predictions are judged."""

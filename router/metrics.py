@@ -21,6 +21,13 @@ class RouterMetrics:
         self.upstream_errors = self._counter(
             "upstream_errors", "Engines that failed.", "endpoint", "kind"
         )
+        self.plugin_faults = self._counter(
+            "plugin_faults",
+            "Calls of scheduling plugins that failed: raised, or gave a wrong count, scores out of"
+            " range or wrong positions. The request was answered without them.",
+            "plugin",
+            "fault",
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens routed.", "model")
         self.match_tokens = self._counter(
             "match_tokens", "Prompt tokens predicted to be cached where they went.", "model"

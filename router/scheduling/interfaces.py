@@ -142,7 +142,12 @@ class Work:
 
 
 class Filter(Protocol):
-    """Leave out candidates that should not serve the request."""
+    """Leave out candidates that should not serve the request.
+
+    One with a true attribute `is_hard` leaves out those that must not: they are not even tried
+    when all others fail, and where it leaves nobody, the request is refused. Of a filter without
+    it, those left out are tried last, and where it leaves nobody, it does not count.
+    """
 
     def keep(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[int]:
         """Give the positions of the candidates that stay, in order."""
@@ -152,7 +157,7 @@ class Scorer(Protocol):
     """Judge candidates by one concern."""
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """Give one score per candidate, in [0, 1]; 1 is best."""
+        """Give one score per candidate, in [0, 1], 1 is best; or nothing: no opinion this time."""
 
 
 @runtime_checkable
@@ -174,5 +179,10 @@ class Notes(Protocol):
 class Picker(Protocol):
     """Choose by the scores."""
 
-    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> list[int]:
+    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> Sequence[int]:
         """Give the positions of all scores, the chosen one first, then whom to try next."""
+
+
+def is_hard(plugin: Filter) -> bool:
+    """Tell whether those that a filter leaves out must not get the request."""
+    return bool(getattr(plugin, "is_hard", False))
