@@ -16,7 +16,8 @@ from kvatlas.common.settings import Settings
 from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Endpoint
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.metrics_page import EngineGauges, read_gauges
+from kvatlas.common.gauges import EngineGauges
+from kvatlas.common.metrics_page import read_gauges
 
 MODEL = ModelName("m")
 
