@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.gauges import NO_GAUGES, EngineGauges, Sample
+from kvatlas.common.gauges import Look
 from kvatlas.common.metrics_page import read_gauges, read_process_start
 
-Outcome = Literal["answered", "no_page", "silent"]
-"""A page was had; an answer, but no page, which says that it is alive; nothing."""
-
 OK: Final = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What was seen.
-
-    Attributes:
-        at_s: when, by the monotonic clock of this process.
-    """
-
-    outcome: Outcome
-    at_s: float
-    start: str | None = None
-    ranks: Mapping[int, EngineGauges] | None = None
-
-    @property
-    def is_up(self) -> bool:
-        """Tell whether there was an answer."""
-        return self.outcome != "silent"
-
-    def sample(self, rank: int) -> Sample:
-        """Give what was seen of one rank."""
-        if not self.is_up:
-            return Sample(is_up=False)
-        return Sample(True, self.start, (self.ranks or {}).get(rank, NO_GAUGES))  # noqa: FBT003 - as `is_up`
 
 
 async def look(session: aiohttp.ClientSession, url: str, key: str | None) -> Look:
@@ -63,7 +33,7 @@ async def look(session: aiohttp.ClientSession, url: str, key: str | None) -> Loo
             # The page is made before its head is sent.
             at_s = monotonic()
             page = await _read(reply)
-    except (aiohttp.ClientError, TimeoutError, OSError):
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return Look("silent", monotonic())
     if reply.status != OK:
         return Look("no_page", at_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import quote, unquote
 
 from kvatlas.common import limits
@@ -65,6 +65,41 @@ class Sample:
     is_up: bool
     start: str | None = None
     gauges: EngineGauges = NO_GAUGES
+
+
+Outcome = Literal["answered", "no_page", "silent"]
+"""A page was had; an answer, but no page, which says that it is alive; nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at an engine's page saw.
+
+    Attributes:
+        at_s: when, by the monotonic clock of this process.
+        ranks: the gauges of each; None where there was no page.
+    """
+
+    outcome: Outcome
+    at_s: float
+    start: str | None = None
+    ranks: Mapping[int, EngineGauges] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether there was an answer."""
+        return self.outcome != "silent"
+
+    @property
+    def has_work(self) -> bool:
+        """Tell whether requests run or wait there."""
+        return any(each.running or each.waiting for each in (self.ranks or {}).values())
+
+    def sample(self, rank: int) -> Sample:
+        """Give what was seen of one rank."""
+        if not self.is_up:
+            return Sample(is_up=False)
+        return Sample(True, self.start, (self.ranks or {}).get(rank, NO_GAUGES))  # noqa: FBT003 - as `is_up`
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,8 @@ SCRAPES_AT_ONCE_MAX: Final = 32
 """Engines that an indexer is looking at; together they may keep its loop for 10 ms."""
 SCRAPES_OF_SILENT_MAX: Final = 8
 """Engines of which the last look found nothing, looked at beside these: each may take 2 s."""
+SCRAPE_KEEPALIVE_S: Final = 4.0
+"""Above SCRAPE_IDLE_S, and below the 5 s after which vLLM closes idle connections."""
 LOOKS_AT_ONCE_MAX: Final = 256
 """Engines that a router is looking at itself; those that hang must not keep it from others."""
 GAUGES_WRITE_S: Final = 0.05
@@ -152,6 +154,8 @@ GAUGE_NAMES_CHARS_MAX: Final = 1_024
 """Their quoted names, running and waiting ones each."""
 GAUGE_TEXT_CHARS_MAX: Final = 4_096
 """Longest text of a sample that is read."""
+GAUGES_KEPT_S: Final = 60
+"""After which all that was told of a model goes, without an indexer that tells."""
 GAUGES_FORGET_S: Final = 10.0
 """After which the sample of an endpoint that is not configured is taken out."""
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from kvatlas.common.clock import monotonic
-from kvatlas.common.engine_look import Look
-from kvatlas.common.gauges import EngineGauges, Sample
+from kvatlas.common.gauges import EngineGauges, Look, Sample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.key_file import read_key
 from kvatlas.common.keyspace import shard_of

@@ -19,7 +19,7 @@ from kvatlas.common.gauge_board import GaugeTexts, read_board
 from kvatlas.common.gauges import Sample, SharedSample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import LoadKeys
-from kvatlas.common.redis_client import connect
+from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.router.endpoint import Endpoint
@@ -85,11 +85,11 @@ class ModelGauges:
             size = 0
             try:
                 asked_s = monotonic()
-                async with asyncio.timeout(limits.REDIS_WRITE_S):
-                    found = await read_board(self._client, self._keys)
-            except (IndexUnavailable, TimeoutError) as error:
-                reason = error.reason if isinstance(error, IndexUnavailable) else "timeout"
-                self._metrics.gauge_errors.labels(reason).inc()
+                with guard():
+                    async with asyncio.timeout(limits.REDIS_WRITE_S):
+                        found = await read_board(self._client, self._keys)
+            except IndexUnavailable as error:
+                self._metrics.gauge_errors.labels(error.reason).inc()
             else:
                 await self._note(found, asked_s)
                 size = found.size
