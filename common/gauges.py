@@ -99,7 +99,7 @@ class Look:
         """Give what was seen of one rank."""
         if not self.is_up:
             return Sample(is_up=False)
-        return Sample(True, self.start, (self.ranks or {}).get(rank, NO_GAUGES))  # noqa: FBT003 - as `is_up`
+        return Sample(is_up=True, start=self.start, gauges=(self.ranks or {}).get(rank, NO_GAUGES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class SharedSample:
         except KeyError as error:
             raise ValueError(f"no {error} in gauges") from error
         start = unquote(fields["start"]) if "start" in fields else None
-        return cls(at_ms, every_ms, Sample(True, start, gauges))  # noqa: FBT003 - as `is_up`
+        return cls(at_ms, every_ms, Sample(is_up=True, start=start, gauges=gauges))
 
 
 def _adapters(gauges: EngineGauges) -> str:

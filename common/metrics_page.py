@@ -120,7 +120,7 @@ def _adapters(label: re.Pattern[bytes], line: bytes) -> frozenset[str]:
     if found is None:
         return frozenset()
     text = _ESCAPED.sub(_unescaped, found[1].decode(errors="replace"))
-    names = (name.strip() for name in text.split(",", limits.GAUGE_ADAPTERS_MAX))
+    names = (name.strip() for name in text.split(","))
     kept = [name for name in names if 0 < len(name) <= limits.MODEL_NAME_CHARS_MAX]
     return frozenset(kept[: limits.GAUGE_ADAPTERS_MAX])
 
