@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from kvatlas.common.gauges import Adapters
 from kvatlas.common.ids import EndpointName
 
 
@@ -78,21 +79,6 @@ class Load(Protocol):
 
     def gauges_age_s(self, now_s: float) -> float:
         """Tell how old the gauges are; infinity where there are none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapters:
-    """The LoRA adapters of an endpoint.
-
-    Attributes:
-        running: that requests are running with.
-        waiting: that requests are waiting for.
-        most: that can run at once; 0 where it is not known.
-    """
-
-    running: frozenset[str] = frozenset()
-    waiting: frozenset[str] = frozenset()
-    most: int = 0
 
 
 @dataclass(slots=True)
