@@ -1,10 +1,12 @@
 """Tell other routers of own flights, and hear of theirs: one Redis stream per model.
 
 A decision reads what is new along with its lookup, and writes one entry; what happens in the same
-moment shares it. With the entry comes back what others told before it: the stream puts all decisions
-in one order, and of two that did not know of each other the later one is made again. Nothing that goes wrong here fails a request: while Redis is away the board goes
-blind after a second (`trust` falls before), and whatever was missed is made good by the state that
-each router tells once a second.
+moment shares it. With the entry comes back what others told before it: the stream puts all
+decisions in one order, and of two that did not know of each other the later one is made again.
+
+Nothing that goes wrong here fails a request: while Redis is away the board goes blind after a
+second (`trust` falls before), and whatever was missed is made good by the state that each router
+tells once a second.
 """
 
 from __future__ import annotations
