@@ -270,9 +270,10 @@ class RouterSettings(_Section):
             `router/profiles.py`.
         session: how a conversation is kept on its endpoint.
         prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
-        work_price: how much a millisecond of prefill costs the fleet beyond the request itself.
+        work_price: what prefill done again costs, in parts of the requests that wait per endpoint.
         lookup_s: for Redis to answer, per request; then it goes by load.
-        metrics_interval_s: time between two looks at an engine's metrics.
+        metrics_interval_s: time between two looks of its own at an engine's metrics, where no
+            indexer tells of them.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
         ask_usage: ask for the usage of streams whose clients did not, and take it out again.
@@ -291,7 +292,7 @@ class RouterSettings(_Section):
     profile: dict[str, Any] | None = None
     session: SessionSettings = SessionSettings()
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
-    work_price: Annotated[float, Field(ge=0, le=100)] = 4.0
+    work_price: Annotated[float, Field(ge=0, le=100)] = 1.0
     lookup_s: Annotated[float, Field(gt=0, le=10)] = Field(default_factory=lambda: limits.LOOKUP_S)
     metrics_interval_s: Seconds = 0.5
     probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0
@@ -318,11 +319,13 @@ class IndexerSettings(_Section):
 
     Attributes:
         lease_s: for which an endpoint stays with an indexer that gives no sign of life.
+        metrics_interval_s: shortest time between two looks at an engine's metrics.
     """
 
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9091
     lease_s: Annotated[float, Field(ge=0.3, le=60.0)] = 3.0
+    metrics_interval_s: Annotated[float, Field(ge=0.02, le=60.0)] = 0.2
 
 
 class EngineSettings(_Section):

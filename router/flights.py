@@ -8,47 +8,19 @@ says what the endpoint will soon have cached. Own flights and those that other r
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import exp
 from typing import NamedTuple, NewType
 
 from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
-from kvatlas.router.prefill_speed import PrefillSpeed
+from kvatlas.router.predictions import Predictions, Sketch
+from kvatlas.router.prefill_speed import PrefillSpeed, SpeedOfOne
 
 RouterId = NewType("RouterId", str)
 """One router process; drawn anew at every start."""
-
-
-class Sketch(NamedTuple):
-    """Some of the hashes of a chain, evenly spaced, from which its prefixes are known again.
-
-    Attributes:
-        root: hash of its first block; equal prefixes begin with the same.
-        hashes: of every n-th block behind the match, and of the last one.
-    """
-
-    root: BlockHash
-    hashes: tuple[BlockHash, ...]
-
-
-def sketch_of(chain: Sequence[BlockHash], match_blocks: int) -> Sketch | None:
-    """Sketch what an endpoint with a match will have cached when it has computed a chain.
-
-    Args:
-        chain: hashes of the full blocks of a prompt.
-        match_blocks: how many of them it has.
-
-    Returns:
-        At most SKETCH_HASHES_MAX hashes; None where nothing new is computed.
-    """
-    new = len(chain) - match_blocks
-    if new <= 0:
-        return None
-    step = -(-new // limits.SKETCH_HASHES_MAX)
-    hashes = tuple(chain[match_blocks + step - 1 :: step])
-    return Sketch(chain[0], hashes if new % step == 0 else (*hashes, chain[-1]))
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +59,27 @@ class Launch(NamedTuple):
     session: int | None = None
 
 
+@dataclass(slots=True)
+class Crowd:
+    """How many requests await their first byte at all endpoints together, smoothed over time.
+
+    Attributes:
+        count: at this moment.
+    """
+
+    count: int = 0
+    _level: float = 0.0
+    _at_s: float = 0.0
+
+    def level(self, now_s: float) -> float:
+        """Give the smoothed count."""
+        if now_s > self._at_s:
+            kept = exp((self._at_s - now_s) / limits.PRESSURE_S)
+            self._level = self._level * kept + self.count * (1.0 - kept)
+            self._at_s = now_s
+        return self._level
+
+
 @dataclass(slots=True, eq=False)
 class Stand:
     """How an endpoint stands with all routers together.
@@ -98,17 +91,21 @@ class Stand:
         own_requests: those of this router.
         progressed_s: when a prompt was last done, or the queue began.
         speed: how fast it prefills.
+        crowd: of the whole fleet; told of who comes and goes here.
+        first: of the queue.
         copies: routers that are taken to do as this one does, while nothing is heard of them.
     """
 
-    speed: PrefillSpeed
+    speed: SpeedOfOne
+    crowd: Crowd
     requests: int = 0
     awaiting: int = 0
     tokens: int = 0
     own_requests: int = 0
     progressed_s: float = 0.0
     copies: int = 1
-    queue: OrderedDict[tuple[RouterId, int], Flight] = field(default_factory=OrderedDict)
+    first: Flight | None = None
+    queue: dict[tuple[RouterId, int], Flight] = field(default_factory=dict)
 
     def wait_s(self, now_s: float) -> float:
         """Estimate how long a prompt would wait there until its turn.
@@ -116,14 +113,16 @@ class Stand:
         What has been computed of the first in the queue is not known, but how long the engine has
         been at it: no more than the first can be done by then.
         """
-        if not self.queue:
-            return 0.0
-        first = next(iter(self.queue.values()))
-        if first.is_silent and first.due_s <= now_s:
+        first = self.first
+        if first is not None and first.is_silent:
             self._settle(now_s)
-            return self.wait_s(now_s)
-        base_s, token_s = self.speed.base_s, self.speed.token_s
-        done_s, first_s = now_s - self.progressed_s, base_s + first.tokens * token_s
+            first = self.first
+        if first is None:
+            return 0.0
+        speed = self.speed.line
+        base_s, token_s = speed.base_s, speed.token_s
+        first_s = base_s + first.tokens * token_s
+        done_s = now_s - self.progressed_s
         if done_s > first_s:
             done_s = first_s
         elif done_s < 0.0:
@@ -133,11 +132,14 @@ class Stand:
     def add(self, key: tuple[RouterId, int], flight: Flight) -> None:
         """Queue a flight."""
         wait_s = self.wait_s(flight.launched_s)
-        if not self.queue:
+        if self.first is None:
+            self.first = flight
             self.progressed_s = flight.launched_s
-        speed = self.speed
+        speed = self.speed.line
         flight.due_s = flight.launched_s + wait_s + speed.base_s + flight.tokens * speed.token_s
         self.queue[key] = flight
+        self.crowd.level(flight.launched_s)
+        self.crowd.count += 1
         self.awaiting += 1
         self.tokens += flight.tokens
 
@@ -146,12 +148,16 @@ class Stand:
         if flight.is_queued:
             flight.is_queued = False
             del self.queue[key]
+            if flight is self.first:
+                self.first = next(iter(self.queue.values()), None)
+            self.crowd.count -= 1
             self.awaiting -= 1
             self.tokens -= flight.tokens
 
     def began(self, key: tuple[RouterId, int], flight: Flight, now_s: float) -> None:
         """Note a flight's first byte, and learn from it."""
         self._settle(now_s)
+        self.crowd.level(now_s)
         if flight.is_queued and not flight.is_silent:
             busy_s = now_s - max(flight.launched_s, self.progressed_s)
             self.speed.observe(flight.tokens, busy_s)
@@ -160,11 +166,8 @@ class Stand:
 
     def _settle(self, now_s: float) -> None:
         """Let those pass whose first byte says nothing, once their prompts should be done."""
-        while self.queue:
-            key, first = next(iter(self.queue.items()))
-            if not first.is_silent or first.due_s > now_s:
-                return
-            self.take(key, first)
+        while (first := self.first) is not None and first.is_silent and first.due_s <= now_s:
+            self.take(next(iter(self.queue)), first)
             self.progressed_s = max(self.progressed_s, first.due_s)
 
 
@@ -187,12 +190,17 @@ class Board:
 
     Args:
         me: the router that keeps it.
-        speed: makes the speed that is believed of an endpoint at first.
+        prior_tokens_per_s: how fast endpoints are believed to prefill at first.
+        prior_base_s: alike, what a request takes beside its tokens.
     """
 
-    def __init__(self, me: RouterId, speed: Callable[[EndpointName], PrefillSpeed]) -> None:
+    def __init__(
+        self, me: RouterId, prior_tokens_per_s: float, prior_base_s: float = 0.005
+    ) -> None:
         self.me = me
-        self._speed = speed
+        self._prior = (prior_tokens_per_s, prior_base_s)
+        self._fleet_speed = PrefillSpeed(*self._prior)
+        self._crowd = Crowd()
         self._copies = 1
         self._stands: dict[EndpointName, Stand] = {}
         self._routers: dict[RouterId, _Router] = {me: _Router(0.0)}
@@ -208,12 +216,21 @@ class Board:
         """Give how an endpoint stands; the same object each time."""
         stand = self._stands.get(endpoint)
         if stand is None:
-            stand = self._stands[endpoint] = Stand(self._speed(endpoint), copies=self._copies)
+            speed = SpeedOfOne(self._fleet_speed, PrefillSpeed(*self._prior))
+            stand = self._stands[endpoint] = Stand(speed, self._crowd, copies=self._copies)
         return stand
 
     def predicted(self, chain: Sequence[BlockHash], now_s: float) -> Mapping[EndpointName, int]:
         """Tell how many leading blocks of a chain endpoints are about to have cached."""
         return self._predictions.match(chain, now_s)
+
+    def pressure(self, endpoints: int, now_s: float) -> float:
+        """Tell how many requests await their first byte per endpoint, on average of some seconds.
+
+        Args:
+            endpoints: that there are.
+        """
+        return self._copies * self._crowd.level(now_s) / max(1, endpoints)
 
     def session_endpoint(self, session: int) -> EndpointName | None:
         """Tell where a conversation was last sent."""
@@ -349,50 +366,3 @@ class Board:
         self._sessions.move_to_end(session)
         if len(self._sessions) > limits.SESSIONS_MAX:
             self._sessions.popitem(last=False)
-
-
-class Predictions:
-    """What endpoints are about to have cached, by the first block of its chain."""
-
-    def __init__(self) -> None:
-        self._groups: dict[BlockHash, dict[BlockHash, Counter[EndpointName]]] = {}
-        self._due: deque[tuple[float, Sketch, EndpointName]] = deque()
-
-    def match(self, chain: Sequence[BlockHash], now_s: float) -> Mapping[EndpointName, int]:
-        """Find how many leading blocks of a chain are predicted, per endpoint."""
-        while self._due and self._due[0][0] <= now_s:
-            _, sketch, endpoint = self._due.popleft()
-            self.remove(sketch, endpoint)
-        group = self._groups.get(chain[0]) if chain else None
-        if group is None:
-            return {}
-        found: dict[EndpointName, int] = {}
-        for blocks in [i for i, block in enumerate(chain, 1) if block in group]:
-            found.update(dict.fromkeys(group[chain[blocks - 1]], blocks))
-        return found
-
-    def add(self, sketch: Sketch, endpoint: EndpointName) -> None:
-        """Predict a chain; as often as that it must be taken back."""
-        group = self._groups.setdefault(sketch.root, {})
-        for block in sketch.hashes:
-            counts = group.get(block)
-            if counts is None:
-                counts = group[block] = Counter()
-            counts[endpoint] += 1
-
-    def expire(self, sketch: Sketch, endpoint: EndpointName, due_s: float) -> None:
-        """Take a prediction back when its time has come; times never fall from call to call."""
-        self._due.append((due_s, sketch, endpoint))
-
-    def remove(self, sketch: Sketch, endpoint: EndpointName) -> None:
-        """Take a prediction back."""
-        group = self._groups[sketch.root]
-        for block in sketch.hashes:
-            counts = group[block]
-            counts[endpoint] -= 1
-            if not counts[endpoint]:
-                del counts[endpoint]
-                if not counts:
-                    del group[block]
-        if not group:
-            del self._groups[sketch.root]

@@ -115,6 +115,19 @@ class RouterMetrics:
         self.routers = self._gauge(
             "routers", "Routers known to live, this one among them.", "model"
         )
+        self.gauges_age = self._gauge(
+            "gauges_age_seconds",
+            "Since the newest look at an engine's gauges, ours or an indexer's; +Inf before one.",
+            "endpoint",
+        )
+        self.gauge_errors = self._counter(
+            "gauge_errors", "Readings of shared gauges that failed, by reason.", "reason"
+        )
+        self.looks = self._counter(
+            "looks",
+            "Looks of our own at engines, since nothing fresh was shared or they failed us.",
+            "outcome",
+        )
         self.healthy = self._gauge("endpoint_healthy", "1 when it answers.", "endpoint")
         self.tokenizer_agrees = self._gauge(
             "tokenizer_agrees",

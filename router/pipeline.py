@@ -27,10 +27,11 @@ from kvatlas.router.breaker import Breaker
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import FlightLogs, OwnFlight
-from kvatlas.router.flights import Board, Launch, sketch_of
+from kvatlas.router.flights import Board, Launch
 from kvatlas.router.holders import Match
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.predictions import sketch_of
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.scheduling import (
@@ -130,6 +131,13 @@ class _Matches:
     chains: dict[int, Sequence[BlockHash]] = field(default_factory=dict)
     by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
     reading: asyncio.Task[None] | None = None
+
+    @property
+    def draw(self) -> int | None:
+        """Draw from the beginning of the prompt."""
+        longest = max(self.chains.values(), key=len, default=())
+        return longest[: limits.DRAW_BLOCKS][-1] if longest else None
+
     fallback: str | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -220,7 +228,9 @@ class Pipeline:
             turn=self._turn,
             adapter=served.adapter,
             trust=log.trust(begun),
+            pressure=log.board.pressure(len(endpoints), begun),
             is_matched=matches.fallback is None,
+            draw=matches.draw,
         )
         predicted = _predicted(log.board, matches, begun)
         candidates = [_candidate(endpoint, matches, predicted) for endpoint in endpoints]

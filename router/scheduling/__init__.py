@@ -4,11 +4,11 @@ A profile runs filters, then scorers, then a picker, as in the Gateway API Infer
 Nothing here reads a clock or draws a random number by itself: both are parameters.
 """
 
+from kvatlas.common.gauges import Adapters
 from kvatlas.router.scheduling.cost import CostScorer
 from kvatlas.router.scheduling.filters import HealthyFilter
 from kvatlas.router.scheduling.guard import Guarded
 from kvatlas.router.scheduling.interfaces import (
-    Adapters,
     Candidate,
     Chance,
     Explains,

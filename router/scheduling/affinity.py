@@ -9,8 +9,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kvatlas.common.gauges import Adapters
 from kvatlas.common.ids import EndpointName
-from kvatlas.router.scheduling.interfaces import Adapters, Candidate, Work
+from kvatlas.router.scheduling.interfaces import Candidate, Work
 from kvatlas.router.scheduling.parameters import Count, Positive, Share, takes_parameters
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from kvatlas.common.gauges import Adapters
 from kvatlas.common.ids import EndpointName
 
 
@@ -80,21 +81,6 @@ class Load(Protocol):
         """Tell how old the gauges are; infinity where there are none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Adapters:
-    """The LoRA adapters of an endpoint.
-
-    Attributes:
-        running: that requests are running with.
-        waiting: that requests are waiting for.
-        most: that can run at once; 0 where it is not known.
-    """
-
-    running: frozenset[str] = frozenset()
-    waiting: frozenset[str] = frozenset()
-    most: int = 0
-
-
 @dataclass(slots=True)
 class Candidate:
     """One endpoint that could serve the request; not to be changed.
@@ -124,7 +110,10 @@ class Work:
         adapter: the LoRA adapter that it names.
         session: the endpoint that its conversation was on, if that is known.
         trust: how much of the fleet's load is known, from 0 (nothing of others) to 1.
+        pressure: requests that await their first byte per endpoint, smoothed.
         is_matched: whether it is known who holds what of the prompt.
+        draw: drawn from the beginning of the prompt: routers that decide at the same moment, not
+            knowing of each other, settle ties of the same prefix alike. None where it is unknown.
     """
 
     prompt_tokens: int
@@ -133,7 +122,9 @@ class Work:
     adapter: str | None = None
     session: EndpointName | None = None
     trust: float = 1.0
+    pressure: float = 0.0
     is_matched: bool = True
+    draw: int | None = None
 
 
 class Filter(Protocol):

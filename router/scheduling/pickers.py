@@ -24,7 +24,7 @@ EXPONENT_MAX: Final = 600.0
 @takes_parameters
 @dataclass(frozen=True, slots=True)
 class MaxScorePicker:
-    """Take the best score, ties at random.
+    """Take the best score, ties at random: by the prompt's own draw where it has one.
 
     Attributes:
         max_num_of_endpoints: any; the order goes from the best score to the worst in any case.
@@ -40,7 +40,8 @@ class MaxScorePicker:
         best = scores[order[0]]
         ties = scores.count(best)
         if ties > 1:
-            drawn = chance.randrange(ties)
+            own = work.draw
+            drawn = chance.randrange(ties) if own is None else own % ties
             order[0], order[drawn] = order[drawn], order[0]
         return order
 
