@@ -124,7 +124,9 @@ class CostScorer:
 def _held(work: Work, candidates: Sequence[Candidate]) -> list[int]:
     """Tell how many tokens of the prompt each candidate holds, or may be taken to hold."""
     tokens = work.prompt_tokens
-    held = [min(each.predicted_tokens, tokens) for each in candidates]
+    held = [each.predicted_tokens for each in candidates]
+    if held and max(held) > tokens:
+        held = [min(has, tokens) for has in held]
     if work.session is not None and not work.is_matched:
         for i, candidate in enumerate(candidates):
             if candidate.endpoint == work.session:
