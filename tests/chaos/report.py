@@ -38,8 +38,8 @@ Two figures of the tables are not reached. *E10*: memory grows by up to 3.8 time
 received, so that one over the cap is told of as such. Tried: a limit in ZMQ (16 MB, beyond it the
 connection is dropped), reading frames without asking for more, decoding into types instead of
 lists of objects (which took it from five times to this). *E14*: with 500 endpoints the loop stands
-still for 80 to 95 ms (told: 50), 125 before. Tried: 32 KB of events per turn instead of 256 batches,
-turns of 2 ms per socket, turns of 4 ms over all sockets.
+still for 80 to 95 ms (told: 50), 125 before. Tried: 32 KB of events per turn instead of 256
+batches, turns of 2 ms per socket, turns of 4 ms over all sockets.
 
 """
 MACHINE = """Measured on {cores} cores ({machine}, Python {python}), which publishers, Redis,
