@@ -77,7 +77,7 @@ class Routers:
             message = log[at]
             at += 1
             if message.router != router:
-                _tell(policy, message.moment, message, now_s)
+                _tell(policy, message.moment, message, message.visible_s)
         self._read[router] = at
         return policy
 
