@@ -58,7 +58,6 @@ def made(name: str, requests: int, dice: Dice) -> list[Record]:
     return records
 
 
-
 def _with_tail(head: tuple[int, ...], tail: int, ids: Iterator[int]) -> tuple[int, tuple[int, ...]]:
     """Put so many tokens of its own behind the blocks of a head."""
     own = tuple(islice(ids, -(-tail // ID_TOKENS)))
@@ -103,7 +102,9 @@ def _agents(dice: Dice) -> _Prompts:
         # A session has about 15 turns, of 21,000 prompt tokens on average.
         while not turns or turns[0][0] > born_s:
             system = systems[dice.randint(0, len(systems) - 1)]
-            heapq.heappush(turns, (born_s, session, max(1, round(dice.expovariate(1 / 15))), system))
+            heapq.heappush(
+                turns, (born_s, session, max(1, round(dice.expovariate(1 / 15))), system)
+            )
             session += 1
             born_s += dice.expovariate(TOKENS_PER_S / 390_000.0)
         now_s, number, left, history = heapq.heappop(turns)

@@ -1,12 +1,12 @@
 """How others choose, each in its essence, and the plain ways. Pure.
 
-    round-robin       each router takes turns
-    least-requests    fewest requests in flight, ties at random
-    consistent-hash   ring by the first blocks of the prompt, load bounded to 1.25 of the mean
-    approximate-tree  what this router has sent where; spills when it is over the mean by both
-                      64 and half of it (SMG's cache_aware)
-    block-cost        prompt blocks to compute + blocks held there (Dynamo)
-    gauges            2 x queue + 2 x free cache + 3 x match on scraped metrics (llm-d's default)
+round-robin       each router takes turns
+least-requests    fewest requests in flight, ties at random
+consistent-hash   ring by the first blocks of the prompt, load bounded to 1.25 of the mean
+approximate-tree  what this router has sent where; spills when it is over the mean by both
+64 and half of it (SMG's cache_aware)
+block-cost        prompt blocks to compute + blocks held there (Dynamo)
+gauges            2 x queue + 2 x free cache + 3 x match on scraped metrics (llm-d's default)
 """
 
 from __future__ import annotations
