@@ -189,6 +189,8 @@ DECISIONS_MAX: Final = 3
 """Times that a request is decided on when others decide at the same moments."""
 FLIGHTS_READ_MAX: Final = 4_096
 """Entries read at once; the rest is read next time."""
+FLIGHTS_LATE_S: Final = 0.05
+"""From a first byte until all routers can have read of it; speeds are learned after that."""
 BOARD_POLL_S: Final = 0.25
 """Between two looks while nobody decides."""
 BOARD_FRESH_S: Final = 0.3

@@ -136,6 +136,7 @@ class Product:
 
     def choose(self, job: Job, sight: Sight) -> Choice:
         """Let the profile choose."""
+        self.board.learn(sight.heard_s)
         self._look(sight)
         chain = _chain(job)
         predicted = self.board.predicted(chain, sight.now_s)

@@ -157,7 +157,8 @@ class _Simulation:
             self._scrape(now_s)
         policy = self._routers.policy(router, now_s)
         blocks = self._index.match(job, now_s)
-        sight = Sight(now_s, blocks, self._gauges, self._scraped_s)
+        heard_s = now_s - self._routers.lag_s
+        sight = Sight(now_s, blocks, self._gauges, self._scraped_s, heard_s)
         choice = policy.choose(job, sight)
         tokens = choice.uncached_tokens
         served = Served(job, choice.endpoint, now_s, tokens, tokens, launch=choice.launch)

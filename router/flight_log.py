@@ -34,6 +34,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.router.flight_messages import Fields, Outbox, apply_entry, state_fields
 from kvatlas.router.flights import Board, Launch, RouterId
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.redis_time import RedisTime
 
 _LOG = logger("flights")
 
@@ -142,6 +143,7 @@ class FlightLog:
         self._launches: deque[EntryId] = deque(maxlen=limits.LAUNCHES_HEARD_MAX)
         self._entry = _Entry()
         self._read_at = float("-inf")
+        self._redis_time = RedisTime()
         self._is_blind = self._is_failing = False
         self._reading: asyncio.Task[None] | None = None
         self._flushing: asyncio.TimerHandle | asyncio.Handle | None = None
