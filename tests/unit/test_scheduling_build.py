@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic.alias_generators import to_camel
 
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.settings import RouterSettings, SessionSettings, load
@@ -16,6 +19,7 @@ from kvatlas.router.profiles import build_profile
 from kvatlas.router.scheduling import CostScorer, EvenScorer, HealthyFilter, RequestScorer, Work
 from kvatlas.router.scheduling.build import Builder
 from kvatlas.router.scheduling.pickers import MaxScorePicker, RoundRobinPicker
+from kvatlas.router.scheduling.registry import OURS
 from tests.fakes.scheduling import FIRST, Busy, Faults, candidate, candidates
 
 PLUGINS: list[dict[str, Any]] = [
@@ -202,6 +206,36 @@ def test_a_plugin_that_is_both_filters_and_scores() -> None:
     profile = Builder(lambda _kind: None, Faults().report).build(config(plugins, refs))
     known = [candidate("e0", labels={"llm-d.ai/context-length-range": "0-9"}), candidate("e1")]
     assert list(profile.run(Work(1_000), known, FIRST).order) == [1]
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "SCHEDULING.md").read_text()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_every_plugin_has_its_paragraph(kind: str) -> None:
+    """Expect the page to name each type in bold, and every parameter as it is written."""
+    assert f"**`{kind}`**" in PAGE
+    for parameter in fields(OURS[kind]):
+        if parameter.init:
+            name = {"max_ttft_penalty_ms": "maxTTFTPenaltyMs"}.get(
+                parameter.name, to_camel(parameter.name)
+            )
+            assert f"`{name}`" in PAGE
+
+
+def test_the_example_of_the_page_is_a_profile() -> None:
+    """Expect the first YAML block to be built as it stands, with the filter first."""
+    example = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert example is not None
+    profile: Any = build_profile(
+        RouterSettings.model_validate(yaml.safe_load(example[1])["router"])
+    )
+    assert [each.name for each in profile.filters] == ["healthy-filter", "big"]
+    policy: Any = build_profile(RouterSettings())
+    assert profile.scorers[0].scorer.plugin == policy.scorers[0].scorer.plugin
+    assert profile.picker.plugin == policy.picker.plugin
 
 
 # --- third parties ------------------------------------------------------------------------------
