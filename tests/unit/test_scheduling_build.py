@@ -20,7 +20,7 @@ from kvatlas.router.scheduling import CostScorer, EvenScorer, HealthyFilter, Req
 from kvatlas.router.scheduling.build import Builder
 from kvatlas.router.scheduling.pickers import MaxScorePicker, RoundRobinPicker
 from kvatlas.router.scheduling.registry import OURS
-from tests.fakes.scheduling import FIRST, Busy, Faults, candidate, candidates
+from tests.fakes.scheduling import FIRST, Busy, Faults, built, candidate, candidates
 
 PLUGINS: list[dict[str, Any]] = [
     {"type": "label-selector-filter", "name": "big", "parameters": {"matchLabels": {"gpu": "b"}}},
@@ -115,6 +115,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         {"type": "queue-scorer"},
         {"type": "even-scorer", "params": {}},
         "max-score-picker",
+        {"type": 3},
         {"type": "session-affinity-scorer"},
         {"type": "healthy-filter"},
     ]
@@ -137,7 +138,8 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         f"{at}.3: the name 'queue-scorer' is there twice",
         f"{at}.4.params: unknown",
         f"{at}.5: ",
-        f"{at}.6: session-affinity-scorer needs router.session",
+        f"{at}.6.type: ",
+        f"{at}.7: session-affinity-scorer needs router.session",
         f"{profile}.plugins.0.weight: ",
         f"{profile}.plugins.1.weight: ",
         f"{profile}.plugins.2.weight: ",
@@ -331,3 +333,13 @@ def test_session_plugins_go_with_sessions() -> None:
     build_profile(RouterSettings(profile=profile, session=session))
     with pytest.raises(ConfigError, match=r"needs router\.session"):
         build_profile(RouterSettings(profile=profile))
+
+
+def test_a_plugin_that_remembers_is_told_of_decisions() -> None:
+    """Expect cold requests to go round, one endpoint after the other."""
+    profile, known = built("no-hit-lru-scorer", "max-score-picker"), candidates(*[(0, Busy())] * 3)
+    chosen = []
+    for _ in range(6):
+        chosen.append(profile.run(Work(1), known, FIRST).order[0])
+        profile.note(Work(1), known, chosen[-1])
+    assert chosen == [0, 1, 2, 0, 1, 2]
