@@ -162,8 +162,12 @@ GAUGES_FORGET_S: Final = 10.0
 # --- load shared by routers -------------------------------------------------------------------
 SKETCH_HASHES_MAX: Final = 32
 """Hashes that tell of a chain that is about to be cached: a prefix is known to a 32nd of it."""
+DRAW_BLOCKS: Final = 16
+"""Prompts that share so many blocks draw alike; to compute those again costs little."""
 EVENT_DUE_S: Final = 0.25
 """After a first byte until the event that follows it is in the index; 20 ms are usual."""
+PRESSURE_S: Final = 5.0
+"""Over which the requests that wait in all queues are averaged: some busy periods of an engine."""
 ROUTER_SILENT_S: Final = 3.0
 """Without a sign of life of a router until what it had under way no longer counts."""
 ROUTER_STATE_S: Final = 1.0
@@ -179,8 +183,14 @@ FLIGHT_ENTRIES_MAX: Final = 16_384
 """Entries that a stream keeps: seconds of them, at about 0.5 KB."""
 FLIGHT_LOG_S: Final = 60
 """Without a router until a stream is gone."""
+LAUNCHES_HEARD_MAX: Final = 1_024
+"""Entries with launches of others whose place is known, to find decisions of the same moment."""
+DECISIONS_MAX: Final = 3
+"""Times that a request is decided on when others decide at the same moments."""
 FLIGHTS_READ_MAX: Final = 4_096
 """Entries read at once; the rest is read next time."""
+FLIGHTS_LATE_S: Final = 0.05
+"""From a first byte until all routers can have read of it; speeds are learned after that."""
 BOARD_POLL_S: Final = 0.25
 """Between two looks while nobody decides."""
 BOARD_FRESH_S: Final = 0.3
@@ -189,6 +199,18 @@ BOARD_BLIND_S: Final = 1.0
 """Age from which on it is not trusted at all."""
 SESSIONS_MAX: Final = 65_536
 """Conversations whose endpoint is known, per model."""
+
+# --- scheduling -------------------------------------------------------------------------------
+PLUGINS_MAX: Final = 64
+"""Plugins that a profile is made of; each is run for each request."""
+PLUGIN_NAME_CHARS_MAX: Final = 128
+"""Of a plugin's name, which is a label of metrics."""
+SESSION_HEADERS_MAX: Final = 8
+"""Headers that may tell which conversation a request belongs to."""
+SESSION_HEADER_CHARS_MAX: Final = 64
+"""Of the name of one, or of the cookie."""
+COOKIES_CHARS_MAX: Final = 8_192
+"""Of a Cookie header that is looked through for ours; browsers keep to 4 KB per cookie."""
 
 # --- proof ------------------------------------------------------------------------------------
 ACCURACY_ANSWERS_MAX: Final = 40
@@ -344,6 +366,14 @@ ENGINE_CHOICES_MAX: Final = 128
 ENGINE_STOP_WORDS_MAX: Final = 16
 ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
+
+# --- the planner ------------------------------------------------------------------------------
+TRACE_LINES_MAX: Final = 2_000_000
+"""Requests of a trace; each takes about 1 KB."""
+TRACE_TOKENS_MAX: Final = 10_000_000
+"""Of one prompt, or of one answer."""
+SIMULATED_ENDPOINTS_MAX: Final = 4_096
+SIMULATED_ROUTERS_MAX: Final = 256
 
 # --- labels and logs --------------------------------------------------------------------------
 LOG_LINE_CHARS_MAX: Final = 8_192

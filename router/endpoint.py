@@ -114,12 +114,12 @@ class Endpoint:
     @property
     def token_s(self) -> float:
         """Give the seconds that it takes to prefill a token."""
-        return self.stand.speed.token_s
+        return self.stand.speed.line.token_s
 
     @property
     def base_s(self) -> float:
         """Give the seconds that a request takes there beside its tokens."""
-        return self.stand.speed.base_s
+        return self.stand.speed.line.base_s
 
     def wait_s(self, now_s: float) -> float:
         """Estimate how long a prompt would wait until its turn."""

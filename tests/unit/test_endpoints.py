@@ -14,16 +14,15 @@ from kvatlas.common.settings import Settings
 from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import boards_of
-from kvatlas.router.flights import Stand
+from kvatlas.router.flights import Board, RouterId
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.prefill_speed import PrefillSpeed
 
 MODEL = ModelName("m")
 
 
 def endpoint() -> Endpoint:
     """Make an endpoint that nothing is known of."""
-    stand = Stand(PrefillSpeed(8_000.0))
+    stand = Board(RouterId("r"), 8_000.0).stand(EndpointName("a:1"))
     return Endpoint(EndpointName("a:1"), MODEL, "http://a:1", 0, Shard(MODEL, 0), None, None, stand)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,6 @@ from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.router.flight_messages import Outbox, apply_entry, state_fields
 from kvatlas.router.flights import Board, Launch, RouterId
 from kvatlas.router.predictions import Sketch, sketch_of
-from kvatlas.router.prefill_speed import PrefillSpeed
 
 ME, OTHER = RouterId("me"), RouterId("other")
 A, B = EndpointName("a:1"), EndpointName("b:1")
@@ -22,7 +22,7 @@ RATE = 1_000.0
 
 def board(me: RouterId = ME) -> Board:
     """Make a board whose endpoints prefill a thousand tokens per second and nothing beside."""
-    return Board(me, lambda _name: PrefillSpeed(RATE, 0.0))
+    return Board(me, RATE, 0.0)
 
 
 def chain(length: int, seed: int = 1) -> list[BlockHash]:
@@ -85,9 +85,9 @@ def test_silent_answers_leave_the_queue_when_they_should_be_done() -> None:
     assert stand.wait_s(0.5) == pytest.approx(1.0)
     assert stand.wait_s(1.2) == pytest.approx(0.3)
     assert counts(seen, A) == [(2, 1, 500)]
-    speed = stand.speed.tokens_per_s
+    speed = stand.speed.line.tokens_per_s
     seen.began(ME, 1, 60.0)
-    assert stand.speed.tokens_per_s == speed, "nothing is learned from it"
+    assert stand.speed.line.tokens_per_s == speed, "nothing is learned from it"
     seen.ended(ME, 1, A)
     assert counts(seen, A) == [(1, 1, 500)]
 
@@ -101,7 +101,27 @@ def test_the_speed_is_learned_from_all_routers() -> None:
         now += tokens / 500.0
         seen.began(OTHER, number, now)
         seen.ended(OTHER, number, A)
-    assert seen.stand(A).speed.tokens_per_s == pytest.approx(500.0, rel=0.05)
+        seen.learn(now)
+    assert seen.stand(A).speed.line.tokens_per_s == pytest.approx(500.0, rel=0.05)
+
+
+def test_speeds_are_learned_in_the_order_of_times() -> None:
+    """What is told late does not make what was before it look slow: it is waited for."""
+    late, prompt = board(), board()
+    for seen in (late, prompt):
+        for number in range(40):
+            router = (ME, OTHER)[number % 2]
+            seen.launched(router, Launch(number, A, 200 + 40 * (number % 7)), 0.0)
+    done = list(accumulate((200 + 40 * (number % 7)) / 500.0 for number in range(40)))
+    for number in range(40):
+        prompt.began((ME, OTHER)[number % 2], number, done[number])
+    for number in (*range(0, 40, 2), *range(1, 40, 2)):
+        late.began((ME, OTHER)[number % 2], number, done[number])
+    for seen in (late, prompt):
+        seen.learn(100.0)
+    learned = [seen.stand(A).speed.line.tokens_per_s for seen in (late, prompt)]
+    assert learned[0] == learned[1]
+    assert learned[0] == pytest.approx(500.0, rel=0.1)
 
 
 def test_a_dead_router_is_buried() -> None:
@@ -227,7 +247,7 @@ def test_what_one_router_tells_another_one_knows() -> None:
     for launch in launches:
         mine.launched(ME, launch, 5.0)
         outbox.launch(launch)
-    assert apply_entry(others, told(outbox.take(ME)), 1.0, 5.0)
+    assert apply_entry(others, told(outbox.take(ME)), 1.0, 5.0) is True
     assert counts(others, A, B) == counts(mine, A, B)
     assert others.predicted(chain(100), 5.0) == mine.predicted(chain(100), 5.0) == {A: 100}
     assert others.session_endpoint(2**64 - 1) == A
@@ -235,11 +255,11 @@ def test_what_one_router_tells_another_one_knows() -> None:
     mine.ended(ME, 3, B)
     outbox.began.append(1)
     outbox.ended.append((3, B))
-    assert apply_entry(others, told(outbox.take(ME)), 1.0, 6.0)
+    assert apply_entry(others, told(outbox.take(ME)), 1.0, 6.0) is False
     assert counts(others, A, B) == counts(mine, A, B) == [(2, 1, 50), (0, 0, 0)]
     assert outbox.take(ME) == []
     fresh = board(RouterId("fresh"))
-    assert apply_entry(fresh, told(state_fields(ME, *mine.under_way())), 1.0, 6.0)
+    assert apply_entry(fresh, told(state_fields(ME, *mine.under_way())), 1.0, 6.0) is False
     assert counts(fresh, A, B) == counts(mine, A, B)
 
 
@@ -247,7 +267,7 @@ def test_own_entries_are_not_counted_twice() -> None:
     """A router reads what it has written itself, and lets it pass."""
     seen, outbox = board(ME), Outbox()
     outbox.launch(Launch(1, A, 100))
-    assert apply_entry(seen, told(outbox.take(ME)), 1.0, 0.0)
+    assert apply_entry(seen, told(outbox.take(ME)), 1.0, 0.0) is False
     assert counts(seen, A) == [(0, 0, 0)]
 
 
@@ -269,7 +289,7 @@ def test_own_entries_are_not_counted_twice() -> None:
 def test_what_cannot_be_read_is_left_out(fields: list[bytes]) -> None:
     """An entry of another hand raises nothing and counts nothing."""
     seen = board()
-    assert not apply_entry(seen, fields, 1.0, 0.0)
+    assert apply_entry(seen, fields, 1.0, 0.0) is None
     assert counts(seen, A) == [(0, 0, 0)]
 
 
@@ -314,7 +334,7 @@ def test_two_boards_agree_and_empty_out(
                 mine.ended(ME, chosen, live[chosen])
                 outbox.ended.append((chosen, live.pop(chosen)))
         if fields := outbox.take(ME):
-            assert apply_entry(others, told(fields), 1.0, now)
+            assert apply_entry(others, told(fields), 1.0, now) is not None
         for each in (A, B):
             mine.stand(each).wait_s(now)
             others.stand(each).wait_s(now)
