@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 
 from kvatlas.common import limits
-from kvatlas.common.gauge_board import read_board
+from kvatlas.common.gauge_board import GaugeReader
 from kvatlas.common.gauges import EngineGauges, Sample, SharedSample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import LoadKeys, Shard
@@ -333,7 +333,7 @@ async def test_a_sample_is_as_old_as_it_was_when_it_was_written(redis_url: str) 
 
     await shared_by(redis_url, act)
     client = connect(redis_url, timeout_s=1.0, connections_max=None)
-    found = await read_board(client, KEYS)
+    found = await GaugeReader(client).read(KEYS)
     await client.aclose()
     assert len(found.texts) == 1_200
     for text in found.texts.values():
