@@ -24,17 +24,25 @@ _RUN_BITS = 24
 class SimulatedLoad:
     """What a router knows of an endpoint."""
 
-    __slots__ = ("gauges", "scraped_s", "stand")
+    __slots__ = ("_waiting_before", "gauges", "others_running", "others_waiting", "scraped_s", "stand")
+
+    healthy = True
+    adapters = _NO_ADAPTERS
 
     def __init__(self, stand: Stand) -> None:
         self.stand = stand
         self.gauges = _NO_GAUGES
         self.scraped_s = float("-inf")
+        self.others_running = self.others_waiting = self._waiting_before = 0
 
-    healthy = True
-    others_running = 0
-    others_waiting = 0
-    adapters = _NO_ADAPTERS
+    def observe(self, gauges: Gauges, now_s: float) -> None:
+        """Take over a scrape, as the router does (`router/endpoint.py`)."""
+        self.gauges, self.scraped_s = gauges, now_s
+        own = self.stand.requests
+        self.others_running = max(0, gauges.running - own)
+        waiting = max(0, gauges.waiting - max(0, own - gauges.running))
+        self.others_waiting = min(waiting, self._waiting_before)
+        self._waiting_before = waiting
 
     @property
     def requests(self) -> int:
@@ -177,7 +185,7 @@ class Product:
             return
         self._scraped_s = sight.scraped_s
         for load, gauges in zip(self._loads, sight.gauges, strict=True):
-            load.gauges, load.scraped_s = gauges, sight.scraped_s
+            load.observe(gauges, sight.scraped_s)
 
     def _candidates(
         self, job: Job, sight: Sight, predicted: Mapping[EndpointName, int]
