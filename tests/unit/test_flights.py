@@ -216,6 +216,19 @@ def test_equal_prompts_are_predicted_as_long_as_one_of_them_is_there() -> None:
     assert seen.predicted([], 0.0) == {}
 
 
+def test_what_is_computed_anyway_counts_once() -> None:
+    """Two that decided at the same moment for one prefix do not make the queue twice as long."""
+    seen = board()
+    for router in (OTHER, ME):
+        seen.launched(router, Launch(1, A, 1_000, sketch=sketch_of(chain(64), 0)), 0.0)
+    assert counts(seen, A) == [(2, 2, 1_000)]
+    half = [*chain(32), *chain(32, seed=2)]
+    seen.launched(ME, Launch(2, A, 1_000, sketch=sketch_of(half, 0)), 0.0)
+    assert counts(seen, A) == [(3, 3, 1_500)]
+    seen.launched(ME, Launch(3, B, 1_000, sketch=sketch_of(half, 0)), 0.0)
+    assert counts(seen, B) == [(1, 1, 1_000)]
+
+
 # --- sessions -------------------------------------------------------------------------------------
 
 
