@@ -21,7 +21,7 @@ from kvatlas.router.endpoint import Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.metrics import RouterMetrics
 
-FIRST_READ_S: Final = 0.25
+FIRST_READ_S: Final = 1.0
 """For what is shared to be read, at the start, before we look ourselves."""
 
 IsFresh = Callable[[Endpoint, float], bool]

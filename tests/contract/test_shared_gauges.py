@@ -212,6 +212,20 @@ async def test_an_engine_whose_key_the_indexer_lacks_is_left_to_routers(redis_ur
                     assert looks_of(one) == engine.looks
 
 
+async def test_a_configuration_that_changes_is_followed() -> None:
+    """Expect an engine that is gone not to be looked at, and one that is back to be again."""
+    async with place(engines=2, routers=0) as here:
+        (indexer,), gone = here.indexers, here.engines[1]
+        fewer = here.settings.model_copy(update={"endpoints": here.settings.endpoints[:1]})
+        indexer._configure(fewer)
+        await asyncio.sleep(0.2)
+        assert await still(lambda: gone.looks, 2.5)
+        before = here.engines[0].looks
+        indexer._configure(here.settings)
+        gone.running, looks = [1], gone.looks
+        await until(lambda: gone.looks > looks + 5 and here.engines[0].looks > before)
+
+
 # --- who looks when something is missing --------------------------------------------------------
 
 
@@ -306,10 +320,12 @@ async def test_a_request_that_failed_makes_its_router_look() -> None:
     """Expect it to find out at once whether the engine is there, the others not to be troubled."""
     async with place(routers=2) as here:
         one, other = here.endpoints(0)[0], here.endpoints(1)[0]
+        assert await still(here.own_looks, 0.5)
+        before = [looks_of(router) for router in here.routers]
         one.failures += 1
-        await until(lambda: one.failures == 0, 1.0)
-        assert looks_of(here.routers[0]) == 1
-        assert looks_of(here.routers[1]) == other.failures == 0
+        await until(lambda: one.failures == 0, 2.0)
+        assert [looks_of(router) for router in here.routers] == [before[0] + 1, before[1]]
+        assert other.failures == 0
         assert await still(here.own_looks, 0.5)
 
 
