@@ -297,6 +297,15 @@ async def test_a_killed_owner_is_followed_by_another() -> None:
             assert endpoint.gauges_age_s(time.monotonic()) < 1.0
 
 
+async def test_a_stall_of_our_own_is_not_taken_for_silence() -> None:
+    """Expect what was shared meanwhile to be read before anybody is looked at."""
+    async with place() as here:
+        before = here.own_looks()
+        time.sleep(limits.GAUGES_STALE_S + 0.5)  # noqa: ASYNC251 - that is the stall
+        assert await still(here.own_looks)
+        assert here.own_looks() == before
+
+
 async def test_the_health_of_an_engine_is_for_each_router_to_find() -> None:
     """Expect `up=0` to make routers look, what they see to decide, and the end of it alike."""
     async with place(engines=2, routers=2) as here:
