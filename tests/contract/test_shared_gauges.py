@@ -58,6 +58,7 @@ class Place:
 
     Attributes:
         server: the Redis, to be frozen or killed.
+        looked_first: looks of routers while others were begun in the same loop, which stalls it.
     """
 
     engines: list[GaugedEngine]
@@ -65,14 +66,15 @@ class Place:
     settings: Settings
     indexers: list[Indexer]
     routers: list[Running]
+    looked_first: int = 0
 
     def endpoints(self, number: int = 0) -> list[Endpoint]:
         """List a router's endpoints."""
         return list(self.routers[number].endpoints.all())
 
     def own_looks(self) -> int:
-        """Count how often routers have looked themselves."""
-        return sum(looks_of(each) for each in self.routers)
+        """Count how often routers have looked themselves since all had begun."""
+        return sum(looks_of(each) for each in self.routers) - self.looked_first
 
     def looks(self) -> int:
         """Count how often engines were asked for their pages."""
@@ -107,6 +109,12 @@ async def place(
         for _ in range(routers):
             made.routers.append(await stack.enter_async_context(router(settings)))
         await until(lambda: all(one.readiness() is None for one in made.routers))
+        if indexers:
+            while not await still(made.own_looks, 0.5):
+                pass
+            made.looked_first = made.own_looks()
+            for engine in fleet:
+                engine.looks = 0
         yield made
 
 
@@ -134,8 +142,7 @@ async def test_two_indexers_and_two_routers_look_once() -> None:
         assert 5 < rate <= 11.5
         assert here.own_looks() == 0
         scrapes = [each.metrics.scrapes.labels("answered")._value.get() for each in here.indexers]
-        assert all(scrapes)
-        assert here.looks() - sum(scrapes) <= len(here.engines)
+        assert sum(scrapes) >= here.looks()
 
 
 async def test_an_idle_engine_is_looked_at_seldom_and_a_busy_one_at_once() -> None:
@@ -249,7 +256,7 @@ async def test_while_redis_is_gone_routers_look_themselves(how: str) -> None:
             os.kill(here.server.pid, signal.SIGSTOP)
         else:
             here.server.kill()
-        await until(lambda: all(looks_of(one) for one in here.routers), 4.0)
+        await until(lambda: here.own_looks() > 0, 4.0)
         took_s = time.monotonic() - began
         assert 0.5 < took_s < limits.GAUGES_STALE_S + 0.5
         here.engines[0].running = [7]
