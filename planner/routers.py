@@ -1,8 +1,8 @@
 """Who hears of whose flights, and when. Pure.
 
-A router knows its own flights at once. What it writes is visible to the others later by a delay;
-they read it when they decide, as in the product. Redis stamps it half-way. So a decision that another router makes in
-between does not know of it: the race between reading and writing.
+A router knows its own flights at once. What it writes is visible to the others later by a delay,
+half-way of which Redis stamps it; they read it when they decide, as in the product. So a decision
+that another router makes in between does not know of it: the race between reading and writing.
 """
 
 from __future__ import annotations

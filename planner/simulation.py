@@ -68,6 +68,7 @@ def simulate(jobs: Sequence[Job], fleet: Fleet, make: PolicyMaker, chance: Chanc
 
     Args:
         jobs: in order of arrival; each fits into the cache of an engine.
+        fleet: that serves them.
         make: makes the policy of a router.
         chance: decides which router a job arrives at, and ties. The same chance, the same outcome.
 
