@@ -110,7 +110,10 @@ async def test_a_decision_costs_one_write(redis_url: str) -> None:
     async with flight_log(redis_url) as log, Redis.from_url(redis_url) as client:
         with log.flight(Launch(0, A, 160_000, sketch=sketch_of(chain, 0))) as flight:
             await asyncio.sleep(0.02)
-            ((_, fields),) = await client.xrange(KEYS.flights)
+            entries = await client.xrange(KEYS.flights)
+            assert entries is not None
+            ((_, fields),) = entries
+            assert fields is not None
             assert sum(len(name) + len(value) for name, value in fields.items()) < 1_000
             flight.began()
         await asyncio.sleep(0.02)
