@@ -12,6 +12,7 @@ import typer
 
 from kvatlas import __version__
 from kvatlas.cli.console import faults_told, messages, output, read_lines, read_text
+from kvatlas.cli.simulate import simulate
 from kvatlas.common.settings import Settings, load
 
 app = typer.Typer(
@@ -231,8 +232,11 @@ def fetch_tokenizer(
 @app.command(name="check-config")
 def check_config(config: Config = None) -> None:
     """Check a configuration and say every fault in it; exits 78 when there is one."""
+    from kvatlas.router.profiles import build_profile  # noqa: PLC0415 - alike
+
     with faults_told():
         settings = load(config)
+        build_profile(settings.router)
     typer.echo(f"fine: {len(settings.models)} models, {len(settings.endpoints)} endpoints")
 
 
@@ -240,6 +244,9 @@ def check_config(config: Config = None) -> None:
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+app.command()(simulate)
 
 
 def main() -> None:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, readyz_handler, serving
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.keyspace import shards_of
+from kvatlas.common.keyspace import LoadKeys, shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.prompt.probe_set import probe_set
+from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.router.answers import errors_middleware
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import PROMPT_PATHS, RouterHttp
 from kvatlas.router.idle_probe import IdleProbes
+from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Pipeline, Stages
@@ -32,6 +37,7 @@ from kvatlas.router.proof import Parts, Proof
 from kvatlas.router.proxy import Proxy
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.render_service import RenderServices
+from kvatlas.router.shared_gauges import SharedGauges
 
 _LOG = logger("router")
 
@@ -42,6 +48,10 @@ def run(settings: Settings) -> int:
 
     async def main(stop: asyncio.Event) -> None:
         async with router(settings) as running:
+            # What was made until here lives as long as the process: to look through it again takes
+            # the collector 25 ms each time.
+            gc.collect()
+            gc.freeze()
             _LOG.info("router.started", port=running.port, admin_port=running.admin_port)
             await stop.wait()
             await running.drain()
@@ -100,17 +110,32 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         metrics = RouterMetrics()
-        endpoints = Endpoints(settings, metrics)
+        boards = boards_of(settings)
+        endpoints = Endpoints(settings, metrics, boards)
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
         weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
         index = BlockIndex.connect(settings.redis, weights, settings.router.lookup_s)
         metrics.windows_undecided.set_function(lambda: index.undecided)
         stack.push_async_callback(index.aclose)
+        writer = connect(
+            settings.redis.for_router_writes(),
+            timeout_s=limits.REDIS_WRITE_S,
+            connections_max=None,
+        )
+        stack.push_async_callback(writer.aclose)
+        clients = Clients(index.client, writer, settings.router.lookup_s)
+        flights = FlightLogs(
+            {
+                model: FlightLog(LoadKeys(model), clients, board, metrics)
+                for model, board in boards.items()
+            }
+        )
+        stack.push_async_callback(flights.aclose)
         proxy = Proxy(settings.router, metrics)
         stack.push_async_callback(proxy.aclose)
         renders = RenderServices(settings.models, proxy.session, metrics)
-        pipeline = Pipeline(settings, Stages(prompts, renders, index), endpoints, metrics)
+        pipeline = Pipeline(settings, Stages(prompts, renders, index, flights), endpoints, metrics)
         doubts = Doubts.connect(settings.redis.for_router_writes(), metrics)
         stack.push_async_callback(doubts.aclose)
         checks = HandoverChecks(
@@ -126,17 +151,26 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
         http = RouterHttp(settings, pipeline, proxy, proof, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
+        gauges = _shared_gauges(settings, endpoints, metrics)
+        stack.push_async_callback(gauges.aclose)
+        pace_s = settings.router.metrics_interval_s
+        looks = Looks(proxy.session, endpoints, gauges.is_fresh, metrics, pace_s)
         prober = Prober(proxy.session, endpoints, probes, metrics)
         running = Running(http, endpoints, prober, metrics, settings.router)
         with suppress(IndexUnavailable):
             await index.warm()
         tasks = await stack.enter_async_context(Supervisor())
-        tasks.start(endpoints.watch(proxy.session), "endpoints")
-        tasks.start(prober.run(), "probes")
-        tasks.start(doubts.run(), "doubts")
-        tasks.start(checks.run(), "handover_checks")
         options = settings.router
-        tasks.start(relearning.run(), "relearning")
+        for name, work in {
+            "flights": flights.run(),
+            "gauges": gauges.run(),
+            "looks": looks.run(gauges.begun),
+            "probes": prober.run(),
+            "doubts": doubts.run(),
+            "handover_checks": checks.run(),
+            "relearning": relearning.run(),
+        }.items():
+            tasks.start(work, name)
         if options.idle_probe_s:
             idle = IdleProbes(proxy.session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
@@ -147,6 +181,13 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             serving(_public(running, options.body_bytes_max), options.host, options.port)
         )
         yield running
+
+
+def _shared_gauges(
+    settings: Settings, endpoints: Endpoints, metrics: RouterMetrics
+) -> SharedGauges:
+    counts = {model.model: len(endpoints.of(model.model)) for model in settings.models}
+    return SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
 
 
 def _public(running: Running, body_bytes_max: int) -> web.Application:

@@ -28,11 +28,13 @@ from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
 from kvatlas.router.answers import error_response, explanation, parse_object
 from kvatlas.router.body import ClientBody, client_body
+from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import Case, Proof, Sent
 from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
+from kvatlas.router.sessions import answer_headers
 from kvatlas.router.trip import Trip, chosen_id
 from kvatlas.router.usage import Unread
 
@@ -49,6 +51,7 @@ class Job:
     trip: Trip
     body: ClientBody
     decision: Decision
+    flight: OwnFlight
 
     def case(self, judged: Judged) -> Case:
         """Put it together with an endpoint."""
@@ -130,7 +133,9 @@ class RouterHttp:
             raise InvalidRequest("body is not an object", "body")
         self._check(body)
         raw = orjson.dumps(body)
-        decision = await self._pipeline.decide(path, client_body(raw, body).fields, len(raw))
+        decision = await self._pipeline.decide(
+            path, client_body(raw, body).fields, len(raw), explains=True
+        )
         return web.json_response(explanation(decision))
 
     # --- a request's way ----------------------------------------------------------------------
@@ -142,10 +147,15 @@ class RouterHttp:
         body = client_body(raw, fields)
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()
-        decision = await self._pipeline.decide(request.path, body.fields, len(raw))
-        self._pipeline.note(decision)
+        decision = await self._pipeline.decide(
+            request.path, body.fields, len(raw), headers=request.headers
+        )
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
-        return await self._forward(Job(request, trip, body, decision))
+        is_silent = fields.get("stream") is not True
+        with self._pipeline.flight(decision, is_silent=is_silent) as flight:
+            decision = await self._pipeline.settle(decision, flight)
+            self._pipeline.note(decision)
+            return await self._forward(Job(request, trip, body, decision, flight))
 
     async def _forward(self, job: Job) -> web.StreamResponse:
         """Send to the best endpoint, and to one other if that one cannot be reached."""
@@ -159,6 +169,8 @@ class RouterHttp:
                 _demand_one_alive(decision)
             job.trip.retries += 1
             self._metrics.retries.labels(decision.model).inc()
+            job.flight.lift()
+            self._pipeline.fly(job.flight, decision, last)
         try:
             return await self._attempt(job, last)
         except UpstreamConnect:
@@ -167,17 +179,9 @@ class RouterHttp:
 
     async def _attempt(self, job: Job, judged: Judged) -> web.StreamResponse:
         endpoint, trip, decision = judged.endpoint, job.trip, job.decision
-        tokens = decision.prompt_tokens
-        if tokens is None:
-            tokens = len(job.body.raw) // limits.BYTES_PER_TOKEN_ESTIMATE
         trip.endpoint, trip.match_tokens = endpoint.name, judged.match_tokens
         case = job.case(judged)
-
-        def first_byte() -> None:
-            self._metrics.first_byte_seconds.labels(decision.model).observe(trip.began())
-
         async with AsyncExitStack() as stack:
-            flight = stack.enter_context(endpoint.flight(max(0, tokens - judged.match_tokens)))
             sent, answer = await self._send(stack, job, case)
             trip.status, trip.is_handed_over = answer.status, sent.is_handed_over
             is_readable = answer.status == HTTPStatus.OK and not answer.headers.get(
@@ -186,8 +190,15 @@ class RouterHttp:
             reader = (
                 self._proof.reader(case, sent, answer.content_type) if is_readable else Unread()
             )
+
+            def first_byte() -> None:
+                self._metrics.first_byte_seconds.labels(decision.model).observe(trip.began())
+                if answer.status == HTTPStatus.OK:
+                    # An answer that refuses says nothing about prompts.
+                    job.flight.began()
+
             delivery = Delivery(self._our_headers(trip, decision, judged), reader, first_byte)
-            response = await self._proxy.relay(job.request, answer, flight, delivery)
+            response = await self._proxy.relay(job.request, answer, endpoint, delivery)
             if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
                 trip.cached_tokens = usage.cached_tokens
             return response
@@ -207,6 +218,7 @@ class RouterHttp:
 
     def _our_headers(self, trip: Trip, decision: Decision, judged: Judged) -> list[Header]:
         headers = [("X-Request-Id", trip.request_id)]
+        headers += answer_headers(self._router.session, judged.endpoint.name)
         if self._router.debug_headers:
             headers += [
                 ("x-kvatlas-endpoint", judged.endpoint.name),

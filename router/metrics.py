@@ -21,6 +21,13 @@ class RouterMetrics:
         self.upstream_errors = self._counter(
             "upstream_errors", "Engines that failed.", "endpoint", "kind"
         )
+        self.plugin_faults = self._counter(
+            "plugin_faults",
+            "Calls of scheduling plugins that failed: raised, or gave a wrong count, scores out of"
+            " range or wrong positions. The request was answered without them.",
+            "plugin",
+            "fault",
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens routed.", "model")
         self.match_tokens = self._counter(
             "match_tokens", "Prompt tokens predicted to be cached where they went.", "model"
@@ -102,6 +109,30 @@ class RouterMetrics:
             registry=self.registry,
         )
         self.in_flight = self._gauge("in_flight", "Own requests under way.", "endpoint")
+        self.board_errors = self._counter(
+            "board_errors", "Reads and writes of the flight log that failed, by reason.", "reason"
+        )
+        self.contested = self._counter(
+            "contested",
+            "Decisions made again, since other routers decided at the same moment.",
+            "model",
+        )
+        self.routers = self._gauge(
+            "routers", "Routers known to live, this one among them.", "model"
+        )
+        self.gauges_age = self._gauge(
+            "gauges_age_seconds",
+            "Since the newest look at an engine's gauges, ours or an indexer's; +Inf before one.",
+            "endpoint",
+        )
+        self.gauge_errors = self._counter(
+            "gauge_errors", "Readings of shared gauges that failed, by reason.", "reason"
+        )
+        self.looks = self._counter(
+            "looks",
+            "Looks of our own at engines, since nothing fresh was shared or they failed us.",
+            "outcome",
+        )
         self.healthy = self._gauge("endpoint_healthy", "1 when it answers.", "endpoint")
         self.tokenizer_agrees = self._gauge(
             "tokenizer_agrees",

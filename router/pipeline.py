@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,34 +21,75 @@ from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.prompt import COMPLETIONS_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
-from kvatlas.common.settings import RouterSettings, Settings
+from kvatlas.common.settings import Settings
 from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.breaker import Breaker
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.flight_log import FlightLogs, OwnFlight
+from kvatlas.router.flights import Board, Launch
 from kvatlas.router.holders import Match
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.predictions import sketch_of
+from kvatlas.router.profiles import build_profile
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.scheduling import (
-    BestScorePicker,
     Candidate,
-    CostScorer,
-    EvenScorer,
-    HealthyFilter,
-    Profile,
-    RequestScorer,
-    Score,
-    Scorer,
-    Weighted,
     Work,
 )
 from kvatlas.router.served_names import Served
+from kvatlas.router.sessions import Session, read, resolve
 
+NO_HEADERS: Final[Mapping[str, str]] = {}
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
+CACHE_UNREAD: Final = "lookup:cache_unread"
+"""Why a request goes by load whose engine will not look into its cache."""
 NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "wrongtype"})
 """Reasons of lookups that failed for themselves; the next one may well be answered."""
+
+
+@dataclass(slots=True)
+class _Matches:
+    """What is known of the prompt when candidates are scored."""
+
+    token_ids: Sequence[int] | None = None
+    sequences: int = 0
+    is_own_prompt: bool = True
+    blocks: dict[int, int] = field(default_factory=dict)
+    chains: dict[int, Sequence[BlockHash]] = field(default_factory=dict)
+    by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
+    reading: asyncio.Task[None] | None = None
+
+    @property
+    def draw(self) -> int | None:
+        """Draw from the beginning of the prompt."""
+        longest = max(self.chains.values(), key=len, default=())
+        return longest[: limits.DRAW_BLOCKS][-1] if longest else None
+
+    fallback: str | None = None
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request as the stages take it."""
+
+    served: Served
+    path: str
+    body: Mapping[str, Any]
+    body_bytes: int
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What decisions about a request are made of, beside the state of the fleet."""
+
+    request: _Request
+    endpoints: Sequence[Endpoint]
+    matches: _Matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +99,18 @@ class Judged:
     Attributes:
         match_blocks: leading blocks that the request would hit there.
         match_tokens: the same in tokens: the predicted hit.
+        predicted_blocks: that it is about to hold, those at least.
         epoch: the epoch that the match is from; None where nothing matched.
+        terms: what the score is made of, where that was asked for.
     """
 
     endpoint: Endpoint
     match_blocks: int
     match_tokens: int
+    predicted_blocks: int
     epoch: Epoch | None
-    score: Score
+    score: float
+    terms: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +125,12 @@ class Decision:
         is_own_prompt: whether the token ids are our own; those of a render service predict a
             match, but are never handed to an engine.
         block_size: of the chosen endpoint; None where it is not known.
+        chain: hashes of the prompt's blocks that can be hit, in that size.
         blocks: full blocks of the prompt, in that size.
+        work: what was asked of the profile.
+        asked: whom it was asked of, in the order of `candidates`.
+        first: position of the chosen one among them.
+        ground: what it was made of, to make it again.
         fallback: why the request goes by load alone, or None.
         timings_ms: per stage that ran.
         adapter: the LoRA adapter of the model that is asked for, or None.
@@ -91,7 +142,12 @@ class Decision:
     token_ids: Sequence[int] | None
     sequences: int
     block_size: int | None
+    chain: Sequence[BlockHash]
     blocks: int
+    work: Work
+    asked: Sequence[Candidate]
+    first: int
+    ground: Ground
     fallback: str | None
     timings_ms: Mapping[str, float]
     is_own_prompt: bool = True
@@ -108,40 +164,19 @@ class Decision:
         return self.order[0]
 
 
-@dataclass(slots=True)
-class _Matches:
-    """What is known of the prompt when candidates are scored."""
-
-    token_ids: Sequence[int] | None = None
-    sequences: int = 0
-    is_own_prompt: bool = True
-    blocks: dict[int, int] = field(default_factory=dict)
-    by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
-    fallback: str | None = None
-    timings_ms: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A request as the stages take it."""
-
-    served: Served
-    path: str
-    body: Mapping[str, Any]
-    body_bytes: int
-
-
 @dataclass(frozen=True, slots=True)
 class Stages:
     """What a pipeline is put together from.
 
     Attributes:
         renders: for prompts that `prompts` cannot have, or that engines tokenize otherwise.
+        flights: what all routers have under way.
     """
 
     prompts: Prompts
     renders: RenderServices
     index: BlockIndex
+    flights: FlightLogs
 
 
 class Pipeline:
@@ -153,6 +188,7 @@ class Pipeline:
         self._prompts = stages.prompts
         self._renders = stages.renders
         self._index = stages.index
+        self._flights = stages.flights
         self._endpoints = endpoints
         self._metrics = metrics
         self._shards: dict[ModelName, tuple[Shard, ...]] = {
@@ -162,9 +198,10 @@ class Pipeline:
             model: Breaker(limits.LOOKUP_FAILURES_MAX, limits.LOOKUP_PAUSE_S, monotonic)
             for model in self._shards
         }
-        self._profile = profile_for(settings.router)
-        self._takes_turns = settings.router.policy == "round-robin"
+        self._profile = build_profile(settings.router, metrics)
+        self._sessions = settings.router.session
         self._turn = 0
+        self._chance = random.Random()  # noqa: S311 - spreads load, guards nothing
 
     def served(self, name: str) -> Served | None:
         """Give the model, and adapter, that a name stands for; None for one that is not served."""
@@ -174,13 +211,23 @@ class Pipeline:
         """List the adapters that are known."""
         return self._endpoints.names.adapters()
 
-    async def decide(self, path: str, body: Mapping[str, Any], body_bytes: int) -> Decision:
+    async def decide(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        body_bytes: int,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        explains: bool = False,
+    ) -> Decision:
         """Choose an endpoint.
 
         Args:
             path: of the request.
             body: its JSON object; `model` names a known model.
             body_bytes: its size.
+            headers: that may tell which conversation it belongs to; any spelling finds a name.
+            explains: say what scores are made of.
 
         Raises:
             InvalidRequest: a field has a wrong type. The client's.
@@ -190,21 +237,73 @@ class Pipeline:
         endpoints = self._endpoints.candidates(served) if served else []
         if served is None or not endpoints:
             raise NoEndpoints("no endpoint serves this model")
-        matches = await self._match(_Request(served, path, body, body_bytes), endpoints)
-        begun = monotonic()
-        candidates = [_candidate(endpoint, matches) for endpoint in endpoints]
+        request = _Request(served, path, body, body_bytes, read(self._sessions, headers))
+        matches = await self._match(request, endpoints)
+        log = self._flights.of(served.model)
+        await log.end_refresh(matches.reading or log.begin_refresh())
+        return self._choose(Ground(request, endpoints, matches), explains=explains)
+
+    def flight(self, decision: Decision, *, is_silent: bool) -> AbstractContextManager[OwnFlight]:
+        """Count a request in with the chosen endpoint, for all routers to see.
+
+        Args:
+            decision: that it follows.
+            is_silent: its answer comes as a whole, so that the first byte tells nothing of the
+                prompt.
+        """
+        launch = _launch(decision, decision.chosen, is_silent=is_silent)
+        return self._flights.of(decision.model).flight(launch)
+
+    async def settle(self, decision: Decision, flight: OwnFlight) -> Decision:
+        """Decide again where other routers decided at the same moment and were heard first.
+
+        Args:
+            decision: that `flight` follows.
+            flight: of the request.
+        """
+        for _ in range(limits.DECISIONS_MAX - 1):
+            if not await flight.is_contested():
+                break
+            flight.lift()
+            decision = self._choose(decision.ground)
+            self._metrics.contested.labels(decision.model).inc()
+            self.fly(flight, decision, decision.chosen)
+        return decision
+
+    def fly(self, flight: OwnFlight, decision: Decision, judged: Judged) -> None:
+        """Put a flight that was lifted on the board again, with any endpoint."""
+        is_silent = flight.launch.is_silent
+        flight.fly_to(_launch(decision, judged, is_silent=is_silent))
+
+    def _choose(self, ground: Ground, *, explains: bool = False) -> Decision:
+        """Rank the endpoints by what is known at this moment."""
+        request, endpoints, matches = ground.request, ground.endpoints, ground.matches
+        served, session = request.served, request.session
+        log, begun = self._flights.of(served.model), monotonic()
         tokens = matches.token_ids
-        estimate = body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE
-        ranking = self._profile.run(
-            Work(estimate if tokens is None else len(tokens)), candidates, self._draw
+        estimate = request.body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE
+        work = Work(
+            estimate if tokens is None else len(tokens),
+            now_s=begun,
+            turn=self._turn,
+            adapter=served.adapter,
+            session=resolve(session, (each.name for each in endpoints), log.board),
+            trust=log.trust(begun),
+            pressure=log.board.pressure(len(endpoints), begun),
+            is_matched=matches.fallback is None,
+            draw=matches.draw,
         )
+        predicted = _predicted(log.board, matches, begun)
+        candidates = [_candidate(endpoint, matches, predicted) for endpoint in endpoints]
+        ranking = self._profile.run(work, candidates, self._chance)
+        terms = self._profile.terms(work, candidates) if explains else [{}] * len(candidates)
         judged = [
-            _judged(endpoint, matches.by_endpoint.get(endpoint.name), score)
-            for endpoint, score in zip(endpoints, ranking.scores, strict=True)
+            _judged(endpoint, matches, predicted, verdict)
+            for endpoint, *verdict in zip(endpoints, ranking.scores, terms, strict=True)
         ]
         matches.timings_ms["score"] = (monotonic() - begun) * 1e3
         order = [judged[position] for position in ranking.order]
-        size = order[0].endpoint.block_size
+        size = order[0].endpoint.block_size or 0
         return Decision(
             model=served.model,
             adapter=served.adapter,
@@ -213,21 +312,21 @@ class Pipeline:
             token_ids=tokens,
             sequences=matches.sequences,
             is_own_prompt=matches.is_own_prompt,
-            block_size=size,
-            blocks=matches.blocks.get(size, 0) if size else 0,
+            block_size=size or None,
+            chain=matches.chains.get(size, ()),
+            blocks=matches.blocks.get(size, 0),
+            work=work,
+            asked=candidates,
+            first=ranking.order[0],
+            ground=ground,
             fallback=matches.fallback,
             timings_ms=matches.timings_ms,
         )
 
-    def _draw(self, ties: int) -> int:
-        """Settle ties at random, or in turns; a turn ends with `note`, not by asking."""
-        if self._takes_turns:
-            return self._turn % ties
-        return random.randrange(ties)  # noqa: S311 - spreads load, guards nothing
-
     def note(self, decision: Decision) -> None:
         """Count a decision that a request follows."""
         self._turn += 1
+        self._profile.note(decision.work, decision.asked, decision.first)
         for stage, spent_ms in decision.timings_ms.items():
             self._metrics.stage_seconds.labels(stage).observe(spent_ms / 1e3)
         if decision.fallback is not None:
@@ -257,8 +356,10 @@ class Pipeline:
         hashed = monotonic()
         matches.timings_ms["hash"] = (hashed - begun) * 1e3
         if not reads_cache(request.path, request.body):
-            matches.fallback = "lookup:cache_unread"
+            matches.fallback = CACHE_UNREAD
             return matches
+        # Along with the lookup: it tells what others have decided until this moment.
+        matches.reading = self._flights.of(model).begin_refresh()
         try:
             for part in await self._look_up(model, chains):
                 matches.by_endpoint.update(part)
@@ -337,27 +438,52 @@ def _chains(
         matches.blocks[size] = len(hashes)
         # An engine computes at least the last token, so a prompt never hits in full.
         chains.append(hashes[: max(0, len(tokens) - 1) // size])
+        matches.chains[size] = chains[-1]
     return chains
 
 
-def _candidate(endpoint: Endpoint, matches: _Matches) -> Candidate:
+def _launch(decision: Decision, judged: Judged, *, is_silent: bool) -> Launch:
+    """Say what a request will do at an endpoint."""
+    size = judged.endpoint.block_size or 0
+    held = judged.predicted_blocks
+    # It computes what neither the endpoint nor the prompts before it in the queue have.
+    tokens = max(0, decision.work.prompt_tokens - held * size)
+    chain = decision.chain if size == decision.block_size else ()
+    session = decision.ground.request.session.number
+    return Launch(0, judged.endpoint.name, tokens, is_silent, sketch_of(chain, held), session)
+
+
+_Predicted = Mapping[EndpointName, int]
+
+
+def _predicted(board: Board, matches: _Matches, now_s: float) -> _Predicted:
+    """Tell how many blocks of the prompt endpoints are about to hold."""
+    if matches.fallback == CACHE_UNREAD:
+        return {}
+    # What is on its way is known also where the index is not.
+    found = [board.predicted(chain, now_s) for chain in matches.chains.values()]
+    return found[0] if len(found) == 1 else {k: v for each in found for k, v in each.items()}
+
+
+def _candidate(endpoint: Endpoint, matches: _Matches, predicted: _Predicted) -> Candidate:
     match = matches.by_endpoint.get(endpoint.name)
-    tokens = int(match.weighted_blocks * (endpoint.block_size or 0)) if match else 0
-    return Candidate(endpoint.name, tokens, endpoint)
+    size = endpoint.block_size or 0
+    tokens = int(match.weighted_blocks * size) if match else 0
+    soon = max(tokens, predicted.get(endpoint.name, 0) * size)
+    return Candidate(endpoint.name, tokens, soon, endpoint, endpoint.labels)
 
 
-def _judged(endpoint: Endpoint, match: Match | None, score: Score) -> Judged:
+def _judged(
+    endpoint: Endpoint,
+    matches: _Matches,
+    predicted: _Predicted,
+    verdict: Sequence[Any],
+) -> Judged:
+    score, terms = verdict
+    match = matches.by_endpoint.get(endpoint.name)
+    soon = predicted.get(endpoint.name, 0)
     if match is None:
-        return Judged(endpoint, 0, 0, None, score)
+        return Judged(endpoint, 0, 0, soon, None, score, terms)
     tokens = match.blocks * (endpoint.block_size or 0)
-    return Judged(endpoint, match.blocks, tokens, match.epochs[endpoint.name], score)
-
-
-def profile_for(settings: RouterSettings) -> Profile:
-    """Put together the configured way to choose."""
-    scorers: dict[str, Scorer] = {
-        "prefix": CostScorer(settings.prefill_tokens_per_s, settings.work_price),
-        "least-load": RequestScorer(),
-        "round-robin": EvenScorer(),
-    }
-    return Profile([HealthyFilter()], [Weighted(scorers[settings.policy])], BestScorePicker())
+    epoch = match.epochs[endpoint.name]
+    return Judged(endpoint, match.blocks, tokens, max(soon, match.blocks), epoch, score, terms)

@@ -1,110 +1,150 @@
-"""Scorers: how good a candidate is, as a number in [0, 1].
+"""Scorers that look at load: how good a candidate is, as a number in [0, 1]. Pure.
 
-The cost of a candidate is an estimate of what sending the request there costs, in milliseconds:
-
-    prefill_ms  uncached tokens / rate                 the request's own wait for its prefill
-    work_ms     work_price x prefill_ms                what the fleet loses by computing again
-    queue_ms    (own pending tokens + others waiting x tokens of a request) / rate
-    decode_ms   a little per running request           steps grow with the batch
-    cache_ms    a little when running requests fill the cache
-
-What comes from scraped gauges can be one scrape old: an engine that fell idle a moment ago still
-looks busy. So `others_running` and `kv_usage` together never weigh as much as HINT_TOKENS tokens
-of prefill, which is less than one block of 16: in a quiet fleet the longest prefix wins, always.
-Queues of others count in full, but only once two scrapes have seen them. Source of the price on
-work: near saturation a fleet lives from work not done; between 2 and 4 it costs nothing at low
-load and halves the time to first token at high load (simulated).
+docs/SCHEDULING.md has a paragraph for each, with its formula.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
-from kvatlas.router.scheduling.interfaces import Candidate, Load, Score, Work
+from kvatlas.router.scheduling.interfaces import Candidate, Load, Work
+from kvatlas.router.scheduling.parameters import Count, Share, Whole, takes_parameters
 
-OWN_DECODE_TOKENS: Final = 4.0
-"""Prefill tokens that one of our own requests there weighs; exact and live, so not capped."""
-OTHERS_DECODE_TOKENS_MAX: Final = 8.0
-"""Most that the running requests of others weigh, however many."""
-OTHERS_HALF: Final = 8
-"""Requests of others that weigh half of that."""
-KV_USAGE_FREE: Final = 0.9
-"""Share of the cache up to which nothing is short."""
-KV_USAGE_TOKENS_MAX: Final = 6.0
-"""What a full cache weighs."""
-HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX
-"""Most that scraped gauges weigh together: below the smallest usual block, 16 tokens."""
-WAITING_TOKENS: Final = 1_000
-"""Uncached tokens that a queueing request of somebody else is taken to have."""
+# ruff: noqa: ARG002 - each is given what the interface says
 
 
-@dataclass(frozen=True, slots=True)
-class CostScorer:
-    """Score by estimated cost: least cost / own cost.
-
-    Attributes:
-        prefill_tokens_per_s: what an engine computes; above 0.
-        work_price: how much a millisecond of prefill costs beyond the request's own wait.
-    """
-
-    prefill_tokens_per_s: float
-    work_price: float
-
-    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[Score]:
-        """Give one score per candidate; the least cost scores 1."""
-        terms = [self._terms(work, candidate) for candidate in candidates]
-        costs = [sum(each.values()) for each in terms]
-        least = min(costs, default=0.0)
-        return [
-            Score(1.0 if cost <= least else least / cost, each)
-            for cost, each in zip(costs, terms, strict=True)
-        ]
-
-    def _terms(self, work: Work, candidate: Candidate) -> dict[str, float]:
-        token_ms = 1_000.0 / self.prefill_tokens_per_s
-        load = candidate.load
-        prefill_ms = max(0, work.prompt_tokens - candidate.match_tokens) * token_ms
-        queue_tokens = load.pending_tokens + load.others_waiting * WAITING_TOKENS
-        return {
-            "prefill_ms": prefill_ms,
-            "work_ms": prefill_ms * self.work_price,
-            "queue_ms": queue_tokens * token_ms,
-            "decode_ms": _decode_tokens(load) * token_ms,
-            "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
-        }
-
-
-def _decode_tokens(load: Load) -> float:
-    others = load.others_running
-    return load.requests * OWN_DECODE_TOKENS + OTHERS_DECODE_TOKENS_MAX * others / (
-        others + OTHERS_HALF
-    )
-
-
-def _cache_tokens(usage: float) -> float:
-    short = (min(usage, 1.0) - KV_USAGE_FREE) / (1.0 - KV_USAGE_FREE)
-    return KV_USAGE_TOKENS_MAX * max(0.0, short)
-
-
+@takes_parameters
 @dataclass(frozen=True, slots=True)
 class RequestScorer:
     """Score by requests there, own and others': (1 + fewest) / (1 + own). Ignores matches."""
 
-    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[Score]:  # noqa: ARG002 - interface
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Give one score per candidate; the fewest requests score 1."""
-        counts = [
-            c.load.requests + c.load.others_running + c.load.others_waiting for c in candidates
-        ]
+        counts = [_requests(each.load) for each in candidates]
         fewest = min(counts, default=0)
-        return [Score((1 + fewest) / (1 + n), {"requests": float(n)}) for n in counts]
+        return [(1 + fewest) / (1 + n) for n in counts]
+
+    def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
+        """Give the requests there."""
+        return [{"requests": float(_requests(each.load))} for each in candidates]
 
 
+@takes_parameters
 @dataclass(frozen=True, slots=True)
 class EvenScorer:
-    """Score everybody the same, so that the draw decides. Ignores matches and load."""
+    """Score everybody the same, so that the picker decides. Ignores matches and load."""
 
-    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[Score]:  # noqa: ARG002 - interface
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Give 1 to each."""
-        return [Score(1.0, {}) for _ in candidates]
+        return [1.0] * len(candidates)
+
+
+@takes_parameters
+@dataclass(frozen=True, slots=True)
+class QueueScorer:
+    """Score by the engine's own queue: (longest - own) / (longest - shortest)."""
+
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+        """Give one score per candidate; 1 to each where all are equal."""
+        return _spread([each.load.waiting for each in candidates])
+
+
+@takes_parameters
+@dataclass(frozen=True, slots=True)
+class RunningRequestsScorer:
+    """Score by running requests: (most - own) / (most - fewest)."""
+
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+        """Give one score per candidate; 1 to each where all are equal."""
+        return _spread([running(each.load) for each in candidates])
+
+
+@takes_parameters
+@dataclass(frozen=True, slots=True)
+class KvUsageScorer:
+    """Score by free cache: 1 - share that running requests hold."""
+
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+        """Give one score per candidate."""
+        return [1.0 - min(1.0, each.load.kv_usage) for each in candidates]
+
+
+@takes_parameters
+@dataclass(frozen=True, slots=True)
+class LoadAwareScorer:
+    """Score by the engine's queue: 0.5 where it is empty, down to 0 at the threshold.
+
+    Attributes:
+        threshold: requests that wait; as many or more score 0.
+    """
+
+    threshold: Count = 128
+
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+        """Give one score per candidate, 0.5 at most."""
+        most = self.threshold
+        return [0.5 * (1.0 - min(each.load.waiting, most) / most) for each in candidates]
+
+
+@takes_parameters
+@dataclass(frozen=True, slots=True)
+class ActiveRequestScorer:
+    """Score by requests that all routers have under way: (most - own) / most.
+
+    Attributes:
+        idle_threshold: requests up to which an endpoint counts as idle, which scores 1.
+        max_busy_score: what the others score at most.
+    """
+
+    idle_threshold: Whole = 0
+    max_busy_score: Share = 1.0
+
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+        """Give one score per candidate."""
+        counts = [each.load.requests for each in candidates]
+        most, idle = max(counts, default=0), self.idle_threshold
+        return [1.0 if n <= idle else (most - n) / most * self.max_busy_score for n in counts]
+
+
+@takes_parameters
+@dataclass(frozen=True, slots=True)
+class TokenLoadScorer:
+    """Score by uncached prompt tokens that await their first byte: 1 - tokens / threshold.
+
+    Attributes:
+        queue_threshold_tokens: tokens; as many or more score 0.
+    """
+
+    queue_threshold_tokens: Count = 4_194_304
+
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+        """Give one score per candidate."""
+        most = self.queue_threshold_tokens
+        return [1.0 - min(1.0, each.load.queued_tokens / most) for each in candidates]
+
+    def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
+        """Give the tokens queued there."""
+        return [{"queued_tokens": float(each.load.queued_tokens)} for each in candidates]
+
+
+def running(load: Load) -> int:
+    """Count what runs at an endpoint: all that is under way there but does not wait.
+
+    Counts of our routers are of this moment, those of strangers as old as the gauges.
+    """
+    own_waiting = max(0, load.waiting - load.others_waiting)
+    return load.others_running + max(0, load.requests - own_waiting)
+
+
+def _requests(load: Load) -> int:
+    return load.requests + load.others_running + load.others_waiting
+
+
+def _spread(counts: Sequence[int]) -> list[float]:
+    """Score the least 1 and the most 0, the others between."""
+    most, fewest = max(counts, default=0), min(counts, default=0)
+    if most == fewest:
+        return [1.0] * len(counts)
+    width = most - fewest
+    return [(most - n) / width for n in counts]
