@@ -11,6 +11,7 @@ heard of. So launches are visible at once here, unless the race is asked for.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -83,15 +84,17 @@ class Routers:
         if self._is_one:
             return self._policies[0]
         policy, read = self._policies[router], self._read[router]
-        # Launches first: what happens to a flight is told after it.
+        told: list[Sequence[_Message]] = []
         for place, log in enumerate((self._launches, self._log)):
-            at = read[place]
+            at = first = read[place]
             while at < len(log) and log[at].visible_s <= now_s:
-                message = log[at]
                 at += 1
-                if message.router != router:
-                    _tell(policy, message.moment, message, message.stamp_s)
             read[place] = at
+            told.append(log[first:at])
+        # In the order of the stream, as routers read it.
+        for message in heapq.merge(*told, key=_stamp):
+            if message.router != router:
+                _tell(policy, message.moment, message, message.stamp_s)
         return policy
 
     def happened(self, moment: Moment, router: int, served: Served, now_s: float) -> None:
@@ -102,6 +105,10 @@ class Routers:
         _tell(self._policies[0 if self._is_one else router], moment, message, now_s)
         if self._tells:
             (self._launches if is_launch else self._log).append(message)
+
+
+def _stamp(message: _Message) -> float:
+    return message.stamp_s
 
 
 def _tell(policy: Policy, moment: Moment, message: _Message, now_s: float) -> None:
