@@ -143,6 +143,11 @@ class Product:
         self._chance = chance
         self.board = Board(_router(me), setup.believed_tokens_per_s)
         self._loads = [SimulatedLoad(self.board.stand(name)) for name in setup.names]
+        self._cold = [
+            Candidate(name, 0, 0, load)
+            for name, load in zip(setup.names, self._loads, strict=True)
+        ]
+        self._places = {name: at for at, name in enumerate(setup.names)}
         self._turn = 0
         self._scraped_s = float("-inf")
         if setup.knowledge.copies:
@@ -197,14 +202,16 @@ class Product:
     def _candidates(
         self, job: Job, sight: Sight, predicted: Mapping[EndpointName, int]
     ) -> list[Candidate]:
-        size = self._setup.block_size
-        most = job.usable_blocks * size
-        blocks = sight.blocks
-        candidates = []
-        for at, (name, load) in enumerate(zip(self._setup.names, self._loads, strict=True)):
-            held = min(blocks.get(at, 0) * size, most)
-            coming = min(predicted.get(name, 0) * size, most)
-            candidates.append(Candidate(name, held, max(held, coming), load))
+        """Say who holds what; most of a large fleet hold nothing and are the same each time."""
+        size, places = self._setup.block_size, self._places
+        most = job.usable_blocks
+        held = {at: min(blocks, most) for at, blocks in sight.blocks.items()}
+        coming = {places[name]: min(blocks, most) for name, blocks in predicted.items()}
+        candidates = self._cold.copy()
+        for at in held.keys() | coming.keys():
+            cold, has = candidates[at], held.get(at, 0)
+            soon = max(has, coming.get(at, 0))
+            candidates[at] = Candidate(cold.endpoint, has * size, soon * size, cold.load)
         return candidates
 
 
