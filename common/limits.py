@@ -121,12 +121,14 @@ GAUGES_STALE_S: Final = 1.0
 """Beyond the time when the next look is due: after it a shared sample is no longer believed."""
 SCRAPE_IDLE_S: Final = 2.0
 """Between two looks at an engine that has nothing to do and whose gauges do not change."""
+SCRAPE_PAUSE_MAX_S: Final = 60.0
+"""Longest pause between two looks that may be set, and that a sample may claim."""
 SCRAPE_AWAY_S: Final = 1.0
 """Between two looks at an engine that does not answer; routers look at it themselves meanwhile."""
 SCRAPES_PER_S_MAX: Final = 400
-"""Looks of one indexer; with more engines than it can look at, each is looked at less often."""
+"""Looks of one indexer: 13 % of a core; with more engines each is looked at less often."""
 SCRAPES_AT_ONCE_MAX: Final = 32
-"""Engines that an indexer is looking at; together they may keep its loop for 10 ms."""
+"""Engines that an indexer is looking at; with more, slow ones would keep it from the others."""
 SCRAPES_OF_SILENT_MAX: Final = 8
 """Engines of which the last look found nothing, looked at beside these: each may take 2 s."""
 SCRAPE_KEEPALIVE_S: Final = 4.0
