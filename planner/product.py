@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import chain as joined
 from typing import ClassVar
 
+from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.planner.engine import Served
 from kvatlas.planner.jobs import Job
+from kvatlas.planner.peers import mixed
 from kvatlas.planner.policy import Choice, Gauges, Sight
 from kvatlas.router.flights import Board, Launch, RouterId, Stand
 from kvatlas.router.predictions import sketch_of
@@ -144,8 +146,7 @@ class Product:
         self.board = Board(_router(me), setup.believed_tokens_per_s)
         self._loads = [SimulatedLoad(self.board.stand(name)) for name in setup.names]
         self._cold = [
-            Candidate(name, 0, 0, load)
-            for name, load in zip(setup.names, self._loads, strict=True)
+            Candidate(name, 0, 0, load) for name, load in zip(setup.names, self._loads, strict=True)
         ]
         self._places = {name: at for at, name in enumerate(setup.names)}
         self._turn = 0
@@ -168,6 +169,7 @@ class Product:
             turn=self._turn,
             trust=self._setup.knowledge.trust,
             pressure=self.board.pressure(len(candidates), sight.now_s),
+            draw=_draw(chain, max(sight.blocks.values(), default=0)),
         )
         self._turn += 1
         at = self._setup.profile.run(work, candidates, self._chance).order[0]
@@ -217,6 +219,11 @@ class Product:
 
 def _router(number: int) -> RouterId:
     return RouterId(f"router-{number}")
+
+
+def _draw(chain: Sequence[BlockHash], matched: int) -> int | None:
+    """Draw from what follows the longest match, as the router does."""
+    return mixed(chain[: matched + limits.DRAW_BLOCKS][-1]) if chain else None
 
 
 def _chain(job: Job) -> list[BlockHash]:
