@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import chain as joined
 from typing import ClassVar
 
+from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.planner.engine import Served
 from kvatlas.planner.jobs import Job
+from kvatlas.planner.peers import mixed
 from kvatlas.planner.policy import Choice, Gauges, Sight
 from kvatlas.router.flights import Board, Launch, RouterId, Stand
 from kvatlas.router.predictions import sketch_of
@@ -143,6 +145,10 @@ class Product:
         self._chance = chance
         self.board = Board(_router(me), setup.believed_tokens_per_s)
         self._loads = [SimulatedLoad(self.board.stand(name)) for name in setup.names]
+        self._cold = [
+            Candidate(name, 0, 0, load) for name, load in zip(setup.names, self._loads, strict=True)
+        ]
+        self._places = {name: at for at, name in enumerate(setup.names)}
         self._turn = 0
         self._scraped_s = float("-inf")
         if setup.knowledge.copies:
@@ -163,6 +169,7 @@ class Product:
             turn=self._turn,
             trust=self._setup.knowledge.trust,
             pressure=self.board.pressure(len(candidates), sight.now_s),
+            draw=_draw(chain, max(sight.blocks.values(), default=0)),
         )
         self._turn += 1
         at = self._setup.profile.run(work, candidates, self._chance).order[0]
@@ -197,19 +204,26 @@ class Product:
     def _candidates(
         self, job: Job, sight: Sight, predicted: Mapping[EndpointName, int]
     ) -> list[Candidate]:
-        size = self._setup.block_size
-        most = job.usable_blocks * size
-        blocks = sight.blocks
-        candidates = []
-        for at, (name, load) in enumerate(zip(self._setup.names, self._loads, strict=True)):
-            held = min(blocks.get(at, 0) * size, most)
-            coming = min(predicted.get(name, 0) * size, most)
-            candidates.append(Candidate(name, held, max(held, coming), load))
+        """Say who holds what; most of a large fleet hold nothing and are the same each time."""
+        size, places = self._setup.block_size, self._places
+        most = job.usable_blocks
+        held = {at: min(blocks, most) for at, blocks in sight.blocks.items()}
+        coming = {places[name]: min(blocks, most) for name, blocks in predicted.items()}
+        candidates = self._cold.copy()
+        for at in held.keys() | coming.keys():
+            cold, has = candidates[at], held.get(at, 0)
+            soon = max(has, coming.get(at, 0))
+            candidates[at] = Candidate(cold.endpoint, has * size, soon * size, cold.load)
         return candidates
 
 
 def _router(number: int) -> RouterId:
     return RouterId(f"router-{number}")
+
+
+def _draw(chain: Sequence[BlockHash], matched: int) -> int | None:
+    """Draw from what follows the longest match, as the router does."""
+    return mixed(chain[: matched + limits.DRAW_BLOCKS][-1]) if chain else None
 
 
 def _chain(job: Job) -> list[BlockHash]:

@@ -24,8 +24,12 @@ more copy will be used again, and is charged in parts, so that a hot prefix spre
 Where it is not known who holds what, the endpoint that the conversation was on is taken to hold
 most of the prompt.
 The price does not fade with `trust`: a fleet whose routers stop to save work falls over. Who does
-not know what the others send counts each flight of its own for all of them (`Board.go_blind`), so
-that waits outweigh warm caches and routers do not herd.
+not know what the others send counts each flight of its own for all of them (`Board.go_blind`), so waits
+outweigh warm caches and routers do not herd.
+
+Costs within NEAR of the least are ties, where as much is held and no conversation is to stay:
+routers that decide at the same moment, not knowing of each other, then choose different ones of those that
+are as good. Without it they all take the one with the fewest running requests.
 
 What comes from scraped gauges can be one scrape old: an engine that fell idle a moment ago still
 looks busy. So strangers that run and `kv_usage` together never weigh as much as HINT_TOKENS tokens
@@ -63,6 +67,8 @@ SESSION_SHARE: Final = 0.8
 """Of the prompt that it is taken to hold where no match is known: all but the latest turn."""
 HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX + SESSION_TOKENS
 """Most that gauges and sessions weigh together: below the smallest usual block, 16 tokens."""
+NEAR: Final = 1.01
+"""Times the least cost that is as good as it, with as much of the prompt held."""
 WAITING_TOKENS: Final = 1_000
 """Uncached tokens that a queueing request of a stranger is taken to have."""
 
@@ -86,12 +92,19 @@ class CostScorer:
     step_tokens: Count = 8_192
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
-        """Give one score per candidate; the least cost scores 1."""
-        costs = self._costs(work, candidates)
+        """Give one score per candidate; the least cost scores 1, and what is as good as it."""
+        held = _held(work, candidates)
+        costs = self._costs(work, candidates, held)
         least = min(costs, default=0.0)
         if least <= 0.0:
             return [1.0 if cost <= least else 0.0 for cost in costs]
-        return [least / cost for cost in costs]
+        if work.session is not None:
+            return [least / cost for cost in costs]
+        near, has = least * NEAR, held[costs.index(least)]
+        return [
+            1.0 if cost <= near and tokens == has else least / cost
+            for cost, tokens in zip(costs, held, strict=True)
+        ]
 
     def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
         """Give what each cost is made of, in milliseconds."""
@@ -111,10 +124,11 @@ class CostScorer:
         price = max(self.work_price_least, self.work_price * work.pressure)
         return min(self.work_price_max, price)
 
-    def _costs(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+    def _costs(
+        self, work: Work, candidates: Sequence[Candidate], held: Sequence[int]
+    ) -> list[float]:
         """Sum the terms below, in seconds; written out, for it is run for every candidate."""
         now_s, tokens = work.now_s, work.prompt_tokens
-        held = _held(work, candidates)
         lost = _lost_tokens(held, self._price(work))
         costs = []
         for candidate, has in zip(candidates, held, strict=True):

@@ -269,8 +269,19 @@ def test_others_that_wait_count_as_whole_requests() -> None:
 
 def test_among_equal_matches_the_less_busy_wins() -> None:
     """Expect own and others' running requests each to tip an even balance."""
-    assert chosen(WORK, (0, IDLE), (0, Busy(requests=1))) == 0
-    assert chosen(WORK, (0, Busy(others_running=31)), (0, Busy(others_running=32))) == 0
+    short = replace(WORK, prompt_tokens=16)
+    assert chosen(short, (0, Busy(requests=1)), (0, IDLE)) == 1
+    assert chosen(short, (0, Busy(others_running=8)), (0, Busy(others_running=4))) == 1
+
+
+def test_what_is_nearly_as_good_is_a_tie() -> None:
+    """Expect 1 % to be nothing, unless more is held or a conversation is to stay."""
+    known = candidates((0, IDLE), (0, Busy(requests=2)), (0, Busy(requests=3)), (4, IDLE))
+    assert COST.score(WORK, known[:3])[:2] == [1.0, 1.0]
+    assert COST.score(WORK, known[:3])[2] < 1.0
+    assert COST.score(WORK, known)[0] < 1.0
+    stays = replace(WORK, session=EndpointName("e1"))
+    assert COST.score(stays, known[:2])[0] == 1.0 > COST.score(stays, known[:2])[1]
 
 
 @given(
