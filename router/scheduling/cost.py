@@ -27,10 +27,6 @@ The price does not fade with `trust`: a fleet whose routers stop to save work fa
 not know what the others send counts each flight of its own for all of them (`Board.go_blind`), so
 that waits outweigh warm caches and routers do not herd.
 
-Costs within NEAR of the least are ties, where as much is held and no conversation is to stay:
-routers that decide at the same moment, not knowing of each other, then choose different ones of those that
-are as good. Without it they all take the one with the fewest running requests.
-
 What comes from scraped gauges can be one scrape old: an engine that fell idle a moment ago still
 looks busy. So strangers that run and `kv_usage` together never weigh as much as HINT_TOKENS tokens
 of prefill, which is less than one block of 16: in a quiet fleet the longest prefix wins, always.
@@ -67,8 +63,6 @@ SESSION_SHARE: Final = 0.8
 """Of the prompt that it is taken to hold where no match is known: all but the latest turn."""
 HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX + SESSION_TOKENS
 """Most that gauges and sessions weigh together: below the smallest usual block, 16 tokens."""
-NEAR: Final = 1.01
-"""Times the least cost that is as good as it, with as much of the prompt held."""
 WAITING_TOKENS: Final = 1_000
 """Uncached tokens that a queueing request of a stranger is taken to have."""
 
@@ -92,19 +86,12 @@ class CostScorer:
     step_tokens: Count = 8_192
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
-        """Give one score per candidate; the least cost scores 1, and what is as good as it."""
-        held = _held(work, candidates)
-        costs = self._costs(work, candidates, held)
+        """Give one score per candidate; the least cost scores 1."""
+        costs = self._costs(work, candidates, _held(work, candidates))
         least = min(costs, default=0.0)
         if least <= 0.0:
             return [1.0 if cost <= least else 0.0 for cost in costs]
-        if work.session is not None:
-            return [least / cost for cost in costs]
-        near, has = least * NEAR, held[costs.index(least)]
-        return [
-            1.0 if cost <= near and tokens == has else least / cost
-            for cost, tokens in zip(costs, held, strict=True)
-        ]
+        return [least / cost for cost in costs]
 
     def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
         """Give what each cost is made of, in milliseconds."""
