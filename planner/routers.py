@@ -83,16 +83,23 @@ class Routers:
         if self._is_one:
             return self._policies[0]
         policy, read = self._policies[router], self._read[router]
-        # Launches first: what happens to a flight is told after it.
-        for place, log in enumerate((self._launches, self._log)):
-            at = read[place]
-            while at < len(log) and log[at].visible_s <= now_s:
-                message = log[at]
-                at += 1
-                if message.router != router:
-                    _tell(policy, message.moment, message, message.stamp_s)
-            read[place] = at
+        while (message := self._next(read, now_s)) is not None:
+            if message.router != router:
+                _tell(policy, message.moment, message, message.stamp_s)
         return policy
+
+    def _next(self, read: list[int], now_s: float) -> _Message | None:
+        """Take what is to be read next, in the order of the stamps, as in the product's log."""
+        heads = [
+            (log[at].stamp_s, place)
+            for place, (log, at) in enumerate(zip((self._launches, self._log), read, strict=True))
+            if at < len(log) and log[at].visible_s <= now_s
+        ]
+        if not heads:
+            return None
+        place = min(heads)[1]
+        read[place] += 1
+        return (self._launches, self._log)[place][read[place] - 1]
 
     def happened(self, moment: Moment, router: int, served: Served, now_s: float) -> None:
         """Note what happens to a flight of a router; times never fall from call to call."""

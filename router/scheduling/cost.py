@@ -22,12 +22,12 @@ more copy will be used again, and is charged in parts, so that a hot prefix spre
 Where it is not known who holds what, the endpoint that the conversation was on is taken to hold
 most of the prompt.
 The price does not fade with `trust`: a fleet whose routers stop to save work falls over. Who does
-not know what the others send counts each flight of its own for all of them (`Board.go_blind`), so waits
-outweigh warm caches and routers do not herd.
+not know what the others send counts each flight of its own for all of them (`Board.go_blind`), so
+waits outweigh warm caches and routers do not herd.
 
 Costs within NEAR of the least are ties, where as much is held and no conversation is to stay:
-routers that decide at the same moment, not knowing of each other, then choose different ones of those that
-are as good. Without it they all take the one with the fewest running requests.
+routers that decide at the same moment, not knowing of each other, then choose different ones of
+those that are as good. Without it they all take the one with the fewest running requests.
 
 What comes from scraped gauges can be one scrape old: an engine that fell idle a moment ago still
 looks busy. So strangers that run and `kv_usage` together never weigh as much as HINT_TOKENS tokens
