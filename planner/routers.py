@@ -11,7 +11,6 @@ heard of. So launches are visible at once here, unless the race is asked for.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -84,18 +83,23 @@ class Routers:
         if self._is_one:
             return self._policies[0]
         policy, read = self._policies[router], self._read[router]
-        told: list[Sequence[_Message]] = []
-        for place, log in enumerate((self._launches, self._log)):
-            at = first = read[place]
-            while at < len(log) and log[at].visible_s <= now_s:
-                at += 1
-            read[place] = at
-            told.append(log[first:at])
-        # In the order of the stream, as routers read it.
-        for message in heapq.merge(*told, key=_stamp):
+        while (message := self._next(read, now_s)) is not None:
             if message.router != router:
                 _tell(policy, message.moment, message, message.stamp_s)
         return policy
+
+    def _next(self, read: list[int], now_s: float) -> _Message | None:
+        """Take what is to be read next, in the order of the stamps, as in the product's log."""
+        heads = [
+            (log[at].stamp_s, place)
+            for place, (log, at) in enumerate(zip((self._launches, self._log), read, strict=True))
+            if at < len(log) and log[at].visible_s <= now_s
+        ]
+        if not heads:
+            return None
+        place = min(heads)[1]
+        read[place] += 1
+        return (self._launches, self._log)[place][read[place] - 1]
 
     def happened(self, moment: Moment, router: int, served: Served, now_s: float) -> None:
         """Note what happens to a flight of a router; times never fall from call to call."""
@@ -105,10 +109,6 @@ class Routers:
         _tell(self._policies[0 if self._is_one else router], moment, message, now_s)
         if self._tells:
             (self._launches if is_launch else self._log).append(message)
-
-
-def _stamp(message: _Message) -> float:
-    return message.stamp_s
 
 
 def _tell(policy: Policy, moment: Moment, message: _Message, now_s: float) -> None:
