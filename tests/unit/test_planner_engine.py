@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from kvatlas.planner.engine import Ears, Engine, EngineModel, Served
@@ -109,12 +111,13 @@ def test_two_decode_as_many_steps_as_each_needs() -> None:
     driven.send(first, 0.0)
     driven.send(second, 0.0)
     driven.finish()
-    assert driven.told == [
+    expected: Sequence[object] = [
         ("began", 0, pytest.approx(0.1)),
         ("began", 1, pytest.approx(0.1 + 0.1 + 0.010)),
         ("ended", 0, pytest.approx(0.21 + 2 * 0.012)),
         ("ended", 1, pytest.approx(0.234 + 3 * 0.010)),
     ]
+    assert driven.told == expected
 
 
 def test_a_prefix_is_computed_once() -> None:

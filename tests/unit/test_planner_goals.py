@@ -1,4 +1,4 @@
-"""What the default reaches in the simulation: close to who knows everything, many routers as one."""
+"""What the default reaches in the simulation: close to the oracle, many routers as one."""
 
 from __future__ import annotations
 

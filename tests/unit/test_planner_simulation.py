@@ -46,14 +46,14 @@ def test_every_request_is_served_once(name: str, sharing: Sharing) -> None:
 
 @pytest.mark.parametrize("name", ["kvatlas", "oracle", "approximate-tree"])
 def test_the_same_seed_is_the_same_outcome(name: str) -> None:
-    """Expect equal figures again, and other ones of another seed."""
+    """Expect equal figures again, and of another seed other ones, where there is a choice."""
     jobs = jobs_of("hot-prompt")
     fleet = Fleet(4, 2, SMALL, sharing=Sharing(0.002))
     first, again = (figures(run(name, jobs, fleet), 5.0) for _ in range(2))
     other = figures(choices.run(name, jobs, fleet, lambda: Random(6)), 5.0)
     assert first == again
     # Next to nothing is left to chance where everything is known.
-    assert name == "oracle" or first != other
+    assert name != "approximate-tree" or first != other
 
 
 def test_one_board_for_all_is_as_if_each_had_its_own() -> None:
@@ -158,6 +158,7 @@ def test_figures_are_what_they_say() -> None:
         [100, 300],
     )
     told = figures(outcome, 5.0)
-    assert (told.requests, told.ttft_mean_s, told.goodput) == (2, pytest.approx(4.0), 0.5)
+    assert (told.requests, told.goodput) == (2, 0.5)
+    assert told.ttft_mean_s == pytest.approx(4.0)
     assert told.hit_share == pytest.approx(30 / (first.prompt_tokens + second.prompt_tokens))
     assert (told.spread, told.peak) == (0.5, 1.5)

@@ -274,19 +274,6 @@ def test_among_equal_matches_the_less_busy_wins() -> None:
     assert chosen(short, (0, Busy(others_running=8)), (0, Busy(others_running=4))) == 1
 
 
-def test_what_is_nearly_as_good_is_a_tie() -> None:
-    """Expect 1 % to be nothing, unless more is held or a conversation is to stay."""
-    known = candidates(
-        (0, IDLE), (0, Busy(others_running=4)), (0, Busy(others_running=400)), (4, IDLE)
-    )
-    odd = candidates((0, IDLE), (0, Busy(others_waiting=1)))
-    assert COST.score(WORK, known[:3]) == [1.0, 1.0, 1.0]
-    assert COST.score(WORK, odd)[1] < 1.0
-    assert COST.score(WORK, known)[0] < 1.0
-    stays = replace(WORK, session=EndpointName("e1"))
-    assert COST.score(stays, known[:2])[0] == 1.0 > COST.score(stays, known[:2])[1]
-
-
 @given(
     matches=st.lists(st.integers(0, 1_000), min_size=1, max_size=8),
     pending=st.lists(st.integers(0, 10_000), min_size=8, max_size=8),
