@@ -1,6 +1,6 @@
 """The tables of docs/SIMULATION.md and of docs/SCALING.md, simulated.
 
-    python -m bench.simulation goals TRACE    the product against the oracle, and routers against one
+    python -m bench.simulation goals TRACE    the product against the oracle, many routers and one
     python -m bench.simulation delays TRACE   late sharing, the race, none at all
     python -m bench.simulation peers TRACE    all policies
     python -m bench.simulation scale TRACE    8 to 1,024 endpoints, 1 to 64 routers
@@ -89,7 +89,7 @@ def goals(trace: str) -> Iterator[Sequence[str]]:
 
 def delays(trace: str) -> Iterator[Sequence[str]]:
     """Compare delays of sharing, the race, and routers that hear nothing, with one router."""
-    yield "trace", "routers", "one router s", "2 ms", "50 ms", "race, 2 ms", "race, 50 ms", "own only"
+    yield "trace", "routers", "one s", "2 ms", "50 ms", "race, 2 ms", "race, 50 ms", "own only"
     sharings = (
         Sharing(0.002), Sharing(0.05), Sharing(0.002, races=True), Sharing(0.05, races=True),
         Sharing(own_only=True),

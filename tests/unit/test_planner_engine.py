@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvatlas.planner.engine import Ears, Engine, EngineModel, Served
@@ -24,7 +26,7 @@ class Driven:
 
     def __init__(self, model: EngineModel = MODEL) -> None:
         self.index = Index(0.5)
-        self.told: list[tuple[str, int, float]] = []
+        self.told: list[tuple[str, int, Any]] = []
         self.engine = Engine(
             model,
             Ears(

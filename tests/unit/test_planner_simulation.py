@@ -158,6 +158,7 @@ def test_figures_are_what_they_say() -> None:
         [100, 300],
     )
     told = figures(outcome, 5.0)
-    assert (told.requests, told.ttft_mean_s, told.goodput) == (2, pytest.approx(4.0), 0.5)
+    assert (told.requests, told.goodput) == (2, 0.5)
+    assert told.ttft_mean_s == pytest.approx(4.0)
     assert told.hit_share == pytest.approx(30 / (first.prompt_tokens + second.prompt_tokens))
     assert (told.spread, told.peak) == (0.5, 1.5)
