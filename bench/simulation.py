@@ -89,7 +89,16 @@ def goals(trace: str) -> Iterator[Sequence[str]]:
 
 def delays(trace: str) -> Iterator[Sequence[str]]:
     """Compare delays of sharing, the race, and routers that hear nothing, with one router."""
-    yield "trace", "routers", "one s", "2 ms", "50 ms", "race, 2 ms", "race, 50 ms", "own only"
+    yield (
+        "trace",
+        "routers",
+        "one router s",
+        "2 ms",
+        "50 ms",
+        "race, 2 ms",
+        "race, 50 ms",
+        "own only",
+    )
     sharings = (
         Sharing(0.002), Sharing(0.05), Sharing(0.002, races=True), Sharing(0.05, races=True),
         Sharing(own_only=True),

@@ -16,6 +16,7 @@ from kvatlas.planner.policy import Choice, Gauges, Sight
 from kvatlas.router.flights import Board, Launch, RouterId, Stand
 from kvatlas.router.predictions import sketch_of
 from kvatlas.router.scheduling import Adapters, Candidate, Chance, Profile, Work
+from kvatlas.router.stand_load import StandLoad
 
 _NO_ADAPTERS = Adapters()
 _NO_GAUGES = Gauges(0, 0, 0.0)
@@ -23,7 +24,7 @@ _RUN_BITS = 24
 """Blocks of one run that get hashes of their own; above a million tokens at any block size."""
 
 
-class SimulatedLoad:
+class SimulatedLoad(StandLoad):
     """What a router knows of an endpoint."""
 
     __slots__ = (
@@ -54,21 +55,6 @@ class SimulatedLoad:
         self._waiting_before = waiting
 
     @property
-    def requests(self) -> int:
-        """Count all flights there."""
-        return self.stand.requests
-
-    @property
-    def awaiting(self) -> int:
-        """Count those whose prompts are not known to be computed."""
-        return self.stand.awaiting
-
-    @property
-    def queued_tokens(self) -> int:
-        """Sum their uncached prompt tokens."""
-        return self.stand.tokens
-
-    @property
     def waiting(self) -> int:
         """Give the engine's own count."""
         return self.gauges.waiting
@@ -77,20 +63,6 @@ class SimulatedLoad:
     def kv_usage(self) -> float:
         """Give the share of its cache that running jobs hold."""
         return self.gauges.usage
-
-    @property
-    def token_s(self) -> float:
-        """Give the learned time of a token."""
-        return self.stand.speed.line.token_s
-
-    @property
-    def base_s(self) -> float:
-        """Give the learned time beside the tokens."""
-        return self.stand.speed.line.base_s
-
-    def wait_s(self, now_s: float) -> float:
-        """Estimate the wait for a turn."""
-        return self.stand.wait_s(now_s)
 
     def gauges_age_s(self, now_s: float) -> float:
         """Tell how old the gauges are."""

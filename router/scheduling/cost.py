@@ -4,6 +4,8 @@
     queue_ms     the wait for its turn: (queued tokens - those computed since) / rate
     others_ms    tokens of strangers that queue there / rate
     prefill_ms   uncached tokens / rate
+    join_ms      the delay of those that wait there: first tokens come when a step is over, and
+                 the tokens that join a step make it longer for all in it
     work_ms      price x tokens computed again / rate: what the fleet loses by them
     decode_ms    running requests slow the prefill, and one more slows them
     cache_ms     a little when running requests fill the cache
@@ -23,11 +25,7 @@ Where it is not known who holds what, the endpoint that the conversation was on 
 most of the prompt.
 The price does not fade with `trust`: a fleet whose routers stop to save work falls over. Who does
 not know what the others send counts each flight of its own for all of them (`Board.go_blind`), so
-waits outweigh warm caches and routers do not herd.
-
-Costs within NEAR of the least are ties, where as much is held and no conversation is to stay:
-routers that decide at the same moment, not knowing of each other, then choose different ones of
-those that are as good. Without it they all take the one with the fewest running requests.
+that waits outweigh warm caches and routers do not herd.
 
 What comes from scraped gauges can be one scrape old: an engine that fell idle a moment ago still
 looks busy. So strangers that run and `kv_usage` together never weigh as much as HINT_TOKENS tokens
@@ -45,7 +43,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from kvatlas.router.scheduling.interfaces import Candidate, Load, Work
-from kvatlas.router.scheduling.parameters import Amount, takes_parameters
+from kvatlas.router.scheduling.parameters import Amount, Count, takes_parameters
 
 OWN_DECODE_TOKENS: Final = 32.0
 """Prefill tokens that one request of ours there weighs; exact and live, so not capped. It slows all
@@ -65,8 +63,6 @@ SESSION_SHARE: Final = 0.8
 """Of the prompt that it is taken to hold where no match is known: all but the latest turn."""
 HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX + SESSION_TOKENS
 """Most that gauges and sessions weigh together: below the smallest usual block, 16 tokens."""
-NEAR: Final = 1.01
-"""Times the least cost that is as good as it, with as much of the prompt held."""
 WAITING_TOKENS: Final = 1_000
 """Uncached tokens that a queueing request of a stranger is taken to have."""
 
@@ -81,26 +77,21 @@ class CostScorer:
         work_price_least: least that a millisecond of it costs, so that a burst on an idle fleet
             does not compute the same prefix everywhere.
         work_price_max: most that a millisecond of it costs, in milliseconds.
+        step_tokens: that an engine computes in one step (max_num_batched_tokens).
     """
 
     work_price: Annotated[Amount, Field(le=100)] = 1.0
     work_price_least: Annotated[Amount, Field(le=100)] = 0.25
     work_price_max: Annotated[Amount, Field(le=100)] = 6.0
+    step_tokens: Count = 8_192
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
-        """Give one score per candidate; the least cost scores 1, and what is as good as it."""
-        held = _held(work, candidates)
-        costs = self._costs(work, candidates, held)
+        """Give one score per candidate; the least cost scores 1."""
+        costs = self._costs(work, candidates, _held(work, candidates))
         least = min(costs, default=0.0)
         if least <= 0.0:
             return [1.0 if cost <= least else 0.0 for cost in costs]
-        if work.session is not None:
-            return [least / cost for cost in costs]
-        near, has = least * NEAR, held[costs.index(least)]
-        return [
-            1.0 if cost <= near and tokens == has else least / cost
-            for cost, tokens in zip(costs, held, strict=True)
-        ]
+        return [least / cost for cost in costs]
 
     def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:
         """Give what each cost is made of, in milliseconds."""
@@ -108,6 +99,11 @@ class CostScorer:
         lost = _lost_tokens(held, self._price(work))
         return [
             _terms(work, each, tokens, lost[tokens])
+            | {
+                "join_ms": self._joined_tokens(each.load, work.prompt_tokens - tokens)
+                * each.load.token_s
+                * 1e3
+            }
             for each, tokens in zip(candidates, held, strict=True)
         ]
 
@@ -129,6 +125,8 @@ class CostScorer:
             if requests := load.requests:
                 weighed += requests * OWN_DECODE_TOKENS
                 cost += load.wait_s(now_s)
+                if load.awaiting:
+                    weighed += self._joined_tokens(load, tokens - has)
             if others := load.others_running:
                 weighed += OTHERS_DECODE_TOKENS_MAX * others / (others + OTHERS_HALF)
             if waiting := load.others_waiting:
@@ -140,6 +138,12 @@ class CostScorer:
             for i, candidate in enumerate(candidates):
                 costs[i] -= _session_tokens(work, candidate, held[i]) * candidate.load.token_s
         return costs
+
+    def _joined_tokens(self, load: Load, uncached: int) -> float:
+        """Weigh the delay of those whose step a prompt joins: the last one of the queue."""
+        queued, step = load.queued_tokens, self.step_tokens
+        share = 1.0 if queued <= step else step / 2.0 / queued
+        return load.awaiting * share * min(uncached, step / 2.0)
 
 
 def _held(work: Work, candidates: Sequence[Candidate]) -> list[int]:
@@ -166,7 +170,7 @@ def _lost_tokens(held: Sequence[int], price: float) -> dict[int, float]:
     }
 
 
-def _terms(work: Work, candidate: Candidate, has: int, lost: float) -> Mapping[str, float]:
+def _terms(work: Work, candidate: Candidate, has: int, lost: float) -> dict[str, float]:
     load = candidate.load
     token_ms = load.token_s * 1e3
     terms = {
