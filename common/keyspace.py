@@ -45,7 +45,7 @@ class Shard:
     base: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        base = f"{PREFIX}{{{quote(self.model, safe='/-._~')}/{self.number}}}:"
+        base = f"{PREFIX}{{{_quoted(self.model)}/{self.number}}}:"
         object.__setattr__(self, "base", base)
 
     @property
@@ -113,6 +113,31 @@ class Shard:
         return [
             prefix + digits[at : at + BUCKET_DIGITS] for at in range(0, len(digits), HASH_DIGITS)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadKeys:
+    """The keys of what is shared of the load of a model's endpoints: a hash slot of their own."""
+
+    model: ModelName
+    base: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", f"{PREFIX}{{{_quoted(self.model)}/load}}:")
+
+    @property
+    def gauges(self) -> str:
+        """Name the HASH of what indexers read off engines' metrics: endpoint -> gauges."""
+        return self.base + "gauges"
+
+    @property
+    def flights(self) -> str:
+        """Name the STREAM of what routers have under way."""
+        return self.base + "flights"
+
+
+def _quoted(model: ModelName) -> str:
+    return quote(model, safe="/-._~")
 
 
 def hex_digits(blocks: Iterable[BlockHash]) -> str:

@@ -112,8 +112,40 @@ RENDER_FAILURES_MAX: Final = 5
 RENDER_PAUSE_S: Final = 5.0
 """That while; then one request tries again."""
 ENDPOINTS_MAX: Final = 2_000
+LABELS_PER_ENDPOINT_MAX: Final = 64
 MODELS_MAX: Final = 1_000
 DATA_PARALLEL_MAX: Final = 256
+
+# --- load shared by routers -------------------------------------------------------------------
+SKETCH_HASHES_MAX: Final = 32
+"""Hashes that tell of a chain that is about to be cached: a prefix is known to a 32nd of it."""
+EVENT_DUE_S: Final = 0.25
+"""After a first byte until the event that follows it is in the index; 20 ms are usual."""
+ROUTER_SILENT_S: Final = 3.0
+"""Without a sign of life of a router until what it had under way no longer counts."""
+ROUTER_STATE_S: Final = 1.0
+"""Between two states of a router: everything that it has under way."""
+ROUTER_ID_CHARS_MAX: Final = 128
+STATE_FLIGHTS_MAX: Final = 8_192
+"""Flights that await their first byte in one state, the newest."""
+FLIGHTS_TOLD_S: Final = 0.002
+"""First bytes and ends of flights wait so long for company; launches do not wait."""
+FLIGHT_WRITES_MAX: Final = 64
+"""Entries on their way to Redis; what comes beyond them is told with the next state."""
+FLIGHT_ENTRIES_MAX: Final = 16_384
+"""Entries that a stream keeps: seconds of them, at about 0.5 KB."""
+FLIGHT_LOG_S: Final = 60
+"""Without a router until a stream is gone."""
+FLIGHTS_READ_MAX: Final = 4_096
+"""Entries read at once; the rest is read next time."""
+BOARD_POLL_S: Final = 0.25
+"""Between two looks while nobody decides."""
+BOARD_FRESH_S: Final = 0.3
+"""Age of the board up to which it is trusted in full."""
+BOARD_BLIND_S: Final = 1.0
+"""Age from which on it is not trusted at all."""
+SESSIONS_MAX: Final = 65_536
+"""Conversations whose endpoint is known, per model."""
 
 # --- proof ------------------------------------------------------------------------------------
 ACCURACY_ANSWERS_MAX: Final = 40

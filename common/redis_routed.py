@@ -30,6 +30,9 @@ _ASTRAY_WORDS = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "LOADING")
 def key_of(command: tuple[Any, ...]) -> Key | None:
     """Find the key that says where a command belongs; our commands name keys of one slot."""
     name = str(command[0]).upper()
+    if name == "XREAD":
+        stream: Key = command[command.index("STREAMS") + 1]
+        return stream
     if name in _SCRIPT_COMMANDS:
         return command[3] if int(command[2]) else None
     return None if name in _KEYLESS_COMMANDS or len(command) < 2 else command[1]

@@ -182,6 +182,7 @@ class EndpointSettings(_Section):
         events: ZMQ address of its KV events (rank 0; rank r is r ports higher).
         replay: ZMQ address of its replay socket, alike.
         api_key_file: file with the key that the engine asks for.
+        labels: that filters of a scheduling profile may go by.
     """
 
     url: HttpAddress
@@ -190,6 +191,7 @@ class EndpointSettings(_Section):
     replay: str | None = None
     data_parallel_size: Annotated[int, Field(ge=1, le=limits.DATA_PARALLEL_MAX)] = 1
     api_key_file: Path | None = None
+    labels: Annotated[dict[str, str], Field(max_length=limits.LABELS_PER_ENDPOINT_MAX)] = {}
 
     @field_validator("events", "replay")
     @classmethod

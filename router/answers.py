@@ -51,12 +51,14 @@ def explanation(decision: Decision) -> dict[str, Any]:
                 "endpoint": judged.endpoint.name,
                 "match_blocks": judged.match_blocks,
                 "match_tokens": judged.match_tokens,
-                "scores": {name: round(term, 4) for name, term in judged.score.terms.items()},
-                "score": judged.score.value,
+                "predicted_blocks": judged.predicted_blocks,
+                "scores": {name: round(term, 4) for name, term in judged.terms.items()},
+                "score": judged.score,
             }
             for judged in decision.candidates
         ],
         "fallback": decision.fallback,
+        "trust": round(decision.work.trust, 3),
         "is_own_prompt": decision.is_own_prompt,
         "timings_ms": {stage: round(decision.timings_ms.get(stage, 0.0), 4) for stage in STAGES},
     }

@@ -9,23 +9,29 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, readyz_handler, serving
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.keyspace import shards_of
+from kvatlas.common.ids import ModelName
+from kvatlas.common.keyspace import LoadKeys, shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.prompt.probe_set import probe_set
+from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.router.answers import errors_middleware
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, new_router_id
+from kvatlas.router.flights import Board
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import PROMPT_PATHS, RouterHttp
 from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Pipeline, Stages
+from kvatlas.router.prefill_speed import PrefillSpeed
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.proof import Parts, Proof
@@ -100,17 +106,32 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         metrics = RouterMetrics()
-        endpoints = Endpoints(settings, metrics)
+        boards = _boards(settings)
+        endpoints = Endpoints(settings, metrics, boards)
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
         weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
         index = BlockIndex.connect(settings.redis, weights, settings.router.lookup_s)
         metrics.windows_undecided.set_function(lambda: index.undecided)
         stack.push_async_callback(index.aclose)
+        writer = connect(
+            settings.redis.for_router_writes(),
+            timeout_s=limits.REDIS_WRITE_S,
+            connections_max=None,
+        )
+        stack.push_async_callback(writer.aclose)
+        clients = Clients(index.client, writer)
+        flights = FlightLogs(
+            {
+                model: FlightLog(LoadKeys(model), clients, board, metrics)
+                for model, board in boards.items()
+            }
+        )
+        stack.push_async_callback(flights.aclose)
         proxy = Proxy(settings.router, metrics)
         stack.push_async_callback(proxy.aclose)
         renders = RenderServices(settings.models, proxy.session, metrics)
-        pipeline = Pipeline(settings, Stages(prompts, renders, index), endpoints, metrics)
+        pipeline = Pipeline(settings, Stages(prompts, renders, index, flights), endpoints, metrics)
         doubts = Doubts.connect(settings.redis.for_router_writes(), metrics)
         stack.push_async_callback(doubts.aclose)
         checks = HandoverChecks(
@@ -132,6 +153,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             await index.warm()
         tasks = await stack.enter_async_context(Supervisor())
         tasks.start(endpoints.watch(proxy.session), "endpoints")
+        tasks.start(flights.run(), "flights")
         tasks.start(prober.run(), "probes")
         tasks.start(doubts.run(), "doubts")
         tasks.start(checks.run(), "handover_checks")
@@ -147,6 +169,12 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             serving(_public(running, options.body_bytes_max), options.host, options.port)
         )
         yield running
+
+
+def _boards(settings: Settings) -> dict[ModelName, Board]:
+    """Make the board of each model; one name for this process on all."""
+    me, rate = new_router_id(), settings.router.prefill_tokens_per_s
+    return {m.model: Board(me, lambda _name: PrefillSpeed(rate)) for m in settings.models}
 
 
 def _public(running: Running, body_bytes_max: int) -> web.Application:

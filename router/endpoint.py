@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
+from kvatlas.router.flights import Stand
 from kvatlas.router.metrics_page import EngineGauges, read_process_start
 from kvatlas.router.usage_habit import UsageHabit
 
@@ -42,35 +42,17 @@ class EngineFacts:
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
-    """One request under way with an endpoint."""
-
-    endpoint: Endpoint
-    pending_tokens: int
-    _is_awaited: bool = True
-
-    def began(self) -> None:
-        """Note the first byte: its prompt has been computed."""
-        if self._is_awaited:
-            self._is_awaited = False
-            self.endpoint.awaited -= 1
-        self.endpoint.pending_tokens -= self.pending_tokens
-        self.pending_tokens = 0
-
-
-@dataclass(slots=True, eq=False)
 class Endpoint:
     """One routable engine rank, with its live load.
 
     Attributes:
         rank: of data parallelism.
         ranks: how many the engine has; with more than one it is told by a header which.
+        labels: from the configuration.
         block_size: configured or learned from the engine, None before.
-        requests: own requests under way, exact.
-        awaited: those that await their first byte.
-        pending_tokens: uncached prompt tokens of those that await their first byte.
-        others_running: requests of others that run there, as of the last scrape.
-        others_waiting: requests of others that have been waiting over two scrapes.
+        stand: how it stands with all routers together.
+        others_running: requests of strangers that run there, as of the last scrape.
+        others_waiting: requests of strangers that have been waiting over two scrapes.
         asked: whether it has been asked for its metrics, with or without an answer.
         is_odd: whether its block size was found to be another than configured.
         facts: what it has told about itself.
@@ -84,10 +66,9 @@ class Endpoint:
     shard: Shard
     api_key: str | None = field(repr=False)
     block_size: int | None
+    stand: Stand
     ranks: int = 1
-    requests: int = 0
-    awaited: int = 0
-    pending_tokens: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
     others_running: int = 0
     others_waiting: int = 0
     kv_usage: float = 0.0
@@ -108,21 +89,37 @@ class Endpoint:
         """Give the rank that a request has to name: without it an engine of several chooses one."""
         return self.rank if self.ranks > 1 else None
 
-    @contextmanager
-    def flight(self, uncached_tokens: int) -> Iterator[Flight]:
-        """Count a request in, and out again whatever happens."""
-        self.requests += 1
-        self.awaited += 1
-        self.pending_tokens += uncached_tokens
-        flight = Flight(self, uncached_tokens)
-        try:
-            yield flight
-        finally:
-            flight.began()
-            self.requests -= 1
+    @property
+    def requests(self) -> int:
+        """Count the requests that all routers have under way there."""
+        return self.stand.requests
+
+    @property
+    def awaiting(self) -> int:
+        """Count those of them whose prompts are not known to be computed."""
+        return self.stand.awaiting
+
+    @property
+    def queued_tokens(self) -> int:
+        """Sum the uncached prompt tokens of those that await their first byte."""
+        return self.stand.tokens
+
+    @property
+    def token_s(self) -> float:
+        """Give the seconds that it takes to prefill a token."""
+        return self.stand.speed.token_s
+
+    @property
+    def base_s(self) -> float:
+        """Give the seconds that a request takes there beside its tokens."""
+        return self.stand.speed.base_s
+
+    def wait_s(self, now_s: float) -> float:
+        """Estimate how long a prompt would wait until its turn."""
+        return self.stand.wait_s(now_s)
 
     def observe(self, gauges: EngineGauges) -> None:
-        """Take over a scrape; our own requests are in its numbers and are taken out of them."""
+        """Take over a scrape; our routers' requests are in its numbers and are taken out."""
         own = self.requests
         running, waiting = int(gauges.running), int(gauges.waiting)
         self.others_running = max(0, running - own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import aiohttp
@@ -16,6 +16,7 @@ from kvatlas.common.keyspace import shard_of
 from kvatlas.common.log import logger
 from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.router.endpoint import Endpoint, Engine, EngineFacts, TokenizerVerdict
+from kvatlas.router.flights import Board
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.metrics_page import EngineGauges, read_gauges
 from kvatlas.router.served_names import Served, ServedNames
@@ -29,13 +30,17 @@ class Endpoints:
     Args:
         settings: the configuration.
         metrics: told of health and requests in flight.
+        boards: of all models: how endpoints stand.
 
     Raises:
         ConfigError: a key file cannot be read.
     """
 
-    def __init__(self, settings: Settings, metrics: RouterMetrics) -> None:
+    def __init__(
+        self, settings: Settings, metrics: RouterMetrics, boards: Mapping[ModelName, Board]
+    ) -> None:
         self._metrics = metrics
+        self._boards = boards
         self._interval_s = settings.router.metrics_interval_s
         self._configured = {m.model: m.block_size for m in settings.models}
         self._by_model: dict[ModelName, list[Endpoint]] = {m.model: [] for m in settings.models}
@@ -110,6 +115,8 @@ class Endpoints:
                 shard,
                 key,
                 model.block_size,
+                self._boards[model.model].stand(name),
+                labels=endpoint.labels,
                 ranks=endpoint.data_parallel_size,
             )
             self._by_model[model.model].append(added)
@@ -180,7 +187,7 @@ class Endpoints:
 
     def _note_health(self, endpoint: Endpoint, *, was_healthy: bool) -> None:
         self._metrics.healthy.labels(endpoint.name).set(endpoint.healthy)
-        self._metrics.in_flight.labels(endpoint.name).set(endpoint.requests)
+        self._metrics.in_flight.labels(endpoint.name).set(endpoint.stand.own_requests)
         if endpoint.healthy != was_healthy:
             event = "endpoint.recovered" if endpoint.healthy else "endpoint.lost"
             _LOG.warning(event, endpoint=endpoint.name)

@@ -130,7 +130,9 @@ class RouterHttp:
             raise InvalidRequest("body is not an object", "body")
         self._check(body)
         raw = orjson.dumps(body)
-        decision = await self._pipeline.decide(path, client_body(raw, body).fields, len(raw))
+        decision = await self._pipeline.decide(
+            path, client_body(raw, body).fields, len(raw), explains=True
+        )
         return web.json_response(explanation(decision))
 
     # --- a request's way ----------------------------------------------------------------------
@@ -167,17 +169,14 @@ class RouterHttp:
 
     async def _attempt(self, job: Job, judged: Judged) -> web.StreamResponse:
         endpoint, trip, decision = judged.endpoint, job.trip, job.decision
-        tokens = decision.prompt_tokens
-        if tokens is None:
-            tokens = len(job.body.raw) // limits.BYTES_PER_TOKEN_ESTIMATE
         trip.endpoint, trip.match_tokens = endpoint.name, judged.match_tokens
         case = job.case(judged)
 
-        def first_byte() -> None:
-            self._metrics.first_byte_seconds.labels(decision.model).observe(trip.began())
-
+        is_silent = job.body.fields.get("stream") is not True
         async with AsyncExitStack() as stack:
-            flight = stack.enter_context(endpoint.flight(max(0, tokens - judged.match_tokens)))
+            flight = stack.enter_context(
+                self._pipeline.flight(decision, judged, is_silent=is_silent)
+            )
             sent, answer = await self._send(stack, job, case)
             trip.status, trip.is_handed_over = answer.status, sent.is_handed_over
             is_readable = answer.status == HTTPStatus.OK and not answer.headers.get(
@@ -186,8 +185,15 @@ class RouterHttp:
             reader = (
                 self._proof.reader(case, sent, answer.content_type) if is_readable else Unread()
             )
+
+            def first_byte() -> None:
+                self._metrics.first_byte_seconds.labels(decision.model).observe(trip.began())
+                if answer.status == HTTPStatus.OK:
+                    # An answer that refuses says nothing about prompts.
+                    flight.began()
+
             delivery = Delivery(self._our_headers(trip, decision, judged), reader, first_byte)
-            response = await self._proxy.relay(job.request, answer, flight, delivery)
+            response = await self._proxy.relay(job.request, answer, endpoint, delivery)
             if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
                 trip.cached_tokens = usage.cached_tokens
             return response

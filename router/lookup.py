@@ -51,7 +51,7 @@ class BlockIndex:
     """The block index in Redis, for reading.
 
     Args:
-        client: a connection.
+        client: a connection; others may read with it, too.
         weights: what a block in each tier is worth, per model; the defaults for other models.
         limit_s: for Redis to answer a lookup; LOOKUP_S where it is not given.
     """
@@ -62,7 +62,7 @@ class BlockIndex:
         weights: Mapping[ModelName, Mapping[Tier, float]] | None = None,
         limit_s: float | None = None,
     ) -> None:
-        self._client = client
+        self.client = client
         self._limit_s = limits.LOOKUP_S if limit_s is None else limit_s
         self._weights = weights or {}
         self._script = Script("lookup", reads_only=True)
@@ -96,7 +96,7 @@ class BlockIndex:
             IndexUnavailable: Redis is not there.
         """
         with guard():
-            await self._client.ping()
+            await self.client.ping()
 
     async def match(
         self, shards: Sequence[Shard], hashes: Sequence[BlockHash]
@@ -159,7 +159,7 @@ class BlockIndex:
         """Ask for the runs of chains, and for what their holders mean."""
         view = place.view
         args: list[RedisArg] = [place.bucket_prefix, view.version, *chains]
-        version, fields, *found = await self._script.run(self._client, (place.holders,), args)
+        version, fields, *found = await self._script.run(self.client, (place.holders,), args)
         if version != view.version:
             # Lookups overlap: another one may have renewed the view, or be about to.
             view = place.view = ShardView(self._weights_of(place.shard), version, fields)
@@ -232,7 +232,7 @@ class BlockIndex:
         while undecided and low and top - low < limits.WINDOW_BLOCKS_MAX:
             first = max(0, low - step, top - limits.WINDOW_BLOCKS_MAX)
             args = (shard.window_prefix, _packed(hashes[first:low]))
-            flat = await self._windows.run(self._client, (shard.holders,), args)
+            flat = await self._windows.run(self.client, (shard.holders,), args)
             spans.prepend(first, flat)
             low, step = first, 4 * step
             for name, blocks in list(undecided.items()):
@@ -246,7 +246,7 @@ class BlockIndex:
     async def aclose(self) -> None:
         """Close the connections."""
         with guard():
-            await self._client.aclose()
+            await self.client.aclose()
 
 
 def _packed(hashes: Sequence[BlockHash]) -> bytes:

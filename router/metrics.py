@@ -102,6 +102,12 @@ class RouterMetrics:
             registry=self.registry,
         )
         self.in_flight = self._gauge("in_flight", "Own requests under way.", "endpoint")
+        self.board_errors = self._counter(
+            "board_errors", "Reads and writes of the flight log that failed, by reason.", "reason"
+        )
+        self.routers = self._gauge(
+            "routers", "Routers known to live, this one among them.", "model"
+        )
         self.healthy = self._gauge("endpoint_healthy", "1 when it answers.", "endpoint")
         self.tokenizer_agrees = self._gauge(
             "tokenizer_agrees",

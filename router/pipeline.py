@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,20 +26,22 @@ from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.breaker import Breaker
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.flight_log import FlightLogs, OwnFlight
+from kvatlas.router.flights import Board, Launch, sketch_of
 from kvatlas.router.holders import Match
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.scheduling import (
-    BestScorePicker,
     Candidate,
     CostScorer,
     EvenScorer,
     HealthyFilter,
+    MaxScorePicker,
     Profile,
     RequestScorer,
-    Score,
+    RoundRobinPicker,
     Scorer,
     Weighted,
     Work,
@@ -57,14 +60,18 @@ class Judged:
     Attributes:
         match_blocks: leading blocks that the request would hit there.
         match_tokens: the same in tokens: the predicted hit.
+        predicted_blocks: that it is about to hold, those at least.
         epoch: the epoch that the match is from; None where nothing matched.
+        terms: what the score is made of, where that was asked for.
     """
 
     endpoint: Endpoint
     match_blocks: int
     match_tokens: int
+    predicted_blocks: int
     epoch: Epoch | None
-    score: Score
+    score: float
+    terms: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,9 @@ class Decision:
         is_own_prompt: whether the token ids are our own; those of a render service predict a
             match, but are never handed to an engine.
         block_size: of the chosen endpoint; None where it is not known.
+        chain: hashes of the prompt's blocks that can be hit, in that size.
         blocks: full blocks of the prompt, in that size.
+        work: what was asked of the profile.
         fallback: why the request goes by load alone, or None.
         timings_ms: per stage that ran.
         adapter: the LoRA adapter of the model that is asked for, or None.
@@ -91,7 +100,9 @@ class Decision:
     token_ids: Sequence[int] | None
     sequences: int
     block_size: int | None
+    chain: Sequence[BlockHash]
     blocks: int
+    work: Work
     fallback: str | None
     timings_ms: Mapping[str, float]
     is_own_prompt: bool = True
@@ -116,7 +127,9 @@ class _Matches:
     sequences: int = 0
     is_own_prompt: bool = True
     blocks: dict[int, int] = field(default_factory=dict)
+    chains: dict[int, Sequence[BlockHash]] = field(default_factory=dict)
     by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
+    reading: asyncio.Task[None] | None = None
     fallback: str | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -137,11 +150,13 @@ class Stages:
 
     Attributes:
         renders: for prompts that `prompts` cannot have, or that engines tokenize otherwise.
+        flights: what all routers have under way.
     """
 
     prompts: Prompts
     renders: RenderServices
     index: BlockIndex
+    flights: FlightLogs
 
 
 class Pipeline:
@@ -153,6 +168,7 @@ class Pipeline:
         self._prompts = stages.prompts
         self._renders = stages.renders
         self._index = stages.index
+        self._flights = stages.flights
         self._endpoints = endpoints
         self._metrics = metrics
         self._shards: dict[ModelName, tuple[Shard, ...]] = {
@@ -163,8 +179,8 @@ class Pipeline:
             for model in self._shards
         }
         self._profile = profile_for(settings.router)
-        self._takes_turns = settings.router.policy == "round-robin"
         self._turn = 0
+        self._chance = random.Random()  # noqa: S311 - spreads load, guards nothing
 
     def served(self, name: str) -> Served | None:
         """Give the model, and adapter, that a name stands for; None for one that is not served."""
@@ -174,13 +190,16 @@ class Pipeline:
         """List the adapters that are known."""
         return self._endpoints.names.adapters()
 
-    async def decide(self, path: str, body: Mapping[str, Any], body_bytes: int) -> Decision:
+    async def decide(
+        self, path: str, body: Mapping[str, Any], body_bytes: int, *, explains: bool = False
+    ) -> Decision:
         """Choose an endpoint.
 
         Args:
             path: of the request.
             body: its JSON object; `model` names a known model.
             body_bytes: its size.
+            explains: say what scores are made of.
 
         Raises:
             InvalidRequest: a field has a wrong type. The client's.
@@ -191,20 +210,29 @@ class Pipeline:
         if served is None or not endpoints:
             raise NoEndpoints("no endpoint serves this model")
         matches = await self._match(_Request(served, path, body, body_bytes), endpoints)
+        log = self._flights.of(served.model)
+        await log.end_refresh(matches.reading or log.begin_refresh())
         begun = monotonic()
-        candidates = [_candidate(endpoint, matches) for endpoint in endpoints]
         tokens = matches.token_ids
-        estimate = body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE
-        ranking = self._profile.run(
-            Work(estimate if tokens is None else len(tokens)), candidates, self._draw
+        work = Work(
+            body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE if tokens is None else len(tokens),
+            now_s=begun,
+            turn=self._turn,
+            adapter=served.adapter,
+            trust=log.trust(begun),
+            is_matched=matches.fallback is None,
         )
+        predicted = _predicted(log.board, matches, begun)
+        candidates = [_candidate(endpoint, matches, predicted) for endpoint in endpoints]
+        ranking = self._profile.run(work, candidates, self._chance)
+        terms = self._profile.terms(work, candidates) if explains else [{}] * len(candidates)
         judged = [
-            _judged(endpoint, matches.by_endpoint.get(endpoint.name), score)
-            for endpoint, score in zip(endpoints, ranking.scores, strict=True)
+            _judged(endpoint, matches, predicted, verdict)
+            for endpoint, *verdict in zip(endpoints, ranking.scores, terms, strict=True)
         ]
         matches.timings_ms["score"] = (monotonic() - begun) * 1e3
         order = [judged[position] for position in ranking.order]
-        size = order[0].endpoint.block_size
+        size = order[0].endpoint.block_size or 0
         return Decision(
             model=served.model,
             adapter=served.adapter,
@@ -213,17 +241,32 @@ class Pipeline:
             token_ids=tokens,
             sequences=matches.sequences,
             is_own_prompt=matches.is_own_prompt,
-            block_size=size,
-            blocks=matches.blocks.get(size, 0) if size else 0,
+            block_size=size or None,
+            chain=matches.chains.get(size, ()),
+            blocks=matches.blocks.get(size, 0),
+            work=work,
             fallback=matches.fallback,
             timings_ms=matches.timings_ms,
         )
 
-    def _draw(self, ties: int) -> int:
-        """Settle ties at random, or in turns; a turn ends with `note`, not by asking."""
-        if self._takes_turns:
-            return self._turn % ties
-        return random.randrange(ties)  # noqa: S311 - spreads load, guards nothing
+    def flight(
+        self, decision: Decision, judged: Judged, *, is_silent: bool
+    ) -> AbstractContextManager[OwnFlight]:
+        """Count a request in with an endpoint, for all routers to see.
+
+        Args:
+            decision: that it follows.
+            judged: the candidate that it goes to.
+            is_silent: its answer comes as a whole, so that the first byte tells nothing of the
+                prompt.
+        """
+        size = judged.endpoint.block_size or 0
+        held = judged.predicted_blocks
+        # It computes what neither the endpoint nor the prompts before it in the queue have.
+        tokens = max(0, decision.work.prompt_tokens - held * size)
+        chain = decision.chain if size == decision.block_size else ()
+        launch = Launch(0, judged.endpoint.name, tokens, is_silent, sketch_of(chain, held))
+        return self._flights.of(decision.model).flight(launch)
 
     def note(self, decision: Decision) -> None:
         """Count a decision that a request follows."""
@@ -259,6 +302,8 @@ class Pipeline:
         if not reads_cache(request.path, request.body):
             matches.fallback = "lookup:cache_unread"
             return matches
+        # Along with the lookup: it tells what others have decided until this moment.
+        matches.reading = self._flights.of(model).begin_refresh()
         try:
             for part in await self._look_up(model, chains):
                 matches.by_endpoint.update(part)
@@ -337,27 +382,52 @@ def _chains(
         matches.blocks[size] = len(hashes)
         # An engine computes at least the last token, so a prompt never hits in full.
         chains.append(hashes[: max(0, len(tokens) - 1) // size])
+        matches.chains[size] = chains[-1]
     return chains
 
 
-def _candidate(endpoint: Endpoint, matches: _Matches) -> Candidate:
+_Predicted = Mapping[EndpointName, int]
+
+
+def _predicted(board: Board, matches: _Matches, now_s: float) -> _Predicted:
+    """Tell how many blocks of the prompt endpoints are about to hold."""
+    if matches.fallback is not None:
+        return {}
+    found = [board.predicted(chain, now_s) for chain in matches.chains.values()]
+    return found[0] if len(found) == 1 else {k: v for each in found for k, v in each.items()}
+
+
+def _candidate(endpoint: Endpoint, matches: _Matches, predicted: _Predicted) -> Candidate:
     match = matches.by_endpoint.get(endpoint.name)
-    tokens = int(match.weighted_blocks * (endpoint.block_size or 0)) if match else 0
-    return Candidate(endpoint.name, tokens, endpoint)
+    size = endpoint.block_size or 0
+    tokens = int(match.weighted_blocks * size) if match else 0
+    soon = max(tokens, predicted.get(endpoint.name, 0) * size)
+    return Candidate(endpoint.name, tokens, soon, endpoint, endpoint.labels)
 
 
-def _judged(endpoint: Endpoint, match: Match | None, score: Score) -> Judged:
+def _judged(
+    endpoint: Endpoint,
+    matches: _Matches,
+    predicted: _Predicted,
+    verdict: Sequence[Any],
+) -> Judged:
+    score, terms = verdict
+    match = matches.by_endpoint.get(endpoint.name)
+    soon = predicted.get(endpoint.name, 0)
     if match is None:
-        return Judged(endpoint, 0, 0, None, score)
+        return Judged(endpoint, 0, 0, soon, None, score, terms)
     tokens = match.blocks * (endpoint.block_size or 0)
-    return Judged(endpoint, match.blocks, tokens, match.epochs[endpoint.name], score)
+    epoch = match.epochs[endpoint.name]
+    return Judged(endpoint, match.blocks, tokens, max(soon, match.blocks), epoch, score, terms)
 
 
 def profile_for(settings: RouterSettings) -> Profile:
     """Put together the configured way to choose."""
     scorers: dict[str, Scorer] = {
-        "prefix": CostScorer(settings.prefill_tokens_per_s, settings.work_price),
+        "prefix": CostScorer(settings.work_price),
         "least-load": RequestScorer(),
         "round-robin": EvenScorer(),
     }
-    return Profile([HealthyFilter()], [Weighted(scorers[settings.policy])], BestScorePicker())
+    takes_turns = settings.policy == "round-robin"
+    picker = RoundRobinPicker() if takes_turns else MaxScorePicker()
+    return Profile([HealthyFilter()], [Weighted(scorers[settings.policy])], picker)

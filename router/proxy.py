@@ -23,7 +23,7 @@ from kvatlas.common.errors import (
     UpstreamTimeout,
 )
 from kvatlas.common.settings import RouterSettings
-from kvatlas.router.endpoint import Endpoint, Flight
+from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_client import RANK_HEADER
 from kvatlas.router.headers import Header, to_client, to_engine
 from kvatlas.router.metrics import RouterMetrics
@@ -146,7 +146,7 @@ class Proxy:
         self,
         request: web.Request,
         answer: aiohttp.ClientResponse,
-        flight: Flight,
+        endpoint: Endpoint,
         delivery: Delivery,
     ) -> web.StreamResponse:
         """Pass an answer on as it comes.
@@ -158,7 +158,7 @@ class Proxy:
             UpstreamConnect, UpstreamTimeout: the engine failed before the first byte.
             Torn: it failed after it.
         """
-        piece = await self._first_piece(answer, flight.endpoint)
+        piece = await self._first_piece(answer, endpoint)
         response = web.StreamResponse(status=answer.status, reason=answer.reason)
         for name, value in to_client(answer.headers.items(), delivery.headers):
             response.headers.add(name, value)
@@ -166,13 +166,12 @@ class Proxy:
         if reader.takes_out:
             response.headers.popall("Content-Length", None)
         await response.prepare(request)
-        flight.began()
         delivery.first_byte()
         tail = b""
         while piece:
             tail = await _pass_on(response, reader.feed(piece), tail)
             try:
-                piece = await self._next_piece(answer, flight.endpoint)
+                piece = await self._next_piece(answer, endpoint)
             except Torn:
                 tail = await _pass_on(response, reader.end(), tail)
                 is_stream = answer.content_type == "text/event-stream"

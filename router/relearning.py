@@ -67,7 +67,7 @@ class Relearning:
             and version is not None
             and version >= VERSION_MIN
             and not endpoint.others_waiting
-            and endpoint.awaited <= 1
+            and endpoint.awaiting <= 1
             and MEMBER not in body
         )
 

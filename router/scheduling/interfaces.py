@@ -1,19 +1,33 @@
-"""The four tiny interfaces of scheduling, and what passes between them."""
+"""The four tiny interfaces of scheduling, and what passes between them.
+
+A plugin is any object with the methods of one of them. `Explains` and `Notes` are for those that
+have more to say or to remember.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from kvatlas.common.ids import EndpointName
 
-Draw = Callable[[int], int]
-"""Settle a tie of n: a number in [0, n)."""
+
+class Chance(Protocol):
+    """Where chance comes from; `random.Random` fits."""
+
+    def random(self) -> float:
+        """Draw a number in [0, 1)."""
+
+    def randrange(self, stop: int, /) -> int:
+        """Draw a whole number in [0, stop)."""
 
 
 class Load(Protocol):
-    """What is known of an endpoint's work; read once per decision, never written here."""
+    """What is known of an endpoint's work; read once per decision, never written here.
+
+    Times are in seconds of the clock that `Work.now_s` is read from.
+    """
 
     @property
     def healthy(self) -> bool:
@@ -21,37 +35,82 @@ class Load(Protocol):
 
     @property
     def requests(self) -> int:
-        """Count this router's own requests there, exactly."""
+        """Count the requests that all routers have under way there."""
 
     @property
-    def pending_tokens(self) -> int:
-        """Sum the uncached prompt tokens of own requests there that await their first byte."""
+    def awaiting(self) -> int:
+        """Count those of them whose prompts are not known to be computed."""
+
+    @property
+    def queued_tokens(self) -> int:
+        """Sum the uncached prompt tokens of those that await their first byte."""
 
     @property
     def others_running(self) -> int:
-        """Estimate requests of others that run there; up to one scrape interval old."""
+        """Estimate requests of strangers that run there; as old as the gauges."""
 
     @property
     def others_waiting(self) -> int:
-        """Estimate requests of others that have been queueing there over two scrapes."""
+        """Estimate requests of strangers that have been queueing there over two scrapes."""
+
+    @property
+    def waiting(self) -> int:
+        """Count the requests that the engine itself says are waiting; as old as the gauges."""
 
     @property
     def kv_usage(self) -> float:
         """Give the share of its cache that running requests hold, in [0, 1]; may be old."""
 
+    @property
+    def token_s(self) -> float:
+        """Give the seconds that it takes to prefill a token."""
+
+    @property
+    def base_s(self) -> float:
+        """Give the seconds that a request takes there beside its tokens."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """Tell which LoRA adapters it has in use; as old as the gauges."""
+
+    def wait_s(self, now_s: float) -> float:
+        """Estimate how long a prompt would wait until its turn."""
+
+    def gauges_age_s(self, now_s: float) -> float:
+        """Tell how old the gauges are; infinity where there are none."""
+
 
 @dataclass(frozen=True, slots=True)
+class Adapters:
+    """The LoRA adapters of an endpoint.
+
+    Attributes:
+        running: that requests are running with.
+        waiting: that requests are waiting for.
+        most: that can run at once; 0 where it is not known.
+    """
+
+    running: frozenset[str] = frozenset()
+    waiting: frozenset[str] = frozenset()
+    most: int = 0
+
+
+@dataclass(slots=True)
 class Candidate:
-    """One endpoint that could serve the request.
+    """One endpoint that could serve the request; not to be changed.
 
     Attributes:
         match_tokens: leading prompt tokens that it holds, counted by the weight of their tier.
+        predicted_tokens: that it will hold when its turn comes, those at least.
         load: its live state.
+        labels: of the endpoint, from the configuration.
     """
 
     endpoint: EndpointName
     match_tokens: int
+    predicted_tokens: int
     load: Load
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +119,21 @@ class Work:
 
     Attributes:
         prompt_tokens: counted, or estimated from the body's size where it is not tokenized.
+        now_s: the moment of the decision.
+        turn: how many decisions were made before; for who takes turns.
+        adapter: the LoRA adapter that it names.
+        session: the endpoint that its conversation was on, if that is known.
+        trust: how much of the fleet's load is known, from 0 (nothing of others) to 1.
+        is_matched: whether it is known who holds what of the prompt.
     """
 
     prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How good a candidate is.
-
-    Attributes:
-        value: in [0, 1], 1 is best.
-        terms: what it is made of; names of terms in milliseconds end in `_ms`.
-    """
-
-    value: float
-    terms: Mapping[str, float]
+    now_s: float = 0.0
+    turn: int = 0
+    adapter: str | None = None
+    session: EndpointName | None = None
+    trust: float = 1.0
+    is_matched: bool = True
 
 
 class Filter(Protocol):
@@ -88,12 +146,28 @@ class Filter(Protocol):
 class Scorer(Protocol):
     """Judge candidates by one concern."""
 
-    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[Score]:
-        """Give one score per candidate."""
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """Give one score per candidate, in [0, 1]; 1 is best."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A scorer that can tell what its scores are made of."""
+
+    def terms(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[Mapping[str, float]]:
+        """Give one set of terms per candidate; names of terms in milliseconds end in `_ms`."""
+
+
+@runtime_checkable
+class Notes(Protocol):
+    """A plugin that is told of each decision that a request follows."""
+
+    def note(self, work: Work, candidates: Sequence[Candidate], chosen: int) -> None:
+        """Take note of the position of the chosen one."""
 
 
 class Picker(Protocol):
     """Choose by the scores."""
 
-    def order(self, scores: Sequence[float], draw: Draw) -> list[int]:
+    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> list[int]:
         """Give the positions of all scores, the chosen one first, then whom to try next."""

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from kvatlas.router.scheduling.interfaces import (
     Candidate,
-    Draw,
+    Chance,
+    Explains,
     Filter,
+    Notes,
     Picker,
-    Score,
     Scorer,
     Work,
 )
-
-_FILTERED = Score(0.0, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Ranking:
     """
 
     order: Sequence[int]
-    scores: Sequence[Score]
+    scores: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +44,55 @@ class Profile:
 
     Attributes:
         filters: run in order, each on what the one before left.
-        scorers: their weighted mean is the score; terms of all are shown. At least one.
+        scorers: their weighted mean is the score. At least one.
     """
 
     filters: Sequence[Filter]
     scorers: Sequence[Weighted]
     picker: Picker
 
-    def run(self, work: Work, candidates: Sequence[Candidate], draw: Draw) -> Ranking:
-        """Rank the candidates.
-
-        Args:
-            work: what the request asks for.
-            candidates: whom to choose from, in any order.
-            draw: settles ties.
-        """
+    def run(self, work: Work, candidates: Sequence[Candidate], chance: Chance) -> Ranking:
+        """Rank the candidates."""
         kept: Sequence[int] = range(len(candidates))
+        left = candidates
         for each in self.filters:
-            inner = each.keep(work, [candidates[i] for i in kept])
+            inner = each.keep(work, left)
             kept = [kept[i] for i in inner]
-        judged = self._score(work, [candidates[i] for i in kept])
-        picked = self.picker.order([score.value for score in judged], draw)
-        scores = [_FILTERED] * len(candidates)
+            left = [candidates[i] for i in kept]
+        judged = self._score(work, left)
+        picked = self.picker.order(work, judged, chance)
+        if len(kept) == len(candidates):
+            return Ranking(picked, judged)
+        scores = [0.0] * len(candidates)
         for i, score in zip(kept, judged, strict=True):
             scores[i] = score
         chosen = [kept[i] for i in picked]
         left_out = set(range(len(candidates))).difference(chosen)
         return Ranking([*chosen, *sorted(left_out)], scores)
 
-    def _score(self, work: Work, candidates: Sequence[Candidate]) -> list[Score]:
+    def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
+        """Say what the scores of all candidates are made of, filtered or not."""
+        terms: list[dict[str, float]] = [{} for _ in candidates]
+        for each in self.scorers:
+            if isinstance(each.scorer, Explains):
+                for all_of_one, more in zip(
+                    terms, each.scorer.terms(work, candidates), strict=True
+                ):
+                    all_of_one.update(more)
+        return terms
+
+    def note(self, work: Work, candidates: Sequence[Candidate], chosen: int) -> None:
+        """Tell the plugins that remember decisions of one that a request follows."""
+        for plugin in (*self.filters, *(each.scorer for each in self.scorers)):
+            if isinstance(plugin, Notes):
+                plugin.note(work, candidates, chosen)
+
+    def _score(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[float]:
         if len(self.scorers) == 1:
             return self.scorers[0].scorer.score(work, candidates)
         total = sum(each.weight for each in self.scorers)
         columns = [(each.weight, each.scorer.score(work, candidates)) for each in self.scorers]
         return [
-            Score(
-                sum(weight * column[i].value for weight, column in columns) / total,
-                {name: term for _, column in columns for name, term in column[i].terms.items()},
-            )
+            sum(weight * column[i] for weight, column in columns) / total
             for i in range(len(candidates))
         ]

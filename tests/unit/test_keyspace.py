@@ -17,6 +17,7 @@ from kvatlas.common.ids import (
 )
 from kvatlas.common.keyspace import (
     Holder,
+    LoadKeys,
     Shard,
     hex_digits,
     parse_holder_ids,
@@ -47,6 +48,15 @@ def test_blocks_are_named_many_at_once() -> None:
     for windowed in (False, True):
         keys = [shard.entry(block, windowed=windowed)[0] for block in blocks]
         assert shard.buckets_of(digits, windowed=windowed) == keys
+
+
+def test_keys_of_shared_load_have_a_slot_of_their_own() -> None:
+    """They share a hash tag that no shard has."""
+    keys = LoadKeys(ModelName("Qwen/Qwen3-8B"))
+    assert keys.gauges == "kvatlas:{Qwen/Qwen3-8B/load}:gauges"
+    assert keys.flights == "kvatlas:{Qwen/Qwen3-8B/load}:flights"
+    assert keys.base != Shard(ModelName("Qwen/Qwen3-8B/load"), 0).base
+    assert LoadKeys(ModelName("a{b}")).base.count("{") == 1
 
 
 @given(st.text(min_size=1), st.text(min_size=1))

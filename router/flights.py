@@ -1,0 +1,393 @@
+"""The board: every request that any router of ours has under way, and what follows from it. Pure.
+
+A flight is launched when a router has decided, begins with the engine's first byte, and ends. While
+it awaits its first byte, its uncached prompt tokens stand in the endpoint's queue, and its sketch
+says what the endpoint will soon have cached. Own flights and those that other routers tell of
+(`flight_log`) are treated alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, NewType
+
+from kvatlas.common import limits
+from kvatlas.common.ids import BlockHash, EndpointName
+from kvatlas.router.prefill_speed import PrefillSpeed
+
+RouterId = NewType("RouterId", str)
+"""One router process; drawn anew at every start."""
+
+
+class Sketch(NamedTuple):
+    """Some of the hashes of a chain, evenly spaced, from which its prefixes are known again.
+
+    Attributes:
+        root: hash of its first block; equal prefixes begin with the same.
+        hashes: of every n-th block behind the match, and of the last one.
+    """
+
+    root: BlockHash
+    hashes: tuple[BlockHash, ...]
+
+
+def sketch_of(chain: Sequence[BlockHash], match_blocks: int) -> Sketch | None:
+    """Sketch what an endpoint with a match will have cached when it has computed a chain.
+
+    Args:
+        chain: hashes of the full blocks of a prompt.
+        match_blocks: how many of them it has.
+
+    Returns:
+        At most SKETCH_HASHES_MAX hashes; None where nothing new is computed.
+    """
+    new = len(chain) - match_blocks
+    if new <= 0:
+        return None
+    step = -(-new // limits.SKETCH_HASHES_MAX)
+    hashes = tuple(chain[match_blocks + step - 1 :: step])
+    return Sketch(chain[0], hashes if new % step == 0 else (*hashes, chain[-1]))
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request that awaits its first byte.
+
+    Attributes:
+        tokens: of its prompt, that the endpoint must compute.
+        is_silent: its first byte says nothing about its prompt, since the answer comes as a whole.
+        due_s: when its prompt should be done, by the clock of the board's owner.
+    """
+
+    endpoint: EndpointName
+    tokens: int
+    launched_s: float
+    sketch: Sketch | None = None
+    is_silent: bool = False
+    due_s: float = 0.0
+    is_queued: bool = True
+
+
+class Launch(NamedTuple):
+    """What is told of a flight when it is launched.
+
+    Attributes:
+        number: that its router gives it.
+        tokens: uncached tokens of its prompt.
+        session: digest of the conversation that it belongs to, or None.
+    """
+
+    number: int
+    endpoint: EndpointName
+    tokens: int
+    is_silent: bool = False
+    sketch: Sketch | None = None
+    session: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Stand:
+    """How an endpoint stands with all routers together.
+
+    Attributes:
+        requests: under way there.
+        awaiting: those in the queue: their prompts are not known to be computed.
+        tokens: that they have to be computed, in all.
+        own_requests: those of this router.
+        progressed_s: when a prompt was last done, or the queue began.
+        speed: how fast it prefills.
+        copies: routers that are taken to do as this one does, while nothing is heard of them.
+    """
+
+    speed: PrefillSpeed
+    requests: int = 0
+    awaiting: int = 0
+    tokens: int = 0
+    own_requests: int = 0
+    progressed_s: float = 0.0
+    copies: int = 1
+    queue: OrderedDict[tuple[RouterId, int], Flight] = field(default_factory=OrderedDict)
+
+    def wait_s(self, now_s: float) -> float:
+        """Estimate how long a prompt would wait there until its turn.
+
+        What has been computed of the first in the queue is not known, but how long the engine has
+        been at it: no more than the first can be done by then.
+        """
+        self._settle(now_s)
+        if not self.queue:
+            return 0.0
+        speed = self.speed
+        first = next(iter(self.queue.values()))
+        first_s = speed.base_s + first.tokens * speed.token_s
+        done_s = min(max(0.0, now_s - self.progressed_s), first_s)
+        return self.copies * (self.awaiting * speed.base_s + self.tokens * speed.token_s - done_s)
+
+    def add(self, key: tuple[RouterId, int], flight: Flight) -> None:
+        """Queue a flight."""
+        wait_s = self.wait_s(flight.launched_s)
+        if not self.queue:
+            self.progressed_s = flight.launched_s
+        speed = self.speed
+        flight.due_s = flight.launched_s + wait_s + speed.base_s + flight.tokens * speed.token_s
+        self.queue[key] = flight
+        self.awaiting += 1
+        self.tokens += flight.tokens
+
+    def take(self, key: tuple[RouterId, int], flight: Flight) -> None:
+        """Take a flight out of the queue, if it is still in it."""
+        if flight.is_queued:
+            flight.is_queued = False
+            del self.queue[key]
+            self.awaiting -= 1
+            self.tokens -= flight.tokens
+
+    def began(self, key: tuple[RouterId, int], flight: Flight, now_s: float) -> None:
+        """Note a flight's first byte, and learn from it."""
+        self._settle(now_s)
+        if flight.is_queued and not flight.is_silent:
+            busy_s = now_s - max(flight.launched_s, self.progressed_s)
+            self.speed.observe(flight.tokens, busy_s)
+            self.progressed_s = now_s
+        self.take(key, flight)
+
+    def _settle(self, now_s: float) -> None:
+        """Let those pass whose first byte says nothing, once their prompts should be done."""
+        while self.queue:
+            key, first = next(iter(self.queue.items()))
+            if not first.is_silent or first.due_s > now_s:
+                return
+            self.take(key, first)
+            self.progressed_s = max(self.progressed_s, first.due_s)
+
+
+@dataclass(slots=True)
+class _Router:
+    """What is known of one router.
+
+    Attributes:
+        heard: when it last gave a sign, by Redis' clock.
+        running: flights whose prompts are computed, by endpoint.
+    """
+
+    heard_s: float
+    awaiting: dict[int, Flight] = field(default_factory=dict)
+    running: Counter[EndpointName] = field(default_factory=Counter)
+
+
+class Board:
+    """All flights of all routers with one model's endpoints.
+
+    Args:
+        me: the router that keeps it.
+        speed: makes the speed that is believed of an endpoint at first.
+    """
+
+    def __init__(self, me: RouterId, speed: Callable[[EndpointName], PrefillSpeed]) -> None:
+        self.me = me
+        self._speed = speed
+        self._copies = 1
+        self._stands: dict[EndpointName, Stand] = {}
+        self._routers: dict[RouterId, _Router] = {me: _Router(0.0)}
+        self._predictions = Predictions()
+        self._sessions: OrderedDict[int, EndpointName] = OrderedDict()
+
+    @property
+    def routers(self) -> int:
+        """Count the routers that are known to live, this one among them."""
+        return len(self._routers)
+
+    def stand(self, endpoint: EndpointName) -> Stand:
+        """Give how an endpoint stands; the same object each time."""
+        stand = self._stands.get(endpoint)
+        if stand is None:
+            stand = self._stands[endpoint] = Stand(self._speed(endpoint), copies=self._copies)
+        return stand
+
+    def predicted(self, chain: Sequence[BlockHash], now_s: float) -> Mapping[EndpointName, int]:
+        """Tell how many leading blocks of a chain endpoints are about to have cached."""
+        return self._predictions.match(chain, now_s)
+
+    def session_endpoint(self, session: int) -> EndpointName | None:
+        """Tell where a conversation was last sent."""
+        return self._sessions.get(session)
+
+    def launched(self, router: RouterId, launch: Launch, now_s: float) -> None:
+        """Note a decision."""
+        known = self._router(router)
+        if launch.number in known.awaiting:
+            return
+        flight = Flight(
+            launch.endpoint, launch.tokens, now_s, launch.sketch, is_silent=launch.is_silent
+        )
+        known.awaiting[launch.number] = flight
+        stand = self.stand(launch.endpoint)
+        stand.add((router, launch.number), flight)
+        self._count(router, stand, 1)
+        if launch.sketch is not None:
+            self._predictions.add(launch.sketch, launch.endpoint)
+        if launch.session is not None:
+            self._remember(launch.session, launch.endpoint)
+
+    def began(self, router: RouterId, number: int, now_s: float) -> None:
+        """Note a first byte: what it computed will be in the index shortly."""
+        known = self._router(router)
+        flight = known.awaiting.pop(number, None)
+        if flight is None:
+            return
+        self.stand(flight.endpoint).began((router, number), flight, now_s)
+        known.running[flight.endpoint] += 1
+        if flight.sketch is not None:
+            self._predictions.expire(flight.sketch, flight.endpoint, now_s + limits.EVENT_DUE_S)
+
+    def ended(self, router: RouterId, number: int, endpoint: EndpointName) -> None:
+        """Note the end of a flight; one that awaited its first byte has failed."""
+        known = self._router(router)
+        flight = known.awaiting.pop(number, None)
+        if flight is not None:
+            self._drop(router, number, flight)
+        elif known.running[endpoint] > 0:
+            known.running[endpoint] -= 1
+            self._count(router, self.stand(endpoint), -1)
+
+    def restated(
+        self,
+        router: RouterId,
+        awaiting: Iterable[Launch],
+        running: Mapping[EndpointName, int],
+        now_s: float,
+    ) -> None:
+        """Take over everything that a router says it has under way, whatever was missed."""
+        known = self._router(router)
+        told = {launch.number: launch for launch in awaiting}
+        for number in known.awaiting.keys() - told.keys():
+            self._drop(router, number, known.awaiting.pop(number))
+        for number, launch in told.items():
+            if number not in known.awaiting:
+                self.launched(router, launch, now_s)
+        for endpoint in known.running.keys() | running.keys():
+            count = running.get(endpoint, 0)
+            self._count(router, self.stand(endpoint), count - known.running[endpoint])
+        known.running = Counter({name: count for name, count in running.items() if count})
+
+    def under_way(self) -> tuple[list[Launch], dict[EndpointName, int]]:
+        """List what this router has under way: what awaits its first byte, and how many run."""
+        known = self._routers[self.me]
+        awaiting = [
+            Launch(number, flight.endpoint, flight.tokens, flight.is_silent)
+            for number, flight in known.awaiting.items()
+        ]
+        return awaiting, {name: count for name, count in known.running.items() if count}
+
+    def heard(self, router: RouterId, redis_s: float) -> None:
+        """Note a sign of life."""
+        if router != self.me:
+            self._router(router).heard_s = redis_s
+
+    def bury(self, redis_s: float) -> list[RouterId]:
+        """Take off what routers had under way that have given no sign for ROUTER_SILENT_S."""
+        dead = [
+            router
+            for router, known in self._routers.items()
+            if router != self.me and redis_s - known.heard_s > limits.ROUTER_SILENT_S
+        ]
+        for router in dead:
+            self.forget(router)
+        return dead
+
+    def forget(self, router: RouterId) -> None:
+        """Take off everything of another router."""
+        known = self._routers.pop(router)
+        for number, flight in known.awaiting.items():
+            self._drop(router, number, flight)
+        for endpoint, count in known.running.items():
+            self._count(router, self.stand(endpoint), -count)
+
+    def go_blind(self) -> None:
+        """Forget what others had under way: from here on they are taken to do as this one does."""
+        copies = self.routers
+        for router in [each for each in self._routers if each != self.me]:
+            self.forget(router)
+        self._take_for(copies)
+
+    def see(self) -> None:
+        """Count others by what is heard of them, as before `go_blind`."""
+        self._take_for(1)
+
+    def _take_for(self, copies: int) -> None:
+        self._copies = copies
+        for stand in self._stands.values():
+            stand.copies = copies
+
+    def _router(self, router: RouterId) -> _Router:
+        known = self._routers.get(router)
+        if known is None:
+            known = self._routers[router] = _Router(0.0)
+        return known
+
+    def _drop(self, router: RouterId, number: int, flight: Flight) -> None:
+        stand = self.stand(flight.endpoint)
+        stand.take((router, number), flight)
+        self._count(router, stand, -1)
+        if flight.sketch is not None:
+            self._predictions.remove(flight.sketch, flight.endpoint)
+
+    def _count(self, router: RouterId, stand: Stand, by: int) -> None:
+        stand.requests += by
+        if router == self.me:
+            stand.own_requests += by
+
+    def _remember(self, session: int, endpoint: EndpointName) -> None:
+        self._sessions[session] = endpoint
+        self._sessions.move_to_end(session)
+        if len(self._sessions) > limits.SESSIONS_MAX:
+            self._sessions.popitem(last=False)
+
+
+class Predictions:
+    """What endpoints are about to have cached, by the first block of its chain."""
+
+    def __init__(self) -> None:
+        self._groups: dict[BlockHash, dict[BlockHash, Counter[EndpointName]]] = {}
+        self._due: deque[tuple[float, Sketch, EndpointName]] = deque()
+
+    def match(self, chain: Sequence[BlockHash], now_s: float) -> Mapping[EndpointName, int]:
+        """Find how many leading blocks of a chain are predicted, per endpoint."""
+        while self._due and self._due[0][0] <= now_s:
+            _, sketch, endpoint = self._due.popleft()
+            self.remove(sketch, endpoint)
+        group = self._groups.get(chain[0]) if chain else None
+        if group is None:
+            return {}
+        found: dict[EndpointName, int] = {}
+        for blocks in [i for i, block in enumerate(chain, 1) if block in group]:
+            found.update(dict.fromkeys(group[chain[blocks - 1]], blocks))
+        return found
+
+    def add(self, sketch: Sketch, endpoint: EndpointName) -> None:
+        """Predict a chain; as often as that it must be taken back."""
+        group = self._groups.setdefault(sketch.root, {})
+        for block in sketch.hashes:
+            counts = group.get(block)
+            if counts is None:
+                counts = group[block] = Counter()
+            counts[endpoint] += 1
+
+    def expire(self, sketch: Sketch, endpoint: EndpointName, due_s: float) -> None:
+        """Take a prediction back when its time has come; times never fall from call to call."""
+        self._due.append((due_s, sketch, endpoint))
+
+    def remove(self, sketch: Sketch, endpoint: EndpointName) -> None:
+        """Take a prediction back."""
+        group = self._groups[sketch.root]
+        for block in sketch.hashes:
+            counts = group[block]
+            counts[endpoint] -= 1
+            if not counts[endpoint]:
+                del counts[endpoint]
+                if not counts:
+                    del group[block]
+        if not group:
+            del self._groups[sketch.root]

@@ -1,0 +1,88 @@
+"""How fast an endpoint prefills, learned from its own answers. Pure.
+
+The time that a prompt keeps an engine busy is close to a line, `base + tokens / rate`: fitted by
+least squares whose past fades, so that it follows an engine that gets slower or faster. Two points
+of the line that is believed at first stay in it with a small weight, which makes it sane from the
+first request and keeps it a line when all prompts are equally long. Prompts that an engine computes
+in one step end together: the first takes all the time and the others none, which sums set right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+FADE: Final = 0.97
+"""Weight that is left of the past with every answer: about thirty answers count."""
+PRIOR_WEIGHT: Final = 0.25
+"""Of each of the two believed points; an answer weighs 1."""
+PRIOR_TOKENS: Final = 4_096.0
+"""Where the second of them lies; the first lies at 0."""
+SURPRISE_MAX: Final = 3.0
+"""A longer time than so often the expected one counts as that: stalls are no speed."""
+RATE_SPAN: Final = 100.0
+"""The rate stays within so many times, or parts, of what is believed at first."""
+
+
+@dataclass(slots=True)
+class PrefillSpeed:
+    """The line of one endpoint.
+
+    Attributes:
+        prior_tokens_per_s: what is believed at first; above 0.
+        prior_base_s: alike, for a prompt with nothing to compute.
+        token_s: seconds that a token to compute takes.
+        base_s: seconds that a request takes beside its tokens.
+    """
+
+    prior_tokens_per_s: float
+    prior_base_s: float = 0.005
+    token_s: float = 0.0
+    base_s: float = 0.0
+    _weight: float = 0.0
+    _x: float = 0.0
+    _y: float = 0.0
+    _xx: float = 0.0
+    _xy: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.token_s = 1.0 / self.prior_tokens_per_s
+        self.base_s = self.prior_base_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Give the rate."""
+        return 1.0 / self.token_s
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Take an answer into account.
+
+        Args:
+            tokens: that had to be computed.
+            seconds: for which they kept the engine busy; 0 where it computed them along with
+                those before.
+        """
+        expected = self.base_s + tokens * self.token_s
+        seconds = min(max(seconds, 0.0), SURPRISE_MAX * expected)
+        self._weight = self._weight * FADE + 1.0
+        self._x = self._x * FADE + tokens
+        self._y = self._y * FADE + seconds
+        self._xx = self._xx * FADE + tokens * tokens
+        self._xy = self._xy * FADE + tokens * seconds
+        self._fit()
+
+    def _fit(self) -> None:
+        prior_token_s = 1.0 / self.prior_tokens_per_s
+        far_s = self.prior_base_s + PRIOR_TOKENS * prior_token_s
+        weight = self._weight + 2.0 * PRIOR_WEIGHT
+        x = self._x + PRIOR_WEIGHT * PRIOR_TOKENS
+        y = self._y + PRIOR_WEIGHT * (self.prior_base_s + far_s)
+        xx = self._xx + PRIOR_WEIGHT * PRIOR_TOKENS * PRIOR_TOKENS
+        xy = self._xy + PRIOR_WEIGHT * PRIOR_TOKENS * far_s
+        slope = (weight * xy - x * y) / (weight * xx - x * x)
+        slope = min(max(slope, prior_token_s / RATE_SPAN), prior_token_s * RATE_SPAN)
+        base = (y - slope * x) / weight
+        if base < 0.0:
+            # A line through nought says more than one that promises the past.
+            base, slope = 0.0, max(xy / xx, prior_token_s / RATE_SPAN)
+        self.token_s, self.base_s = slope, base
