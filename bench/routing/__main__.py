@@ -23,10 +23,7 @@ from bench.routing.routers import ROUTERS
 from bench.routing.run import Plan
 from bench.routing.site import Model
 from bench.routing.trace import TOKENS_PER_ID, Slice, cut, hit_ceiling, read
-from kvatlas.cli.fleet import MODEL
-from kvatlas.common.prompt import PromptBuilder, demo_model_path
-from kvatlas.common.settings import ModelSettings
-from kvatlas.simulator.generation import find_vocabulary
+from bench.routing.words import demo_words
 
 TRACE = Path(__file__).parents[3] / "shared/data/traces/mooncake_conversation.jsonl"
 RATES = (2.0, 3.0, 3.5)
@@ -41,7 +38,7 @@ def compare(options: argparse.Namespace, console: Console) -> None:
     }
     bounds = Bounds(options.runs, options.tries, options.cpu_max)
     comparison = Comparison(options.routers, bounds, options.json, options.keep, figures)
-    lines, maker = read(options.trace), PromptMaker(_words(), options.tokens_per_id)
+    lines, maker = read(options.trace), PromptMaker(demo_words(), options.tokens_per_id)
     for rate in options.rates:
         part = Slice(options.start, options.length, rate)
         arrivals = cut(lines, part, options.tokens_per_id)
@@ -73,17 +70,6 @@ def _model(options: argparse.Namespace) -> Model:
         factor=TOKENS_PER_ID / options.tokens_per_id,
         time_scale=options.time_scale,
     )
-
-
-def _words() -> list[str]:
-    """Find words that the demo model's tokenizer reads as one token each."""
-    prompts = PromptBuilder.load(ModelSettings(name=MODEL, tokenizer=str(demo_model_path())))
-    vocabulary = find_vocabulary(
-        prompts.vocab_size,
-        prompts.decode,
-        lambda text: prompts.encode_text(text, add_special_tokens=False),
-    )
-    return [piece.text for piece in vocabulary.inner]
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kvatlas.cli.best_share import percentile
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -34,35 +36,27 @@ class Outcome:
         return None if self.fault or self.first_s is None else self.first_s - self.due_s
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Give the smallest value that at least this share of all are not above; NaN of none."""
-    if not values:
-        return math.nan
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
 def latency(outcomes: Sequence[Outcome], limit_s: float, length_s: float) -> dict[str, float]:
     """Sum up times and failures.
 
     Args:
-        outcomes: of all requests.
+        outcomes: of all requests, at least one.
         limit_s: within which a first token is good.
         length_s: of the slice.
     """
-    ttft = [each.ttft_s for each in outcomes if each.ttft_s is not None]
+    ttft = [each.ttft_s for each in outcomes if each.ttft_s is not None] or [math.nan]
     late = [each.sent_s - each.due_s for each in outcomes]
     good = sum(1 for each in ttft if each <= limit_s)
     return {
         "requests": len(outcomes),
         "errors": sum(1 for each in outcomes if each.fault),
-        "ttft_mean_s": statistics.fmean(ttft) if ttft else math.nan,
+        "ttft_mean_s": statistics.fmean(ttft),
         "ttft_p50_s": percentile(ttft, 0.5),
         "ttft_p90_s": percentile(ttft, 0.9),
         "ttft_p99_s": percentile(ttft, 0.99),
-        "end_mean_s": statistics.fmean(x.end_s - x.due_s for x in outcomes) if outcomes else 0.0,
+        "end_mean_s": statistics.fmean(each.end_s - each.due_s for each in outcomes),
         "good_per_s": good / length_s,
-        "good_share": good / len(outcomes) if outcomes else math.nan,
+        "good_share": good / len(outcomes),
         "sent_late_p99_s": percentile(late, 0.99),
     }
 

@@ -36,7 +36,7 @@ class Shot:
 
 
 @dataclass(slots=True)
-class _Answer:
+class Answer:
     """A streamed answer as it comes in; times are those of this process."""
 
     sent: float = 0.0
@@ -81,7 +81,7 @@ async def drive(shots: Sequence[Shot], time_scale: float, wait_s: float) -> list
         time_scale: seconds of the model per real second.
         wait_s: real seconds after the last one's time, after which what is open has failed.
     """
-    answers = [_Answer() for _ in shots]
+    answers = [Answer() for _ in shots]
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -100,7 +100,7 @@ async def drive(shots: Sequence[Shot], time_scale: float, wait_s: float) -> list
     ]
 
 
-async def _send(session: aiohttp.ClientSession, shot: Shot, answer: _Answer) -> None:
+async def _send(session: aiohttp.ClientSession, shot: Shot, answer: Answer) -> None:
     answer.sent = time.perf_counter()
     headers = {"Content-Type": "application/json"}
     try:
@@ -119,7 +119,7 @@ async def _send(session: aiohttp.ClientSession, shot: Shot, answer: _Answer) -> 
         answer.end = time.perf_counter()
 
 
-def _outcome(shot: Shot, answer: _Answer, start: float, time_scale: float) -> Outcome:
+def _outcome(shot: Shot, answer: Answer, start: float, time_scale: float) -> Outcome:
     def model_s(at: float) -> float:
         return (at - start) * time_scale
 
