@@ -35,7 +35,9 @@ class Model:
     Attributes:
         factor: tokens of the trace that one token stands for.
         time_scale: seconds of the model per real second.
+        step_tokens: computed in one step at most.
         cache_tokens: what an engine's cache holds.
+        sequences: that run at once; more wait.
     """
 
     engines: int = 8
@@ -46,6 +48,7 @@ class Model:
     decode_step_ms_per_seq: float = 0.25
     step_tokens: int = 8_192
     cache_tokens: int = 512_000
+    sequences: int = 256
 
     def engine(self) -> dict[str, Any]:
         """Write the settings of an engine."""
@@ -59,6 +62,7 @@ class Model:
             "decode_step_ms": self.decode_step_ms * self.factor,
             "decode_step_ms_per_seq": self.decode_step_ms_per_seq * self.factor,
             "max_num_batched_tokens": int(self.step_tokens / self.factor),
+            "max_num_seqs": self.sequences,
             "max_model_len": int(2**18 / self.factor),
             "time_scale": self.time_scale,
             # vllm-router's kv_aware policy asks engines to render.
