@@ -13,7 +13,6 @@ from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, readyz_handler, serving
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.ids import ModelName
 from kvatlas.common.keyspace import LoadKeys, shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.prompt.probe_set import probe_set
@@ -23,15 +22,13 @@ from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.router.answers import errors_middleware
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, new_router_id
-from kvatlas.router.flights import Board
+from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import PROMPT_PATHS, RouterHttp
 from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Pipeline, Stages
-from kvatlas.router.prefill_speed import PrefillSpeed
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.proof import Parts, Proof
@@ -106,7 +103,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         metrics = RouterMetrics()
-        boards = _boards(settings)
+        boards = boards_of(settings)
         endpoints = Endpoints(settings, metrics, boards)
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
@@ -169,12 +166,6 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             serving(_public(running, options.body_bytes_max), options.host, options.port)
         )
         yield running
-
-
-def _boards(settings: Settings) -> dict[ModelName, Board]:
-    """Make the board of each model; one name for this process on all."""
-    me, rate = new_router_id(), settings.router.prefill_tokens_per_s
-    return {m.model: Board(me, lambda _name: PrefillSpeed(rate)) for m in settings.models}
 
 
 def _public(running: Running, body_bytes_max: int) -> web.Application:

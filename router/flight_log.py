@@ -26,9 +26,11 @@ from kvatlas.common.ids import ModelName
 from kvatlas.common.keyspace import LoadKeys
 from kvatlas.common.log import logger
 from kvatlas.common.redis_client import RedisArg, guard
+from kvatlas.common.settings import Settings
 from kvatlas.router.flight_messages import Fields, Outbox, apply_entry, state_fields
 from kvatlas.router.flights import Board, Launch, RouterId
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.prefill_speed import PrefillSpeed
 
 _LOG = logger("flights")
 
@@ -39,6 +41,12 @@ OLDEST: Final = b"0"
 def new_router_id() -> RouterId:
     """Draw a name for a router process."""
     return RouterId(f"{socket.gethostname()[:64]}-{secrets.token_hex(4)}")
+
+
+def boards_of(settings: Settings) -> dict[ModelName, Board]:
+    """Make the board of each model; on all of them this process has one name."""
+    me, rate = new_router_id(), settings.router.prefill_tokens_per_s
+    return {m.model: Board(me, lambda _name: PrefillSpeed(rate)) for m in settings.models}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ import msgspec
 
 from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
-from kvatlas.router.flights import Board, Launch, RouterId, Sketch
+from kvatlas.router.flights import Board, Launch, RouterId
+from kvatlas.router.predictions import Sketch
 
 _Launched = tuple[int, str, int, bool, str | None, str, str]
 _HASH_BYTES: Final = 8

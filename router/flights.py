@@ -8,47 +8,18 @@ says what the endpoint will soon have cached. Own flights and those that other r
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 
 from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
+from kvatlas.router.predictions import Predictions, Sketch
 from kvatlas.router.prefill_speed import PrefillSpeed
 
 RouterId = NewType("RouterId", str)
 """One router process; drawn anew at every start."""
-
-
-class Sketch(NamedTuple):
-    """Some of the hashes of a chain, evenly spaced, from which its prefixes are known again.
-
-    Attributes:
-        root: hash of its first block; equal prefixes begin with the same.
-        hashes: of every n-th block behind the match, and of the last one.
-    """
-
-    root: BlockHash
-    hashes: tuple[BlockHash, ...]
-
-
-def sketch_of(chain: Sequence[BlockHash], match_blocks: int) -> Sketch | None:
-    """Sketch what an endpoint with a match will have cached when it has computed a chain.
-
-    Args:
-        chain: hashes of the full blocks of a prompt.
-        match_blocks: how many of them it has.
-
-    Returns:
-        At most SKETCH_HASHES_MAX hashes; None where nothing new is computed.
-    """
-    new = len(chain) - match_blocks
-    if new <= 0:
-        return None
-    step = -(-new // limits.SKETCH_HASHES_MAX)
-    hashes = tuple(chain[match_blocks + step - 1 :: step])
-    return Sketch(chain[0], hashes if new % step == 0 else (*hashes, chain[-1]))
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +69,7 @@ class Stand:
         own_requests: those of this router.
         progressed_s: when a prompt was last done, or the queue began.
         speed: how fast it prefills.
+        first: of the queue.
         copies: routers that are taken to do as this one does, while nothing is heard of them.
     """
 
@@ -108,7 +80,8 @@ class Stand:
     own_requests: int = 0
     progressed_s: float = 0.0
     copies: int = 1
-    queue: OrderedDict[tuple[RouterId, int], Flight] = field(default_factory=OrderedDict)
+    first: Flight | None = None
+    queue: dict[tuple[RouterId, int], Flight] = field(default_factory=dict)
 
     def wait_s(self, now_s: float) -> float:
         """Estimate how long a prompt would wait there until its turn.
@@ -116,19 +89,26 @@ class Stand:
         What has been computed of the first in the queue is not known, but how long the engine has
         been at it: no more than the first can be done by then.
         """
-        self._settle(now_s)
-        if not self.queue:
+        first = self.first
+        if first is not None and first.is_silent:
+            self._settle(now_s)
+            first = self.first
+        if first is None:
             return 0.0
-        speed = self.speed
-        first = next(iter(self.queue.values()))
-        first_s = speed.base_s + first.tokens * speed.token_s
-        done_s = min(max(0.0, now_s - self.progressed_s), first_s)
-        return self.copies * (self.awaiting * speed.base_s + self.tokens * speed.token_s - done_s)
+        base_s, token_s = self.speed.base_s, self.speed.token_s
+        first_s = base_s + first.tokens * token_s
+        done_s = now_s - self.progressed_s
+        if done_s > first_s:
+            done_s = first_s
+        elif done_s < 0.0:
+            done_s = 0.0
+        return self.copies * (self.awaiting * base_s + self.tokens * token_s - done_s)
 
     def add(self, key: tuple[RouterId, int], flight: Flight) -> None:
         """Queue a flight."""
         wait_s = self.wait_s(flight.launched_s)
-        if not self.queue:
+        if self.first is None:
+            self.first = flight
             self.progressed_s = flight.launched_s
         speed = self.speed
         flight.due_s = flight.launched_s + wait_s + speed.base_s + flight.tokens * speed.token_s
@@ -141,6 +121,8 @@ class Stand:
         if flight.is_queued:
             flight.is_queued = False
             del self.queue[key]
+            if flight is self.first:
+                self.first = next(iter(self.queue.values()), None)
             self.awaiting -= 1
             self.tokens -= flight.tokens
 
@@ -155,11 +137,8 @@ class Stand:
 
     def _settle(self, now_s: float) -> None:
         """Let those pass whose first byte says nothing, once their prompts should be done."""
-        while self.queue:
-            key, first = next(iter(self.queue.items()))
-            if not first.is_silent or first.due_s > now_s:
-                return
-            self.take(key, first)
+        while (first := self.first) is not None and first.is_silent and first.due_s <= now_s:
+            self.take(next(iter(self.queue)), first)
             self.progressed_s = max(self.progressed_s, first.due_s)
 
 
@@ -344,50 +323,3 @@ class Board:
         self._sessions.move_to_end(session)
         if len(self._sessions) > limits.SESSIONS_MAX:
             self._sessions.popitem(last=False)
-
-
-class Predictions:
-    """What endpoints are about to have cached, by the first block of its chain."""
-
-    def __init__(self) -> None:
-        self._groups: dict[BlockHash, dict[BlockHash, Counter[EndpointName]]] = {}
-        self._due: deque[tuple[float, Sketch, EndpointName]] = deque()
-
-    def match(self, chain: Sequence[BlockHash], now_s: float) -> Mapping[EndpointName, int]:
-        """Find how many leading blocks of a chain are predicted, per endpoint."""
-        while self._due and self._due[0][0] <= now_s:
-            _, sketch, endpoint = self._due.popleft()
-            self.remove(sketch, endpoint)
-        group = self._groups.get(chain[0]) if chain else None
-        if group is None:
-            return {}
-        found: dict[EndpointName, int] = {}
-        for blocks in [i for i, block in enumerate(chain, 1) if block in group]:
-            found.update(dict.fromkeys(group[chain[blocks - 1]], blocks))
-        return found
-
-    def add(self, sketch: Sketch, endpoint: EndpointName) -> None:
-        """Predict a chain; as often as that it must be taken back."""
-        group = self._groups.setdefault(sketch.root, {})
-        for block in sketch.hashes:
-            counts = group.get(block)
-            if counts is None:
-                counts = group[block] = Counter()
-            counts[endpoint] += 1
-
-    def expire(self, sketch: Sketch, endpoint: EndpointName, due_s: float) -> None:
-        """Take a prediction back when its time has come; times never fall from call to call."""
-        self._due.append((due_s, sketch, endpoint))
-
-    def remove(self, sketch: Sketch, endpoint: EndpointName) -> None:
-        """Take a prediction back."""
-        group = self._groups[sketch.root]
-        for block in sketch.hashes:
-            counts = group[block]
-            counts[endpoint] -= 1
-            if not counts[endpoint]:
-                del counts[endpoint]
-                if not counts:
-                    del group[block]
-        if not group:
-            del self._groups[sketch.root]

@@ -27,10 +27,11 @@ from kvatlas.router.breaker import Breaker
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import FlightLogs, OwnFlight
-from kvatlas.router.flights import Board, Launch, sketch_of
+from kvatlas.router.flights import Board, Launch
 from kvatlas.router.holders import Match
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.predictions import sketch_of
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.scheduling import (

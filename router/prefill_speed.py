@@ -14,8 +14,12 @@ from typing import Final
 
 FADE: Final = 0.97
 """Weight that is left of the past with every answer: about thirty answers count."""
-PRIOR_WEIGHT: Final = 0.25
-"""Of each of the two believed points; an answer weighs 1."""
+PRIOR_WEIGHT: Final = 0.5
+"""Of each of the two believed points at first; an answer weighs 1."""
+PRIOR_WEIGHT_LEAST: Final = 0.002
+"""What stays of it, so that equal prompts still make a line."""
+PRIOR_FADE: Final = 0.9
+"""Weight that is left of the belief with every answer."""
 PRIOR_TOKENS: Final = 4_096.0
 """Where the second of them lies; the first lies at 0."""
 SURPRISE_MAX: Final = 3.0
@@ -39,6 +43,7 @@ class PrefillSpeed:
     prior_base_s: float = 0.005
     token_s: float = 0.0
     base_s: float = 0.0
+    _prior: float = PRIOR_WEIGHT
     _weight: float = 0.0
     _x: float = 0.0
     _y: float = 0.0
@@ -64,6 +69,7 @@ class PrefillSpeed:
         """
         expected = self.base_s + tokens * self.token_s
         seconds = min(max(seconds, 0.0), SURPRISE_MAX * expected)
+        self._prior = max(self._prior * PRIOR_FADE, PRIOR_WEIGHT_LEAST)
         self._weight = self._weight * FADE + 1.0
         self._x = self._x * FADE + tokens
         self._y = self._y * FADE + seconds
@@ -72,13 +78,13 @@ class PrefillSpeed:
         self._fit()
 
     def _fit(self) -> None:
-        prior_token_s = 1.0 / self.prior_tokens_per_s
+        prior, prior_token_s = self._prior, 1.0 / self.prior_tokens_per_s
         far_s = self.prior_base_s + PRIOR_TOKENS * prior_token_s
-        weight = self._weight + 2.0 * PRIOR_WEIGHT
-        x = self._x + PRIOR_WEIGHT * PRIOR_TOKENS
-        y = self._y + PRIOR_WEIGHT * (self.prior_base_s + far_s)
-        xx = self._xx + PRIOR_WEIGHT * PRIOR_TOKENS * PRIOR_TOKENS
-        xy = self._xy + PRIOR_WEIGHT * PRIOR_TOKENS * far_s
+        weight = self._weight + 2.0 * prior
+        x = self._x + prior * PRIOR_TOKENS
+        y = self._y + prior * (self.prior_base_s + far_s)
+        xx = self._xx + prior * PRIOR_TOKENS * PRIOR_TOKENS
+        xy = self._xy + prior * PRIOR_TOKENS * far_s
         slope = (weight * xy - x * y) / (weight * xx - x * x)
         slope = min(max(slope, prior_token_s / RATE_SPAN), prior_token_s * RATE_SPAN)
         base = (y - slope * x) / weight

@@ -71,7 +71,7 @@ async def one_engine(
 def in_flight(running: Running) -> tuple[int, int]:
     """Sum the requests and tokens that the router believes to be under way."""
     endpoints = list(running.endpoints.all())
-    return sum(e.requests for e in endpoints), sum(e.pending_tokens for e in endpoints)
+    return sum(e.requests for e in endpoints), sum(e.queued_tokens for e in endpoints)
 
 
 async def back_to_zero(running: Running) -> None:

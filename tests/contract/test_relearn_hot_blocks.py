@@ -16,6 +16,8 @@ from kvatlas.common.ids import EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.prompt import CHAT_PATH
 from kvatlas.router.endpoint import Endpoint
+from kvatlas.router.flights import Stand
+from kvatlas.router.prefill_speed import PrefillSpeed
 from kvatlas.router.relearning import Relearning
 from kvatlas.simulator.app import engine
 from tests.contract.test_indexer import TOKENS, running
@@ -199,7 +201,10 @@ async def test_nobody_asks_an_epoch_that_is_over(redis_url: str) -> None:
     seen: list[Epoch | None] = [None]
     relearning = Relearning(redis_url, [SHARD], lambda _shard, _name: seen[0])
     name = EndpointName("10.0.0.1:8000")
-    endpoint = Endpoint(name, ModelName("m"), f"http://{name}", 0, SHARD, None, 16, facts=KNOWN)
+    stand = Stand(PrefillSpeed(8_000.0))
+    endpoint = Endpoint(
+        name, ModelName("m"), f"http://{name}", 0, SHARD, None, 16, stand, facts=KNOWN
+    )
     async with Redis.from_url(redis_url) as client:
         await client.hset(SHARD.relearning, mapping={name: "7", "10.0.0.2:8000": "spam"})
     task = asyncio.create_task(relearning.run())
@@ -207,7 +212,7 @@ async def test_nobody_asks_an_epoch_that_is_over(redis_url: str) -> None:
     for epoch, wanted in ((Epoch(7), True), (Epoch(8), False), (None, True)):
         seen[0] = epoch
         assert relearning.wants(endpoint, {}) is wanted
-    endpoint.awaited = 2
+    endpoint.stand.awaiting = 2
     assert not relearning.wants(endpoint, {}), "something waits there"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

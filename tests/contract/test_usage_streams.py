@@ -193,7 +193,7 @@ async def test_a_break_while_a_chunk_is_held_loses_nothing(redis_url: str) -> No
             assert head == b""
             assert b"error" in error
         await place.settled()
-        assert (place.endpoint.requests, place.endpoint.pending_tokens) == (0, 0)
+        assert (place.endpoint.requests, place.endpoint.queued_tokens) == (0, 0)
         connector = place.running.http._proxy.session.connector
         assert connector is not None
         assert not connector._acquired

@@ -15,15 +15,19 @@ from kvatlas.common.keyspace import Shard
 from kvatlas.common.settings import Settings
 from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Endpoint
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.flight_log import boards_of
+from kvatlas.router.flights import Stand
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.metrics_page import EngineGauges, read_gauges
+from kvatlas.router.prefill_speed import PrefillSpeed
 
 MODEL = ModelName("m")
 
 
 def endpoint() -> Endpoint:
     """Make an endpoint that nothing is known of."""
-    return Endpoint(EndpointName("a:1"), MODEL, "http://a:1", 0, Shard(MODEL, 0), None, None)
+    stand = Stand(PrefillSpeed(8_000.0))
+    return Endpoint(EndpointName("a:1"), MODEL, "http://a:1", 0, Shard(MODEL, 0), None, None, stand)
 
 
 # --- metrics pages ------------------------------------------------------------------------------
@@ -100,19 +104,19 @@ def test_no_page_is_too_odd(noise: bytes) -> None:
 
 
 def test_our_own_requests_are_not_somebody_elses() -> None:
-    """Expect what we have under way to be taken out of the engine's numbers."""
+    """Expect what our routers have under way to be taken out of the engine's numbers."""
     ours = endpoint()
-    with ours.flight(10), ours.flight(20):
-        ours.observe(EngineGauges(running=5.0, waiting=0.0, kv_usage=0.5))
+    ours.stand.requests = 2
+    ours.observe(EngineGauges(running=5.0, waiting=0.0, kv_usage=0.5))
     assert (ours.others_running, ours.others_waiting, ours.kv_usage) == (3, 0, 0.5)
 
 
 def test_our_own_queue_is_not_somebody_elses() -> None:
     """Expect our requests that do not run yet to be taken out of the queue."""
     ours = endpoint()
-    with ours.flight(10), ours.flight(20), ours.flight(30):
-        ours.observe(EngineGauges(running=1.0, waiting=2.0))
-        ours.observe(EngineGauges(running=1.0, waiting=2.0))
+    ours.stand.requests = 3
+    ours.observe(EngineGauges(running=1.0, waiting=2.0))
+    ours.observe(EngineGauges(running=1.0, waiting=2.0))
     assert (ours.others_running, ours.others_waiting) == (0, 0)
 
 
@@ -124,36 +128,6 @@ def test_a_queue_counts_once_two_scrapes_have_seen_it() -> None:
         one.observe(EngineGauges(waiting=waiting))
         seen.append(one.others_waiting)
     assert seen == [0, 3, 3, 0, 0]
-
-
-def test_a_flight_is_counted_until_it_ends() -> None:
-    """Expect the request from start to end, and its tokens until the first byte."""
-    one = endpoint()
-    with one.flight(100) as flight:
-        assert (one.requests, one.pending_tokens) == (1, 100)
-        flight.began()
-        flight.began()
-        assert (one.requests, one.pending_tokens) == (1, 0)
-    assert (one.requests, one.pending_tokens) == (0, 0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 1_000), st.booleans()), max_size=10))
-def test_every_counter_returns_whatever_happens(flights: list[tuple[int, bool]]) -> None:
-    """Expect zero after flights that overlap, begin or not, and fail."""
-    one = endpoint()
-
-    def fly(remaining: list[tuple[int, bool]]) -> None:
-        if not remaining:
-            raise ConnectionError
-        tokens, begins = remaining[0]
-        with one.flight(tokens) as flight:
-            if begins:
-                flight.began()
-            fly(remaining[1:])
-
-    with pytest.raises(ConnectionError):
-        fly(flights)
-    assert (one.requests, one.pending_tokens) == (0, 0)
 
 
 # --- health -------------------------------------------------------------------------------------
@@ -212,9 +186,14 @@ def settings(tmp_path: Path, key: str | None) -> Settings:
     })  # fmt: skip
 
 
+def fleet(configured: Settings) -> Endpoints:
+    """Make the endpoints of a configuration."""
+    return Endpoints(configured, RouterMetrics(), boards_of(configured))
+
+
 def test_every_rank_is_an_endpoint(tmp_path: Path) -> None:
     """Expect names, ranks and the engine's key, and a model without endpoints to be empty."""
-    endpoints = Endpoints(settings(tmp_path, "secret\n"), RouterMetrics())
+    endpoints = fleet(settings(tmp_path, "secret\n"))
     assert [(e.name, e.rank, e.api_key) for e in endpoints.of(MODEL)] == [
         ("a:1", 0, "secret"),
         ("b:2", 0, None),
@@ -226,14 +205,14 @@ def test_every_rank_is_an_endpoint(tmp_path: Path) -> None:
 
 def test_a_key_is_not_shown(tmp_path: Path) -> None:
     """Expect an endpoint's repr to be safe to log."""
-    endpoints = Endpoints(settings(tmp_path, "secret"), RouterMetrics())
+    endpoints = fleet(settings(tmp_path, "secret"))
     assert "secret" not in repr(endpoints.of(MODEL))
 
 
 def test_a_key_that_cannot_be_read_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
     """Expect the file to be named."""
     with pytest.raises(ConfigError, match="key: cannot be read"):
-        Endpoints(settings(tmp_path, None), RouterMetrics())
+        fleet(settings(tmp_path, None))
 
 
 @pytest.mark.parametrize(("configured", "known", "odd"), [(None, 32, False), (16, 16, True)])
@@ -241,15 +220,14 @@ def test_block_sizes_are_learned_or_held_against_the_configuration(
     configured: int | None, known: int, *, odd: bool
 ) -> None:
     """Expect a configured size to stay, and an engine with another one to be marked."""
-    fleet = Endpoints(
+    endpoints = fleet(
         Settings.model_validate({
             "models": [{"name": "m", "tokenizer": "t", "block_size": configured}],
             "endpoints": [{"url": "http://a:1", "model": "m"}],
-        }),
-        RouterMetrics(),
+        })
     )  # fmt: skip
-    (one,) = fleet.of(MODEL)
+    (one,) = endpoints.of(MODEL)
     page = b'vllm:cache_config_info{block_size="32",engine="0"} 1.0\n'
     for _ in range(2):
-        fleet._note_page(page, [one])
+        endpoints._note_page(page, [one])
         assert (one.block_size, one.is_odd) == (known, odd)

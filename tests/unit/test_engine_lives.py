@@ -10,6 +10,7 @@ from kvatlas.common.ids import ModelName
 from kvatlas.common.settings import Settings
 from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Engine, EngineFacts
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.flight_log import boards_of
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.served_names import Served
 
@@ -24,13 +25,11 @@ def page(start: float) -> bytes:
 
 def fleet(adapters: tuple[str, ...] = ()) -> Endpoints:
     """Configure three engines of one model."""
-    return Endpoints(
-        Settings.model_validate({
-            "models": [{"name": "m", "tokenizer": "t", "lora_adapters": list(adapters)}],
-            "endpoints": [{"url": f"http://e:{n}", "model": "m"} for n in (1, 2, 3)],
-        }),
-        RouterMetrics(),
-    )  # fmt: skip
+    settings = Settings.model_validate({
+        "models": [{"name": "m", "tokenizer": "t", "lora_adapters": list(adapters)}],
+        "endpoints": [{"url": f"http://e:{n}", "model": "m"} for n in (1, 2, 3)],
+    })  # fmt: skip
+    return Endpoints(settings, RouterMetrics(), boards_of(settings))
 
 
 def lives(pages: list[bytes | None]) -> list[int]:
