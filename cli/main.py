@@ -231,8 +231,11 @@ def fetch_tokenizer(
 @app.command(name="check-config")
 def check_config(config: Config = None) -> None:
     """Check a configuration and say every fault in it; exits 78 when there is one."""
+    from kvatlas.router.profiles import build_profile  # noqa: PLC0415 - alike
+
     with faults_told():
         settings = load(config)
+        build_profile(settings.router)
     typer.echo(f"fine: {len(settings.models)} models, {len(settings.endpoints)} endpoints")
 
 

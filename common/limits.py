@@ -116,11 +116,58 @@ LABELS_PER_ENDPOINT_MAX: Final = 64
 MODELS_MAX: Final = 1_000
 DATA_PARALLEL_MAX: Final = 256
 
+# --- gauges shared by indexers ----------------------------------------------------------------
+GAUGES_STALE_S: Final = 1.0
+"""Beyond the time when the next look is due: after it a shared sample is no longer believed."""
+SCRAPE_IDLE_S: Final = 2.0
+"""Between two looks at an engine that has nothing to do and whose gauges do not change."""
+SCRAPE_AWAY_S: Final = 1.0
+"""Between two looks at an engine that does not answer; routers look at it themselves meanwhile."""
+SCRAPES_PER_S_MAX: Final = 400
+"""Looks of one indexer; with more engines than it can look at, each is looked at less often."""
+SCRAPES_AT_ONCE_MAX: Final = 32
+"""Engines that an indexer is looking at; together they may keep its loop for 10 ms."""
+SCRAPES_OF_SILENT_MAX: Final = 8
+"""Engines of which the last look found nothing, looked at beside these: each may take 2 s."""
+SCRAPE_KEEPALIVE_S: Final = 4.0
+"""Above SCRAPE_IDLE_S, and below the 5 s after which vLLM closes idle connections."""
+LOOKS_AT_ONCE_MAX: Final = 256
+"""Engines that a router is looking at itself; those that hang must not keep it from others."""
+GAUGES_WRITE_S: Final = 0.05
+"""In which samples gather before they are written together."""
+GAUGES_PER_WRITE_MAX: Final = 500
+"""Samples in one call: 100 kB, under 1 ms of Redis."""
+GAUGES_READ_S: Final = 0.25
+"""Between two readings of shared samples by a router."""
+GAUGES_READ_MAX_S: Final = 0.75
+"""The same where they are many; below GAUGES_STALE_S."""
+GAUGES_READ_BYTES_PER_S: Final = 512 * 1024
+"""Of shared samples that a router reads; 2,000 endpoints without adapters are 250 kB."""
+REQUESTS_NOTED_S: Final = 0.05
+"""Between two notes of how many requests our routers have under way at an endpoint: so exactly it
+is known how many of those in a sample are ours."""
+GAUGES_TURN: Final = 64
+"""Samples that are taken in one turn of the loop: 0.5 ms."""
+GAUGE_ADAPTERS_MAX: Final = 64
+"""Adapters in use that are known of an endpoint, running and waiting ones each."""
+GAUGE_NAMES_CHARS_MAX: Final = 1_024
+"""Their quoted names, running and waiting ones each."""
+GAUGE_TEXT_CHARS_MAX: Final = 4_096
+"""Longest text of a sample that is read."""
+GAUGES_KEPT_S: Final = 60
+"""After which all that was told of a model goes, without an indexer that tells."""
+GAUGES_FORGET_S: Final = 10.0
+"""After which the sample of an endpoint that is not configured is taken out."""
+
 # --- load shared by routers -------------------------------------------------------------------
 SKETCH_HASHES_MAX: Final = 32
 """Hashes that tell of a chain that is about to be cached: a prefix is known to a 32nd of it."""
+DRAW_BLOCKS: Final = 16
+"""Prompts that share so many blocks draw alike; to compute those again costs little."""
 EVENT_DUE_S: Final = 0.25
 """After a first byte until the event that follows it is in the index; 20 ms are usual."""
+PRESSURE_S: Final = 5.0
+"""Over which the requests that wait in all queues are averaged: some busy periods of an engine."""
 ROUTER_SILENT_S: Final = 3.0
 """Without a sign of life of a router until what it had under way no longer counts."""
 ROUTER_STATE_S: Final = 1.0
@@ -146,6 +193,18 @@ BOARD_BLIND_S: Final = 1.0
 """Age from which on it is not trusted at all."""
 SESSIONS_MAX: Final = 65_536
 """Conversations whose endpoint is known, per model."""
+
+# --- scheduling -------------------------------------------------------------------------------
+PLUGINS_MAX: Final = 64
+"""Plugins that a profile is made of; each is run for each request."""
+PLUGIN_NAME_CHARS_MAX: Final = 128
+"""Of a plugin's name, which is a label of metrics."""
+SESSION_HEADERS_MAX: Final = 8
+"""Headers that may tell which conversation a request belongs to."""
+SESSION_HEADER_CHARS_MAX: Final = 64
+"""Of the name of one, or of the cookie."""
+COOKIES_CHARS_MAX: Final = 8_192
+"""Of a Cookie header that is looked through for ours; browsers keep to 4 KB per cookie."""
 
 # --- proof ------------------------------------------------------------------------------------
 ACCURACY_ANSWERS_MAX: Final = 40
@@ -301,6 +360,14 @@ ENGINE_CHOICES_MAX: Final = 128
 ENGINE_STOP_WORDS_MAX: Final = 16
 ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
+
+# --- the planner ------------------------------------------------------------------------------
+TRACE_LINES_MAX: Final = 2_000_000
+"""Requests of a trace; each takes about 1 KB."""
+TRACE_TOKENS_MAX: Final = 10_000_000
+"""Of one prompt, or of one answer."""
+SIMULATED_ENDPOINTS_MAX: Final = 4_096
+SIMULATED_ROUTERS_MAX: Final = 256
 
 # --- labels and logs --------------------------------------------------------------------------
 LOG_LINE_CHARS_MAX: Final = 8_192

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -218,16 +218,62 @@ class EndpointSettings(_Section):
         return tuple(endpoint_name(self.host_port, rank) for rank in range(self.data_parallel_size))
 
 
+HeaderName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=limits.SESSION_HEADER_CHARS_MAX),
+]
+KEPT_FROM_SESSIONS: Final = frozenset({
+    "authorization", "connection", "content-length", "content-type", "cookie", "host",
+    "proxy-authorization", "set-cookie", "transfer-encoding", "x-api-key", "x-request-id",
+})  # fmt: skip
+"""Headers with a meaning of their own, keys among them, which tell nothing of conversations."""
+
+
+class SessionSettings(_Section):
+    """How requests tell which conversation they belong to; nothing of it is on by default.
+
+    Attributes:
+        header: carries a token that names the endpoint: sent with each answer, to be sent back.
+        cookie: the same in a cookie.
+        id_headers: whose value names the conversation; the first that is there counts.
+    """
+
+    header: HeaderName | None = None
+    cookie: HeaderName | None = None
+    id_headers: Annotated[list[HeaderName], Field(max_length=limits.SESSION_HEADERS_MAX)] = []
+
+    @field_validator("header", "id_headers")
+    @classmethod
+    def _are_free(cls, value: str | list[str] | None) -> str | list[str] | None:
+        names = [value] if isinstance(value, str) else value or []
+        if taken := sorted({name for name in names if name.lower() in KEPT_FROM_SESSIONS}):
+            raise ValueError(f"{', '.join(taken)}: has a meaning of its own")
+        return value
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether any of it is on."""
+        return bool(self.header or self.cookie or self.id_headers)
+
+    def __str__(self) -> str:
+        told = self.model_dump(exclude_defaults=True)
+        return f"{{{', '.join(f'{name}: {value}' for name, value in told.items())}}}"
+
+
 class RouterSettings(_Section):
     """The router.
 
     Attributes:
         policy: "prefix" weighs cached prefixes against load; "least-load" and "round-robin" are
             there to compare with.
+        profile: plugins and how they make up the way to choose, instead of a policy; read by
+            `router/profiles.py`.
+        session: how a conversation is kept on its endpoint.
         prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
-        work_price: how much a millisecond of prefill costs the fleet beyond the request itself.
+        work_price: what prefill done again costs, in parts of the requests that wait per endpoint.
         lookup_s: for Redis to answer, per request; then it goes by load.
-        metrics_interval_s: time between two looks at an engine's metrics.
+        metrics_interval_s: time between two looks of its own at an engine's metrics, where no
+            indexer tells of them.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
         ask_usage: ask for the usage of streams whose clients did not, and take it out again.
@@ -243,8 +289,10 @@ class RouterSettings(_Section):
     admin_port: Port = 9090
     debug_headers: bool = False
     policy: Literal["prefix", "least-load", "round-robin"] = "prefix"
+    profile: dict[str, Any] | None = None
+    session: SessionSettings = SessionSettings()
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
-    work_price: Annotated[float, Field(ge=0, le=100)] = 4.0
+    work_price: Annotated[float, Field(ge=0, le=100)] = 1.0
     lookup_s: Annotated[float, Field(gt=0, le=10)] = Field(default_factory=lambda: limits.LOOKUP_S)
     metrics_interval_s: Seconds = 0.5
     probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0
@@ -259,17 +307,25 @@ class RouterSettings(_Section):
     stream_idle_s: Seconds = limits.STREAM_IDLE_S
     drain_s: Seconds = limits.DRAIN_S
 
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.profile is not None and "policy" in self.model_fields_set:
+            raise ValueError("policy and profile exclude each other")
+        return self
+
 
 class IndexerSettings(_Section):
     """The indexer.
 
     Attributes:
         lease_s: for which an endpoint stays with an indexer that gives no sign of life.
+        metrics_interval_s: shortest time between two looks at an engine's metrics.
     """
 
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9091
     lease_s: Annotated[float, Field(ge=0.3, le=60.0)] = 3.0
+    metrics_interval_s: Annotated[float, Field(ge=0.02, le=60.0)] = 0.2
 
 
 class EngineSettings(_Section):

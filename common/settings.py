@@ -38,6 +38,7 @@ from kvatlas.common.setting_sections import (
     ModelSettings,
     RedisSettings,
     RouterSettings,
+    SessionSettings,
 )
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "ModelSettings",
     "RedisSettings",
     "RouterSettings",
+    "SessionSettings",
     "Settings",
     "load",
 ]
@@ -188,7 +190,9 @@ def _overridden(settings: Settings, overrides: dict[str, Any]) -> Settings:
     for name, values in overrides.items():
         section = getattr(settings, name)
         try:
-            sections[name] = type(section).model_validate({**section.model_dump(), **values})
+            sections[name] = type(section).model_validate(
+                {**section.model_dump(exclude_unset=True), **values}
+            )
         except ValidationError as error:
             raise ConfigError([f"{name}.{line}" for line in _fault_lines(error)]) from None
     return settings.model_copy(update=sections)

@@ -32,6 +32,7 @@ from kvatlas.indexer.following import Means
 from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.ownership import Ownership
+from kvatlas.indexer.scraping import Scraping
 from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.store_watch import StoreWatch
 from kvatlas.indexer.targets import Target
@@ -84,6 +85,7 @@ class Indexer:
         me = IndexerId(f"{socket.gethostname()}-{secrets.token_hex(4)}")
         leases = Leases(self._store.client, me, round(lease_s * 1_000))
         self.ownership = Ownership(me, leases, lease_s, means)
+        self._scraping = Scraping.connect(settings.redis, self.ownership, self.metrics)
         self._configure(settings)
         self._fault: str | None = NOT_REACHED
         self._lives: dict[Shard, tuple[str, str]] = {}
@@ -106,12 +108,14 @@ class Indexer:
                 await self.ownership.leave()
         finally:
             self._context.destroy(linger=0)
+            await self._scraping.aclose()
             await self._store.aclose()
         _LOG.info("indexer.stopped")
 
     def _configure(self, settings: Settings) -> None:
         self._models = {model.model: model.index_shards for model in settings.models}
         self.ownership.configure(configured_sources(settings), self._shards())
+        self._scraping.configure(settings)
 
     def _shards(self) -> list[Shard]:
         return [shard for model, count in self._models.items() for shard in shards_of(model, count)]
@@ -119,6 +123,7 @@ class Indexer:
     def _start(self, tasks: Supervisor) -> None:
         tasks.start(self._watch_redis(), "watch")
         tasks.start(self.ownership.run(tasks, self._prepared), "ownership")
+        tasks.start(self._scraping.run(tasks, self._prepared), "scraping")
         tasks.start(self._tick(), "tick")
         tasks.start(self._talk(), "talk")
         tasks.start(Chores(self.ownership, self._store, self.metrics, self._shards).run(), "chores")

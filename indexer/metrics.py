@@ -86,6 +86,12 @@ class IndexerMetrics:
             "Endpoints that this indexer follows.",
             registry=self.registry,
         )
+        self.scraped = Gauge(
+            "kvatlas_indexer_scraped_engines",
+            "Engines whose gauges this indexer reads for all.",
+            registry=self.registry,
+        )
+        self.scrapes = self._counter("scrapes", "Looks at engines' gauges, by outcome.", "outcome")
         self.claims = self._counter(
             "claims", "Endpoints taken: their memory was resumed, or begun anew.", "how"
         )

@@ -26,6 +26,7 @@ from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import PROMPT_PATHS, RouterHttp
 from kvatlas.router.idle_probe import IdleProbes
+from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Pipeline, Stages
@@ -35,6 +36,7 @@ from kvatlas.router.proof import Parts, Proof
 from kvatlas.router.proxy import Proxy
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.render_service import RenderServices
+from kvatlas.router.shared_gauges import SharedGauges
 
 _LOG = logger("router")
 
@@ -144,18 +146,26 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
         http = RouterHttp(settings, pipeline, proxy, proof, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
+        gauges = _shared_gauges(settings, endpoints, metrics)
+        stack.push_async_callback(gauges.aclose)
+        pace_s = settings.router.metrics_interval_s
+        looks = Looks(proxy.session, endpoints, gauges.is_fresh, metrics, pace_s)
         prober = Prober(proxy.session, endpoints, probes, metrics)
         running = Running(http, endpoints, prober, metrics, settings.router)
         with suppress(IndexUnavailable):
             await index.warm()
         tasks = await stack.enter_async_context(Supervisor())
-        tasks.start(endpoints.watch(proxy.session), "endpoints")
-        tasks.start(flights.run(), "flights")
-        tasks.start(prober.run(), "probes")
-        tasks.start(doubts.run(), "doubts")
-        tasks.start(checks.run(), "handover_checks")
         options = settings.router
-        tasks.start(relearning.run(), "relearning")
+        for name, work in {
+            "flights": flights.run(),
+            "gauges": gauges.run(),
+            "looks": looks.run(gauges.begun()),
+            "probes": prober.run(),
+            "doubts": doubts.run(),
+            "handover_checks": checks.run(),
+            "relearning": relearning.run(),
+        }.items():
+            tasks.start(work, name)
         if options.idle_probe_s:
             idle = IdleProbes(proxy.session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
@@ -166,6 +176,13 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             serving(_public(running, options.body_bytes_max), options.host, options.port)
         )
         yield running
+
+
+def _shared_gauges(
+    settings: Settings, endpoints: Endpoints, metrics: RouterMetrics
+) -> SharedGauges:
+    counts = {model.model: len(endpoints.of(model.model)) for model in settings.models}
+    return SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
 
 
 def _public(running: Running, body_bytes_max: int) -> web.Application:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from kvatlas.common import limits
+from kvatlas.common.gauges import NO_GAUGES, Adapters, EngineGauges, Sample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.router.flights import Stand
-from kvatlas.router.metrics_page import EngineGauges, read_process_start
+from kvatlas.router.recent_counts import RecentCounts
 from kvatlas.router.usage_habit import UsageHabit
 
 FAILURES_UNHEALTHY: Final = 3
@@ -51,8 +53,11 @@ class Endpoint:
         labels: from the configuration.
         block_size: configured or learned from the engine, None before.
         stand: how it stands with all routers together.
-        others_running: requests of strangers that run there, as of the last scrape.
-        others_waiting: requests of strangers that have been waiting over two scrapes.
+        gauges: as of the newest look, ours or an indexer's.
+        looked_s: when that was; -inf before the first.
+        others_running: requests of strangers that ran there then.
+        others_waiting: requests of strangers that have been waiting over two looks.
+        failures: looks of ours and requests that failed since the last look that did not.
         asked: whether it has been asked for its metrics, with or without an answer.
         is_odd: whether its block size was found to be another than configured.
         facts: what it has told about itself.
@@ -69,15 +74,17 @@ class Endpoint:
     stand: Stand
     ranks: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
+    gauges: EngineGauges = NO_GAUGES
+    looked_s: float = float("-inf")
     others_running: int = 0
     others_waiting: int = 0
-    kv_usage: float = 0.0
     failures: int = 0
     asked: bool = False
     is_odd: bool = False
     facts: EngineFacts = EngineFacts()
     usage: UsageHabit = field(default_factory=UsageHabit)
     _waiting_before: int = 0
+    _counts: RecentCounts = field(default_factory=RecentCounts)
 
     @property
     def healthy(self) -> bool:
@@ -107,28 +114,59 @@ class Endpoint:
     @property
     def token_s(self) -> float:
         """Give the seconds that it takes to prefill a token."""
-        return self.stand.speed.token_s
+        return self.stand.speed.line.token_s
 
     @property
     def base_s(self) -> float:
         """Give the seconds that a request takes there beside its tokens."""
-        return self.stand.speed.base_s
+        return self.stand.speed.line.base_s
 
     def wait_s(self, now_s: float) -> float:
         """Estimate how long a prompt would wait until its turn."""
         return self.stand.wait_s(now_s)
 
-    def observe(self, gauges: EngineGauges) -> None:
-        """Take over a scrape; our routers' requests are in its numbers and are taken out."""
-        own = self.requests
+    @property
+    def waiting(self) -> int:
+        """Count the requests that the engine itself says are waiting; as old as the gauges."""
+        return int(self.gauges.waiting)
+
+    @property
+    def kv_usage(self) -> float:
+        """Give the share of its cache that running requests hold, in [0, 1]; may be old."""
+        return self.gauges.kv_usage
+
+    @property
+    def adapters(self) -> Adapters:
+        """Tell which LoRA adapters it has in use; as old as the gauges."""
+        return self.gauges.adapters
+
+    def gauges_age_s(self, now_s: float) -> float:
+        """Tell how old the gauges are; infinity where there are none."""
+        return now_s - self.looked_s
+
+    def note_requests(self, now_s: float) -> None:
+        """Note how many requests our routers have under way there, for looks that come later."""
+        self._counts.note(now_s, self.stand.requests)
+
+    def ours_at(self, looked_s: float) -> int:
+        """Tell how many requests our routers had under way at the moment of a look, at most."""
+        slack_s = limits.REQUESTS_NOTED_S
+        return self._counts.most(looked_s - slack_s, looked_s + slack_s)
+
+    def observe(self, gauges: EngineGauges, looked_s: float) -> None:
+        """Take over a look; our routers' requests are in its numbers and are taken out."""
+        ours = self.ours_at(looked_s)
         running, waiting = int(gauges.running), int(gauges.waiting)
-        self.others_running = max(0, running - own)
-        others_waiting = max(0, waiting - max(0, own - running))
+        self.others_running = max(0, running - ours)
+        others_waiting = max(0, waiting - max(0, ours - running))
         self.others_waiting = min(others_waiting, self._waiting_before)
         self._waiting_before = others_waiting
-        self.kv_usage = gauges.kv_usage
-        self.failures = 0
+        self.gauges, self.looked_s = gauges, looked_s
         self.asked = True
+
+    def answered(self) -> None:
+        """Note that it answered us."""
+        self.failures = 0
 
     def failed(self) -> None:
         """Note that it did not answer."""
@@ -149,6 +187,7 @@ class Engine:
 
     Attributes:
         endpoints: one per rank.
+        seen_s: when it was looked at last, by whomever.
         lives: how often it was seen to be there anew: at first, after a restart, or after it had
             been away and does not tell when its process began.
         joined: set whenever `lives` grows.
@@ -158,9 +197,10 @@ class Engine:
     model: ModelName
     api_key: str | None = field(repr=False)
     endpoints: list[Endpoint] = field(default_factory=list)
+    seen_s: float = float("-inf")
     lives: int = 0
     joined: asyncio.Event = field(default_factory=asyncio.Event)
-    _process_start: bytes | None = None
+    _process_start: str | None = None
     _was_away: bool = True
 
     @property
@@ -173,12 +213,13 @@ class Engine:
         """Give what it has told; the same for all its ranks."""
         return self.endpoints[0].facts
 
-    def seen(self, page: bytes | None) -> None:
-        """Note a look at its metrics page, None where there was no answer."""
-        if page is None:
+    def seen(self, sample: Sample, seen_s: float) -> None:
+        """Note a look at its metrics page; looks come in the order of their times."""
+        self.seen_s = seen_s
+        if not sample.is_up:
             self._was_away = True
             return
-        start = read_process_start(page)
+        start = sample.start
         is_new = start != self._process_start if start is not None else self._was_away
         self._was_away, self._process_start = False, start
         if is_new or self.lives == 0:

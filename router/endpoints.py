@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
-import aiohttp
-
-from kvatlas.common import limits
-from kvatlas.common.ids import ModelName
+from kvatlas.common.clock import monotonic
+from kvatlas.common.gauges import EngineGauges, Look, Sample
+from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.key_file import read_key
 from kvatlas.common.keyspace import shard_of
 from kvatlas.common.log import logger
@@ -18,7 +16,6 @@ from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.router.endpoint import Endpoint, Engine, EngineFacts, TokenizerVerdict
 from kvatlas.router.flights import Board
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.metrics_page import EngineGauges, read_gauges
 from kvatlas.router.served_names import Served, ServedNames
 
 _LOG = logger("endpoints")
@@ -41,11 +38,11 @@ class Endpoints:
     ) -> None:
         self._metrics = metrics
         self._boards = boards
-        self._interval_s = settings.router.metrics_interval_s
         self._configured = {m.model: m.block_size for m in settings.models}
         self._by_model: dict[ModelName, list[Endpoint]] = {m.model: [] for m in settings.models}
         self.names = ServedNames(settings.models)
         self._engines: dict[str, Engine] = {}
+        self._by_name: dict[EndpointName, tuple[Engine, Endpoint]] = {}
         for endpoint in settings.endpoints:
             self._add(settings, endpoint)
 
@@ -96,11 +93,32 @@ class Endpoints:
         for endpoints in self._by_model.values():
             yield from endpoints
 
-    async def watch(self, session: aiohttp.ClientSession) -> None:
-        """Scrape every engine for ever, each at its own pace."""
-        async with asyncio.TaskGroup() as group:
-            for engine in self._engines.values():
-                group.create_task(self._watch_engine(session, engine))
+    def note_look(self, engine: Engine, found: Look) -> None:
+        """Take over what we saw ourselves: it alone decides whether an engine is well."""
+        for endpoint in engine.endpoints:
+            was_healthy = endpoint.healthy
+            if found.is_up:
+                endpoint.answered()
+                self._observe(endpoint, found.sample(endpoint.rank).gauges, found.at_s)
+            else:
+                endpoint.failed()
+            if endpoint.healthy != was_healthy:
+                event = "endpoint.recovered" if endpoint.healthy else "endpoint.lost"
+                _LOG.warning(event, endpoint=endpoint.name)
+        engine.seen(found.sample(0), found.at_s)
+
+    def note_shared(self, name: EndpointName, sample: Sample, looked_s: float) -> None:
+        """Take over what an indexer saw of an engine that answered it.
+
+        Nothing of one that has failed us since our last look that it answered, and nothing that is
+        older than our own look: the engine's process may be another one by then.
+        """
+        engine, endpoint = self._by_name.get(name, (None, None))
+        if engine is None or endpoint is None:
+            return
+        if not endpoint.failures and looked_s >= engine.seen_s:
+            self._observe(endpoint, sample.gauges, looked_s)
+            engine.seen(sample, looked_s)
 
     def _add(self, settings: Settings, endpoint: EndpointSettings) -> None:
         model = settings.model_named(endpoint.model)
@@ -122,35 +140,10 @@ class Endpoints:
             self._by_model[model.model].append(added)
             engine = self._engines.setdefault(endpoint.url, Engine(endpoint.url, model.model, key))
             engine.endpoints.append(added)
-
-    async def _watch_engine(self, session: aiohttp.ClientSession, engine: Engine) -> None:
-        while True:
-            page = await self._page(session, engine.url, engine.api_key)
-            if page is None:
-                self._note_failure(engine.endpoints)
-            else:
-                self._note_page(page, engine.endpoints)
-            engine.seen(page)
-            # Spread, so that many routers do not ask in step.
-            await asyncio.sleep(self._interval_s * random.uniform(0.9, 1.1))  # noqa: S311 - jitter
-
-    async def _page(
-        self, session: aiohttp.ClientSession, url: str, key: str | None
-    ) -> bytes | None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        timeout = aiohttp.ClientTimeout(total=limits.METRICS_TIMEOUT_S)
-        try:
-            async with session.get(
-                f"{url}/metrics", headers=headers, timeout=timeout, allow_redirects=False
-            ) as reply:
-                page = await reply.content.read(limits.METRICS_BYTES_MAX)
-                # A page comes in pieces; read(n) gives what is there.
-                while len(page) < limits.METRICS_BYTES_MAX and not reply.content.at_eof():
-                    page += await reply.content.read(limits.METRICS_BYTES_MAX - len(page))
-                # Without a page of metrics it is alive all the same.
-                return page if reply.status == 200 else b""
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return None
+            self._by_name[name] = engine, added
+            self._metrics.healthy.labels(name).set_function(partial(_healthy, added))
+            self._metrics.in_flight.labels(name).set_function(partial(_in_flight, added))
+            self._metrics.gauges_age.labels(name).set_function(partial(_gauges_age_s, added))
 
     def _learn_adapters(self) -> None:
         self.names.learn(
@@ -160,20 +153,10 @@ class Endpoints:
             }
         )
 
-    def _note_failure(self, endpoints: list[Endpoint]) -> None:
-        for endpoint in endpoints:
-            was_healthy = endpoint.healthy
-            endpoint.failed()
-            self._note_health(endpoint, was_healthy=was_healthy)
-
-    def _note_page(self, page: bytes, endpoints: list[Endpoint]) -> None:
-        ranks = read_gauges(page)
-        for endpoint in endpoints:
-            was_healthy = endpoint.healthy
-            gauges = ranks.get(endpoint.rank, EngineGauges())
-            endpoint.observe(gauges)
-            self._note_block_size(endpoint, gauges.block_size)
-            self._note_health(endpoint, was_healthy=was_healthy)
+    def _observe(self, endpoint: Endpoint, gauges: EngineGauges, looked_s: float) -> None:
+        endpoint.note_requests(monotonic())
+        endpoint.observe(gauges, looked_s)
+        self._note_block_size(endpoint, gauges.block_size)
 
     def _note_block_size(self, endpoint: Endpoint, found: int | None) -> None:
         if not found or found == endpoint.block_size:
@@ -185,9 +168,14 @@ class Endpoints:
             endpoint.is_odd = True
             _LOG.error("endpoint.block_size_differs", endpoint=endpoint.name, found=found)
 
-    def _note_health(self, endpoint: Endpoint, *, was_healthy: bool) -> None:
-        self._metrics.healthy.labels(endpoint.name).set(endpoint.healthy)
-        self._metrics.in_flight.labels(endpoint.name).set(endpoint.stand.own_requests)
-        if endpoint.healthy != was_healthy:
-            event = "endpoint.recovered" if endpoint.healthy else "endpoint.lost"
-            _LOG.warning(event, endpoint=endpoint.name)
+
+def _healthy(endpoint: Endpoint) -> float:
+    return float(endpoint.healthy)
+
+
+def _in_flight(endpoint: Endpoint) -> float:
+    return endpoint.stand.own_requests
+
+
+def _gauges_age_s(endpoint: Endpoint) -> float:
+    return endpoint.gauges_age_s(monotonic())

@@ -30,7 +30,6 @@ from kvatlas.common.settings import Settings
 from kvatlas.router.flight_messages import Fields, Outbox, apply_entry, state_fields
 from kvatlas.router.flights import Board, Launch, RouterId
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.prefill_speed import PrefillSpeed
 
 _LOG = logger("flights")
 
@@ -46,7 +45,7 @@ def new_router_id() -> RouterId:
 def boards_of(settings: Settings) -> dict[ModelName, Board]:
     """Make the board of each model; on all of them this process has one name."""
     me, rate = new_router_id(), settings.router.prefill_tokens_per_s
-    return {m.model: Board(me, lambda _name: PrefillSpeed(rate)) for m in settings.models}
+    return {m.model: Board(me, rate) for m in settings.models}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,8 @@ class FlightLog:
         while True:
             await self.begin_refresh()
             now = monotonic()
-            self._judge(now)
+            if not self._is_blind and now - self._read_at > limits.BOARD_BLIND_S:
+                self._go_blind()
             if now - told_at >= limits.ROUTER_STATE_S:
                 told_at = now
                 await self._tell_state()
@@ -187,23 +187,21 @@ class FlightLog:
         now = monotonic()
         for entry_id, fields in _entries(reply):
             self._last = entry_id
-            redis_s = int(entry_id.partition(b"-")[0]) / 1e3
-            if not apply_entry(self.board, fields, redis_s, now):
+            if not apply_entry(self.board, fields, _redis_s(entry_id), now):
                 self._metrics.board_errors.labels("foreign_entry").inc()
         self._read_at = now
         self._is_failing = False
-
-    def _judge(self, now: float) -> None:
-        """Go blind when nothing has been heard for long, and see again."""
-        is_blind = now - self._read_at > limits.BOARD_BLIND_S
-        if is_blind and not self._is_blind:
-            self.board.go_blind()
-            self._last = OLDEST
-            _LOG.warning("board.blind")
-        elif self._is_blind and not is_blind:
+        if self._is_blind:
+            self._is_blind = False
             self.board.see()
             _LOG.info("board.sees")
-        self._is_blind = is_blind
+
+    def _go_blind(self) -> None:
+        """Take others to do as this router does, and hear of them from the oldest entry on."""
+        self._is_blind = True
+        self.board.go_blind()
+        self._last = OLDEST
+        _LOG.warning("board.blind")
 
     async def _tell_state(self) -> None:
         """Tell everything that is under way; the answer is Redis' clock, by which the dead are."""
@@ -215,7 +213,10 @@ class FlightLog:
         )
         if entry_id is None:
             return
-        redis_s = int(entry_id.partition(b"-")[0]) / 1e3
+        redis_s = _redis_s(entry_id)
+        if redis_s < _redis_s(self._last):
+            # The clock of another server, behind that of the one before it.
+            self._last = OLDEST
         for router in self.board.bury(redis_s):
             _LOG.warning("router.silent", router=router)
         self._metrics.routers.labels(self._keys.model).set(self.board.routers)
@@ -265,6 +266,11 @@ class FlightLog:
             self._metrics.board_errors.labels(error.reason).inc()
             return None
         return entry_id
+
+
+def _redis_s(entry_id: bytes) -> float:
+    """Read the time of an entry off its id, in seconds of Redis' clock."""
+    return int(entry_id.partition(b"-")[0]) / 1e3
 
 
 async def _call(client: Redis, *command: RedisArg) -> Any:

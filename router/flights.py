@@ -9,14 +9,15 @@ says what the endpoint will soon have cached. Own flights and those that other r
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import exp
 from typing import NamedTuple, NewType
 
 from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.router.predictions import Predictions, Sketch
-from kvatlas.router.prefill_speed import PrefillSpeed
+from kvatlas.router.prefill_speed import PrefillSpeed, SpeedOfOne
 
 RouterId = NewType("RouterId", str)
 """One router process; drawn anew at every start."""
@@ -58,6 +59,27 @@ class Launch(NamedTuple):
     session: int | None = None
 
 
+@dataclass(slots=True)
+class Crowd:
+    """How many requests await their first byte at all endpoints together, smoothed over time.
+
+    Attributes:
+        count: at this moment.
+    """
+
+    count: int = 0
+    _level: float = 0.0
+    _at_s: float = 0.0
+
+    def level(self, now_s: float) -> float:
+        """Give the smoothed count."""
+        if now_s > self._at_s:
+            kept = exp((self._at_s - now_s) / limits.PRESSURE_S)
+            self._level = self._level * kept + self.count * (1.0 - kept)
+            self._at_s = now_s
+        return self._level
+
+
 @dataclass(slots=True, eq=False)
 class Stand:
     """How an endpoint stands with all routers together.
@@ -69,11 +91,13 @@ class Stand:
         own_requests: those of this router.
         progressed_s: when a prompt was last done, or the queue began.
         speed: how fast it prefills.
+        crowd: of the whole fleet; told of who comes and goes here.
         first: of the queue.
         copies: routers that are taken to do as this one does, while nothing is heard of them.
     """
 
-    speed: PrefillSpeed
+    speed: SpeedOfOne
+    crowd: Crowd
     requests: int = 0
     awaiting: int = 0
     tokens: int = 0
@@ -95,7 +119,8 @@ class Stand:
             first = self.first
         if first is None:
             return 0.0
-        base_s, token_s = self.speed.base_s, self.speed.token_s
+        speed = self.speed.line
+        base_s, token_s = speed.base_s, speed.token_s
         first_s = base_s + first.tokens * token_s
         done_s = now_s - self.progressed_s
         if done_s > first_s:
@@ -110,9 +135,11 @@ class Stand:
         if self.first is None:
             self.first = flight
             self.progressed_s = flight.launched_s
-        speed = self.speed
+        speed = self.speed.line
         flight.due_s = flight.launched_s + wait_s + speed.base_s + flight.tokens * speed.token_s
         self.queue[key] = flight
+        self.crowd.level(flight.launched_s)
+        self.crowd.count += 1
         self.awaiting += 1
         self.tokens += flight.tokens
 
@@ -123,12 +150,14 @@ class Stand:
             del self.queue[key]
             if flight is self.first:
                 self.first = next(iter(self.queue.values()), None)
+            self.crowd.count -= 1
             self.awaiting -= 1
             self.tokens -= flight.tokens
 
     def began(self, key: tuple[RouterId, int], flight: Flight, now_s: float) -> None:
         """Note a flight's first byte, and learn from it."""
         self._settle(now_s)
+        self.crowd.level(now_s)
         if flight.is_queued and not flight.is_silent:
             busy_s = now_s - max(flight.launched_s, self.progressed_s)
             self.speed.observe(flight.tokens, busy_s)
@@ -161,12 +190,17 @@ class Board:
 
     Args:
         me: the router that keeps it.
-        speed: makes the speed that is believed of an endpoint at first.
+        prior_tokens_per_s: how fast endpoints are believed to prefill at first.
+        prior_base_s: alike, what a request takes beside its tokens.
     """
 
-    def __init__(self, me: RouterId, speed: Callable[[EndpointName], PrefillSpeed]) -> None:
+    def __init__(
+        self, me: RouterId, prior_tokens_per_s: float, prior_base_s: float = 0.005
+    ) -> None:
         self.me = me
-        self._speed = speed
+        self._prior = (prior_tokens_per_s, prior_base_s)
+        self._fleet_speed = PrefillSpeed(*self._prior)
+        self._crowd = Crowd()
         self._copies = 1
         self._stands: dict[EndpointName, Stand] = {}
         self._routers: dict[RouterId, _Router] = {me: _Router(0.0)}
@@ -182,12 +216,21 @@ class Board:
         """Give how an endpoint stands; the same object each time."""
         stand = self._stands.get(endpoint)
         if stand is None:
-            stand = self._stands[endpoint] = Stand(self._speed(endpoint), copies=self._copies)
+            speed = SpeedOfOne(self._fleet_speed, PrefillSpeed(*self._prior))
+            stand = self._stands[endpoint] = Stand(speed, self._crowd, copies=self._copies)
         return stand
 
     def predicted(self, chain: Sequence[BlockHash], now_s: float) -> Mapping[EndpointName, int]:
         """Tell how many leading blocks of a chain endpoints are about to have cached."""
         return self._predictions.match(chain, now_s)
+
+    def pressure(self, endpoints: int, now_s: float) -> float:
+        """Tell how many requests await their first byte per endpoint, on average of some seconds.
+
+        Args:
+            endpoints: that there are.
+        """
+        return self._copies * self._crowd.level(now_s) / max(1, endpoints)
 
     def session_endpoint(self, session: int) -> EndpointName | None:
         """Tell where a conversation was last sent."""

@@ -21,6 +21,13 @@ class RouterMetrics:
         self.upstream_errors = self._counter(
             "upstream_errors", "Engines that failed.", "endpoint", "kind"
         )
+        self.plugin_faults = self._counter(
+            "plugin_faults",
+            "Calls of scheduling plugins that failed: raised, or gave a wrong count, scores out of"
+            " range or wrong positions. The request was answered without them.",
+            "plugin",
+            "fault",
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens routed.", "model")
         self.match_tokens = self._counter(
             "match_tokens", "Prompt tokens predicted to be cached where they went.", "model"
@@ -107,6 +114,19 @@ class RouterMetrics:
         )
         self.routers = self._gauge(
             "routers", "Routers known to live, this one among them.", "model"
+        )
+        self.gauges_age = self._gauge(
+            "gauges_age_seconds",
+            "Since the newest look at an engine's gauges, ours or an indexer's; +Inf before one.",
+            "endpoint",
+        )
+        self.gauge_errors = self._counter(
+            "gauge_errors", "Readings of shared gauges that failed, by reason.", "reason"
+        )
+        self.looks = self._counter(
+            "looks",
+            "Looks of our own at engines, since nothing fresh was shared or they failed us.",
+            "outcome",
         )
         self.healthy = self._gauge("endpoint_healthy", "1 when it answers.", "endpoint")
         self.tokenizer_agrees = self._gauge(

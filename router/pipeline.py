@@ -131,6 +131,13 @@ class _Matches:
     chains: dict[int, Sequence[BlockHash]] = field(default_factory=dict)
     by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
     reading: asyncio.Task[None] | None = None
+
+    @property
+    def draw(self) -> int | None:
+        """Draw from the beginning of the prompt."""
+        longest = max(self.chains.values(), key=len, default=())
+        return longest[: limits.DRAW_BLOCKS][-1] if longest else None
+
     fallback: str | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -221,7 +228,9 @@ class Pipeline:
             turn=self._turn,
             adapter=served.adapter,
             trust=log.trust(begun),
+            pressure=log.board.pressure(len(endpoints), begun),
             is_matched=matches.fallback is None,
+            draw=matches.draw,
         )
         predicted = _predicted(log.board, matches, begun)
         candidates = [_candidate(endpoint, matches, predicted) for endpoint in endpoints]

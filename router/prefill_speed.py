@@ -27,6 +27,11 @@ SURPRISE_MAX: Final = 3.0
 RATE_SPAN: Final = 100.0
 """The rate stays within so many times, or parts, of what is believed at first."""
 
+ANSWERS_LEAST: Final = 8
+"""Answers of an endpoint before it can be found to be another than all."""
+ODD_RATIO: Final = 1.25
+"""So many times slower or faster than all it must be for that."""
+
 
 @dataclass(slots=True)
 class PrefillSpeed:
@@ -35,12 +40,14 @@ class PrefillSpeed:
     Attributes:
         prior_tokens_per_s: what is believed at first; above 0.
         prior_base_s: alike, for a prompt with nothing to compute.
+        answers: that it was learned from.
         token_s: seconds that a token to compute takes.
         base_s: seconds that a request takes beside its tokens.
     """
 
     prior_tokens_per_s: float
     prior_base_s: float = 0.005
+    answers: int = 0
     token_s: float = 0.0
     base_s: float = 0.0
     _prior: float = PRIOR_WEIGHT
@@ -67,6 +74,7 @@ class PrefillSpeed:
             seconds: for which they kept the engine busy; 0 where it computed them along with
                 those before.
         """
+        self.answers += 1
         expected = self.base_s + tokens * self.token_s
         seconds = min(max(seconds, 0.0), SURPRISE_MAX * expected)
         self._prior = max(self._prior * PRIOR_FADE, PRIOR_WEIGHT_LEAST)
@@ -86,9 +94,42 @@ class PrefillSpeed:
         xx = self._xx + prior * PRIOR_TOKENS * PRIOR_TOKENS
         xy = self._xy + prior * PRIOR_TOKENS * far_s
         slope = (weight * xy - x * y) / (weight * xx - x * x)
-        slope = min(max(slope, prior_token_s / RATE_SPAN), prior_token_s * RATE_SPAN)
+        least, most = prior_token_s / RATE_SPAN, prior_token_s * RATE_SPAN
+        slope = min(max(slope, least), most)
         base = (y - slope * x) / weight
         if base < 0.0:
             # A line through nought says more than one that promises the past.
-            base, slope = 0.0, max(xy / xx, prior_token_s / RATE_SPAN)
+            base, slope = 0.0, min(max(xy / xx, least), most)
         self.token_s, self.base_s = slope, base
+
+
+class SpeedOfOne:
+    """How fast one endpoint of many is: as all of them, until it is found to be another.
+
+    Engines of one model are mostly alike. What all have shown is known at once of a new one, and
+    noise does not tell equals apart.
+
+    Args:
+        fleet: what all endpoints of the model have shown.
+        own: what this one has.
+    """
+
+    __slots__ = ("_fleet", "_own")
+
+    def __init__(self, fleet: PrefillSpeed, own: PrefillSpeed) -> None:
+        self._fleet = fleet
+        self._own = own
+
+    @property
+    def line(self) -> PrefillSpeed:
+        """Give the line to go by."""
+        own, fleet = self._own, self._fleet
+        if own.answers < ANSWERS_LEAST:
+            return fleet
+        ratio = own.token_s / fleet.token_s
+        return fleet if 1.0 / ODD_RATIO < ratio < ODD_RATIO else own
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Take an answer into account, for this one and for all."""
+        self._own.observe(tokens, seconds)
+        self._fleet.observe(tokens, seconds)

@@ -4,10 +4,11 @@ A profile runs filters, then scorers, then a picker, as in the Gateway API Infer
 Nothing here reads a clock or draws a random number by itself: both are parameters.
 """
 
+from kvatlas.common.gauges import Adapters
 from kvatlas.router.scheduling.cost import CostScorer
 from kvatlas.router.scheduling.filters import HealthyFilter
+from kvatlas.router.scheduling.guard import Guarded
 from kvatlas.router.scheduling.interfaces import (
-    Adapters,
     Candidate,
     Chance,
     Explains,
@@ -17,6 +18,7 @@ from kvatlas.router.scheduling.interfaces import (
     Picker,
     Scorer,
     Work,
+    is_hard,
 )
 from kvatlas.router.scheduling.pickers import MaxScorePicker, RoundRobinPicker
 from kvatlas.router.scheduling.profile import Profile, Ranking, Weighted
@@ -30,6 +32,7 @@ __all__ = [
     "EvenScorer",
     "Explains",
     "Filter",
+    "Guarded",
     "HealthyFilter",
     "Load",
     "MaxScorePicker",
@@ -42,4 +45,5 @@ __all__ = [
     "Scorer",
     "Weighted",
     "Work",
+    "is_hard",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from kvatlas.common.gauges import Adapters
 from kvatlas.common.ids import EndpointName
 
 
@@ -80,21 +81,6 @@ class Load(Protocol):
         """Tell how old the gauges are; infinity where there are none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Adapters:
-    """The LoRA adapters of an endpoint.
-
-    Attributes:
-        running: that requests are running with.
-        waiting: that requests are waiting for.
-        most: that can run at once; 0 where it is not known.
-    """
-
-    running: frozenset[str] = frozenset()
-    waiting: frozenset[str] = frozenset()
-    most: int = 0
-
-
 @dataclass(slots=True)
 class Candidate:
     """One endpoint that could serve the request; not to be changed.
@@ -124,7 +110,10 @@ class Work:
         adapter: the LoRA adapter that it names.
         session: the endpoint that its conversation was on, if that is known.
         trust: how much of the fleet's load is known, from 0 (nothing of others) to 1.
+        pressure: requests that await their first byte per endpoint, smoothed.
         is_matched: whether it is known who holds what of the prompt.
+        draw: drawn from the beginning of the prompt: routers that decide at the same moment, not
+            knowing of each other, settle ties of the same prefix alike. None where it is unknown.
     """
 
     prompt_tokens: int
@@ -133,11 +122,18 @@ class Work:
     adapter: str | None = None
     session: EndpointName | None = None
     trust: float = 1.0
+    pressure: float = 0.0
     is_matched: bool = True
+    draw: int | None = None
 
 
 class Filter(Protocol):
-    """Leave out candidates that should not serve the request."""
+    """Leave out candidates that should not serve the request.
+
+    One with a true attribute `is_hard` leaves out those that must not: they are not even tried
+    when all others fail, and where it leaves nobody, the request is refused. Of a filter without
+    it, those left out are tried last, and where it leaves nobody, it does not count.
+    """
 
     def keep(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[int]:
         """Give the positions of the candidates that stay, in order."""
@@ -147,7 +143,7 @@ class Scorer(Protocol):
     """Judge candidates by one concern."""
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[float]:
-        """Give one score per candidate, in [0, 1]; 1 is best."""
+        """Give one score per candidate, in [0, 1], 1 is best; or nothing: no opinion this time."""
 
 
 @runtime_checkable
@@ -169,5 +165,10 @@ class Notes(Protocol):
 class Picker(Protocol):
     """Choose by the scores."""
 
-    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> list[int]:
+    def order(self, work: Work, scores: Sequence[float], chance: Chance) -> Sequence[int]:
         """Give the positions of all scores, the chosen one first, then whom to try next."""
+
+
+def is_hard(plugin: Filter) -> bool:
+    """Tell whether those that a filter leaves out must not get the request."""
+    return bool(getattr(plugin, "is_hard", False))

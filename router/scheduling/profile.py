@@ -1,10 +1,11 @@
-"""A profile: filters, then weighted scorers, then a picker."""
+"""A profile: filters, then weighted scorers, then a picker. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kvatlas.common.errors import NoEndpoints
 from kvatlas.router.scheduling.interfaces import (
     Candidate,
     Chance,
@@ -14,6 +15,7 @@ from kvatlas.router.scheduling.interfaces import (
     Picker,
     Scorer,
     Work,
+    is_hard,
 )
 
 
@@ -30,7 +32,8 @@ class Ranking:
     """The outcome of a profile.
 
     Attributes:
-        order: positions of all candidates: the chosen one, whom to try next, the filtered last.
+        order: positions of the candidates: the chosen one, whom to try next, and last those that
+            filters left out; those that a hard filter left out are not in it.
         scores: one per candidate, in their own order; 0 for the filtered.
     """
 
@@ -43,8 +46,8 @@ class Profile:
     """A way to choose, as data.
 
     Attributes:
-        filters: run in order, each on what the one before left.
-        scorers: their weighted mean is the score. At least one.
+        filters: the hard ones run before the others, each on what the one before left.
+        scorers: the weighted mean of those that have an opinion is the score. At least one.
     """
 
     filters: Sequence[Filter]
@@ -52,47 +55,74 @@ class Profile:
     picker: Picker
 
     def run(self, work: Work, candidates: Sequence[Candidate], chance: Chance) -> Ranking:
-        """Rank the candidates."""
-        kept: Sequence[int] = range(len(candidates))
-        left = candidates
-        for each in self.filters:
-            inner = each.keep(work, left)
-            kept = [kept[i] for i in inner]
-            left = [candidates[i] for i in kept]
-        judged = self._score(work, left)
-        picked = self.picker.order(work, judged, chance)
+        """Rank the candidates.
+
+        Raises:
+            NoEndpoints: hard filters left nobody. The configuration's, or the load's.
+        """
+        kept, left_out = self._filter(work, candidates)
         if len(kept) == len(candidates):
-            return Ranking(picked, judged)
+            scores = self._score(work, candidates)
+            return Ranking(self.picker.order(work, scores, chance), scores)
+        left = [candidates[i] for i in kept]
+        judged = self._score(work, left)
+        picked = [kept[i] for i in self.picker.order(work, judged, chance)]
         scores = [0.0] * len(candidates)
         for i, score in zip(kept, judged, strict=True):
             scores[i] = score
-        chosen = [kept[i] for i in picked]
-        left_out = set(range(len(candidates))).difference(chosen)
-        return Ranking([*chosen, *sorted(left_out)], scores)
+        return Ranking([*picked, *left_out], scores)
 
     def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
         """Say what the scores of all candidates are made of, filtered or not."""
         terms: list[dict[str, float]] = [{} for _ in candidates]
         for each in self.scorers:
             if isinstance(each.scorer, Explains):
-                for all_of_one, more in zip(
-                    terms, each.scorer.terms(work, candidates), strict=True
-                ):
+                told: Sequence[Mapping[str, float]] = each.scorer.terms(work, candidates)
+                for all_of_one, more in zip(terms, told, strict=True):
                     all_of_one.update(more)
         return terms
 
     def note(self, work: Work, candidates: Sequence[Candidate], chosen: int) -> None:
         """Tell the plugins that remember decisions of one that a request follows."""
-        for plugin in (*self.filters, *(each.scorer for each in self.scorers)):
+        for plugin in (*self.filters, *(each.scorer for each in self.scorers), self.picker):
             if isinstance(plugin, Notes):
                 plugin.note(work, candidates, chosen)
 
+    def _filter(
+        self, work: Work, candidates: Sequence[Candidate]
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """Give the positions of those that stay, and of those to be asked last."""
+        kept: Sequence[int] = range(len(candidates))
+        last: list[int] = []
+        for each in (*filter(is_hard, self.filters), *(f for f in self.filters if not is_hard(f))):
+            left = candidates if len(kept) == len(candidates) else [candidates[i] for i in kept]
+            inner = each.keep(work, left)
+            if len(inner) == len(left):
+                continue
+            if is_hard(each):
+                kept = [kept[i] for i in inner]
+            elif inner:
+                staying = [kept[i] for i in inner]
+                # Who came further is asked before those that were left out earlier.
+                last[:0] = sorted(set(kept).difference(staying))
+                kept = staying
+        if candidates and not kept:
+            raise NoEndpoints("the scheduling profile's filters left no endpoint")
+        return kept, last
+
     def _score(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[float]:
-        if len(self.scorers) == 1:
-            return self.scorers[0].scorer.score(work, candidates)
-        total = sum(each.weight for each in self.scorers)
-        columns = [(each.weight, each.scorer.score(work, candidates)) for each in self.scorers]
-        return [
-            sum(weight * column[i] for weight, column in columns) / total
-            for i in range(len(candidates))
-        ]
+        columns = []
+        for each in self.scorers:
+            scores = each.scorer.score(work, candidates)
+            if scores:
+                columns.append((each.weight, scores))
+        if not columns:
+            return [1.0] * len(candidates)
+        if len(columns) == 1:
+            return columns[0][1]
+        total = sum(weight for weight, _ in columns)
+        mean = [0.0] * len(candidates)
+        for weight, scores in columns:
+            share = weight / total
+            mean = [so_far + share * score for so_far, score in zip(mean, scores, strict=True)]
+        return mean

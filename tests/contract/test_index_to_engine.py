@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from kvatlas.common import limits
 from kvatlas.common.prompt import demo_model_path
 from kvatlas.common.settings import Settings
 from kvatlas.router.app import router
@@ -141,6 +142,8 @@ async def test_block_sizes_live_side_by_side(scene: Scene) -> None:
     await coarse.publish(stored([13], TOKENS[32:48], 12, 16))
     found = await scene.expect(TOKENS, e0=48)
     assert found == {"0#0": (3, 48), "1#0": (10, 40)}
+    # An engine that has answered is expected to tell what it cached; this one does not.
+    await asyncio.sleep(limits.EVENT_DUE_S)
     assert await scene.send(TOKENS) == "0#0"
 
 

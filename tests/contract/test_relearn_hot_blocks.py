@@ -16,8 +16,7 @@ from kvatlas.common.ids import EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.prompt import CHAT_PATH
 from kvatlas.router.endpoint import Endpoint
-from kvatlas.router.flights import Stand
-from kvatlas.router.prefill_speed import PrefillSpeed
+from kvatlas.router.flights import Board, RouterId
 from kvatlas.router.relearning import Relearning
 from kvatlas.simulator.app import engine
 from tests.contract.test_indexer import TOKENS, running
@@ -201,7 +200,7 @@ async def test_nobody_asks_an_epoch_that_is_over(redis_url: str) -> None:
     seen: list[Epoch | None] = [None]
     relearning = Relearning(redis_url, [SHARD], lambda _shard, _name: seen[0])
     name = EndpointName("10.0.0.1:8000")
-    stand = Stand(PrefillSpeed(8_000.0))
+    stand = Board(RouterId("r"), 8_000.0).stand(EndpointName("a:1"))
     endpoint = Endpoint(
         name, ModelName("m"), f"http://{name}", 0, SHARD, None, 16, stand, facts=KNOWN
     )

@@ -5,99 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError
+from kvatlas.common.gauges import Adapters, EngineGauges, Look, Sample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.settings import Settings
-from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Endpoint
+from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import boards_of
-from kvatlas.router.flights import Stand
+from kvatlas.router.flights import Board, RouterId
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.metrics_page import EngineGauges, read_gauges
-from kvatlas.router.prefill_speed import PrefillSpeed
 
 MODEL = ModelName("m")
 
 
 def endpoint() -> Endpoint:
     """Make an endpoint that nothing is known of."""
-    stand = Stand(PrefillSpeed(8_000.0))
+    stand = Board(RouterId("r"), 8_000.0).stand(EndpointName("a:1"))
     return Endpoint(EndpointName("a:1"), MODEL, "http://a:1", 0, Shard(MODEL, 0), None, None, stand)
-
-
-# --- metrics pages ------------------------------------------------------------------------------
-
-
-def test_a_page_is_read_by_rank() -> None:
-    """Expect each rank's own numbers, wherever its label stands."""
-    page = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
-# TYPE vllm:num_requests_running gauge
-vllm:num_requests_running{engine="0",model_name="m"} 3.0
-vllm:num_requests_running{model_name="m",engine="1"} 4.0
-vllm:num_requests_waiting{engine="1",model_name="m"} 2.0
-vllm:num_requests_waiting_by_reason{engine="1",model_name="m",reason="capacity"} 9.0
-vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
-vllm:cache_config_info{block_size="32",engine="1",hash_block_size="None"} 1.0
-"""
-    assert read_gauges(page) == {
-        0: EngineGauges(running=3.0, kv_usage=0.25),
-        1: EngineGauges(running=4.0, waiting=2.0, block_size=32),
-    }
-
-
-def test_the_page_of_a_real_engine_is_read(shared: Path) -> None:
-    """Expect the idle vLLM of the captures with its 32 tokens per block."""
-    page = (shared / "data" / "vllm-events" / "metrics_sample.txt").read_bytes()
-    assert read_gauges(page) == {0: EngineGauges(block_size=32)}
-
-
-def test_the_size_that_hashes_are_made_for_goes_first() -> None:
-    """Expect hash_block_size where an engine names one, wherever it stands."""
-    for labels in (
-        b'block_size="16",hash_block_size="64"',
-        b'hash_block_size="64",block_size="16"',
-    ):
-        assert read_gauges(b"vllm:cache_config_info{%s} 1.0" % labels)[0].block_size == 64
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        b'effective_attention_block_size="48"',
-        b'block_size="None"',
-        b'block_size="0"',
-        b'block_size="%d"' % (limits.BLOCK_SIZE_MAX + 1),
-    ],
-)
-def test_a_size_that_is_none_is_not_learned(labels: bytes) -> None:
-    """Expect no block size from other labels, words, or numbers out of range."""
-    found = read_gauges(b"vllm:cache_config_info{%s} 1.0" % labels)
-    assert found.get(0, EngineGauges()).block_size is None
-
-
-@pytest.mark.parametrize("number", [b"nan", b"-1", b"+Inf", b"1e300", b"three", b""])
-def test_an_absurd_number_counts_as_none(number: bytes) -> None:
-    """Expect zero for what no gauge can be."""
-    page = b'vllm:num_requests_running{engine="0"} %s\n' % number
-    assert read_gauges(page).get(0, EngineGauges()).running == 0.0
-
-
-def test_a_metric_without_labels_is_rank_0() -> None:
-    """Expect engines that label nothing to be read, and the last line to need no end."""
-    assert read_gauges(b"vllm:num_requests_running 2.0") == {0: EngineGauges(running=2.0)}
-
-
-@given(st.binary(max_size=300))
-def test_no_page_is_too_odd(noise: bytes) -> None:
-    """Expect any bytes around and inside of samples to be read without an error."""
-    read_gauges(noise)
-    read_gauges(b"vllm:num_requests_running" + noise)
-    read_gauges(b"vllm:cache_config_info{" + noise + b'block_size="1' + noise)
 
 
 # --- load ---------------------------------------------------------------------------------------
@@ -107,7 +33,8 @@ def test_our_own_requests_are_not_somebody_elses() -> None:
     """Expect what our routers have under way to be taken out of the engine's numbers."""
     ours = endpoint()
     ours.stand.requests = 2
-    ours.observe(EngineGauges(running=5.0, waiting=0.0, kv_usage=0.5))
+    ours.note_requests(1.0)
+    ours.observe(EngineGauges(running=5.0, waiting=0.0, kv_usage=0.5), 1.0)
     assert (ours.others_running, ours.others_waiting, ours.kv_usage) == (3, 0, 0.5)
 
 
@@ -115,8 +42,9 @@ def test_our_own_queue_is_not_somebody_elses() -> None:
     """Expect our requests that do not run yet to be taken out of the queue."""
     ours = endpoint()
     ours.stand.requests = 3
-    ours.observe(EngineGauges(running=1.0, waiting=2.0))
-    ours.observe(EngineGauges(running=1.0, waiting=2.0))
+    ours.note_requests(1.0)
+    ours.observe(EngineGauges(running=1.0, waiting=2.0), 1.0)
+    ours.observe(EngineGauges(running=1.0, waiting=2.0), 1.0)
     assert (ours.others_running, ours.others_waiting) == (0, 0)
 
 
@@ -125,9 +53,31 @@ def test_a_queue_counts_once_two_scrapes_have_seen_it() -> None:
     one = endpoint()
     seen = []
     for waiting in (4.0, 3.0, 5.0, 0.0, 2.0):
-        one.observe(EngineGauges(waiting=waiting))
+        one.observe(EngineGauges(waiting=waiting), 1.0)
         seen.append(one.others_waiting)
     assert seen == [0, 3, 3, 0, 0]
+
+
+def test_what_was_ours_at_the_moment_of_a_look_counts() -> None:
+    """Expect requests that began or ended since then to change nothing."""
+    one = endpoint()
+    for now_s, requests in ((1.0, 4), (2.0, 9), (3.0, 0)):
+        one.stand.requests = requests
+        one.note_requests(now_s)
+    seen = []
+    for looked_s in (1.5, 1.999, 2.5, 3.5):
+        one.observe(EngineGauges(running=9.0), looked_s)
+        seen.append(one.others_running)
+    assert seen == [5, 0, 0, 9]
+
+
+def test_gauges_have_an_age() -> None:
+    """Expect infinity before the first, and what was seen to be told as it was."""
+    one = endpoint()
+    assert one.gauges_age_s(5.0) == float("inf")
+    adapters = Adapters(frozenset("a"), frozenset("b"), 4)
+    one.observe(EngineGauges(waiting=2.0, adapters=adapters), 3.0)
+    assert (one.gauges_age_s(5.0), one.waiting, one.adapters) == (2.0, 2, adapters)
 
 
 # --- health -------------------------------------------------------------------------------------
@@ -140,7 +90,7 @@ def test_health_is_lost_after_failures_in_a_row_and_comes_back() -> None:
     for _ in range(FAILURES_UNHEALTHY):
         one.failed()
         healthy.append(one.healthy)
-    one.observe(EngineGauges())
+    one.answered()
     healthy.append(one.healthy)
     assert healthy == [*[True] * (FAILURES_UNHEALTHY - 1), False, True]
 
@@ -149,10 +99,10 @@ def test_a_failure_forgets_what_was_seen_of_others() -> None:
     """Expect a queue to be seen twice again before it counts."""
     one = endpoint()
     for _ in range(2):
-        one.observe(EngineGauges(running=2.0, waiting=3.0))
+        one.observe(EngineGauges(running=2.0, waiting=3.0), 1.0)
     one.failed()
     assert (one.others_running, one.others_waiting) == (0, 0)
-    one.observe(EngineGauges(waiting=3.0))
+    one.observe(EngineGauges(waiting=3.0), 1.0)
     assert one.others_waiting == 0
 
 
@@ -161,7 +111,7 @@ def test_an_endpoint_has_been_asked_whether_it_answered_or_not() -> None:
     assert not endpoint().asked
     away, there = endpoint(), endpoint()
     away.failed()
-    there.observe(EngineGauges())
+    there.observe(EngineGauges(), 1.0)
     assert away.asked
     assert there.asked
 
@@ -227,7 +177,63 @@ def test_block_sizes_are_learned_or_held_against_the_configuration(
         })
     )  # fmt: skip
     (one,) = endpoints.of(MODEL)
-    page = b'vllm:cache_config_info{block_size="32",engine="0"} 1.0\n'
-    for _ in range(2):
-        endpoints._note_page(page, [one])
+    (engine,) = endpoints.engines()
+    look = Look("answered", 1.0, None, {0: EngineGauges(block_size=32)})
+    for take in (
+        lambda: endpoints.note_look(engine, look),
+        lambda: endpoints.note_shared(one.name, look.sample(0), 2.0),
+    ):
+        take()
         assert (one.block_size, one.is_odd) == (known, odd)
+
+
+# --- what indexers tell -------------------------------------------------------------------------
+
+SILENT = Look("silent", 3.0)
+BUSY = Sample(is_up=True, start="5", gauges=EngineGauges(running=7.0))
+
+
+def lone() -> tuple[Endpoints, Engine, Endpoint]:
+    """Configure one engine of two ranks; give rank 0."""
+    endpoints = fleet(
+        Settings.model_validate({
+            "models": [{"name": "m", "tokenizer": "t"}],
+            "endpoints": [{"url": "http://a:1", "model": "m", "data_parallel_size": 2}],
+        })
+    )  # fmt: skip
+    (engine,) = endpoints.engines()
+    return endpoints, engine, engine.endpoints[0]
+
+
+def test_what_is_shared_is_as_good_as_a_look_of_ours() -> None:
+    """Expect gauges, their age and a first life, for the rank that it is of."""
+    endpoints, engine, one = lone()
+    endpoints.note_shared(one.name, BUSY, 2.0)
+    assert (one.others_running, one.gauges_age_s(2.5), one.asked) == (7, 0.5, True)
+    assert (engine.lives, engine.is_away) == (1, False)
+    assert not engine.endpoints[1].asked
+
+
+def test_who_has_failed_us_is_believed_when_it_answers_us() -> None:
+    """Expect what others saw to mend nothing."""
+    endpoints, engine, one = lone()
+    endpoints.note_look(engine, SILENT)
+    endpoints.note_shared(one.name, BUSY, 4.0)
+    assert (one.failures, one.others_running, engine.is_away) == (1, 0, True)
+    endpoints.note_look(engine, Look("no_page", 5.0))
+    endpoints.note_shared(one.name, BUSY, 6.0)
+    assert (one.failures, one.others_running, engine.is_away) == (0, 7, False)
+
+
+def test_what_is_older_than_our_own_look_is_passed_over() -> None:
+    """Expect an engine that has begun anew not to go back to its former life."""
+    endpoints, engine, one = lone()
+    endpoints.note_look(engine, Look("answered", 3.0, "6", {0: EngineGauges(running=1.0)}))
+    endpoints.note_shared(one.name, BUSY, 2.0)
+    assert (engine.lives, one.gauges.running) == (1, 1.0)
+
+
+def test_endpoints_that_are_not_ours_are_passed_over() -> None:
+    """Expect an indexer's configuration to be newer, or another."""
+    endpoints, *_ = lone()
+    endpoints.note_shared(EndpointName("b:1"), BUSY, 2.0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from kvatlas.common.gauges import Sample
 from kvatlas.common.ids import ModelName
 from kvatlas.common.settings import Settings
 from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Engine, EngineFacts
@@ -18,9 +19,13 @@ MODEL = ModelName("m")
 ASKED = EngineFacts(asked=True, serves=True, tokenizer="agrees")
 
 
-def page(start: float) -> bytes:
-    """Write a page that tells when the process began."""
-    return b"process_start_time_seconds %g\n" % start
+SILENT = Sample(is_up=False)
+UNTOLD = Sample(is_up=True)
+
+
+def page(start: float) -> Sample:
+    """Give a look at a page that tells when the process began."""
+    return Sample(is_up=True, start=str(start))
 
 
 def fleet(adapters: tuple[str, ...] = ()) -> Endpoints:
@@ -32,29 +37,29 @@ def fleet(adapters: tuple[str, ...] = ()) -> Endpoints:
     return Endpoints(settings, RouterMetrics(), boards_of(settings))
 
 
-def lives(pages: list[bytes | None]) -> list[int]:
+def lives(looks: list[Sample]) -> list[int]:
     """Count an engine's lives along looks at its page."""
     engine = next(iter(fleet().engines()))
     found = []
-    for each in pages:
-        engine.seen(each)
+    for at_s, each in enumerate(looks):
+        engine.seen(each, float(at_s))
         found.append(engine.lives)
     return found
 
 
 def test_the_first_page_is_a_first_life() -> None:
     """And silence before it is none."""
-    assert lives([None, page(5.0), page(5.0)]) == [0, 1, 1]
+    assert lives([SILENT, page(5.0), page(5.0)]) == [0, 1, 1]
 
 
 def test_another_process_is_another_life() -> None:
     """Whether it was seen to be away or not; the same process is the same life."""
-    assert lives([page(5.0), page(6.0), None, page(6.0), None, page(7.0)]) == [1, 2, 2, 2, 2, 3]
+    assert lives([page(5.0), page(6.0), SILENT, page(6.0), SILENT, page(7.0)]) == [1, 2, 2, 2, 2, 3]
 
 
 def test_who_does_not_tell_begins_anew_after_every_absence() -> None:
     """A page without the start of the process proves nothing."""
-    assert lives([b"", b"", None, b"", b""]) == [1, 1, 1, 2, 2]
+    assert lives([UNTOLD, UNTOLD, SILENT, UNTOLD, UNTOLD]) == [1, 1, 1, 2, 2]
 
 
 def test_a_new_life_is_asked_again_and_keeps_what_was_wrong() -> None:
@@ -63,7 +68,7 @@ def test_a_new_life_is_asked_again_and_keeps_what_was_wrong() -> None:
     for verdict, kept in (("agrees", "unknown"), ("differs", "differs"), ("unasked", "unknown")):
         engine.learn(replace(ASKED, tokenizer=verdict, adapters=frozenset("x")))  # type: ignore[arg-type]  # one of its words
         engine.joined.clear()
-        engine.seen(page(engine.lives + 1.0))
+        engine.seen(page(engine.lives + 1.0), 1.0)
         assert engine.facts == EngineFacts(tokenizer=kept, adapters=frozenset("x"))  # type: ignore[arg-type]  # alike
         assert engine.joined.is_set()
 

@@ -13,7 +13,6 @@ from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.router.flight_messages import Outbox, apply_entry, state_fields
 from kvatlas.router.flights import Board, Launch, RouterId
 from kvatlas.router.predictions import Sketch, sketch_of
-from kvatlas.router.prefill_speed import PrefillSpeed
 
 ME, OTHER = RouterId("me"), RouterId("other")
 A, B = EndpointName("a:1"), EndpointName("b:1")
@@ -22,7 +21,7 @@ RATE = 1_000.0
 
 def board(me: RouterId = ME) -> Board:
     """Make a board whose endpoints prefill a thousand tokens per second and nothing beside."""
-    return Board(me, lambda _name: PrefillSpeed(RATE, 0.0))
+    return Board(me, RATE, 0.0)
 
 
 def chain(length: int, seed: int = 1) -> list[BlockHash]:
@@ -85,9 +84,9 @@ def test_silent_answers_leave_the_queue_when_they_should_be_done() -> None:
     assert stand.wait_s(0.5) == pytest.approx(1.0)
     assert stand.wait_s(1.2) == pytest.approx(0.3)
     assert counts(seen, A) == [(2, 1, 500)]
-    speed = stand.speed.tokens_per_s
+    speed = stand.speed.line.tokens_per_s
     seen.began(ME, 1, 60.0)
-    assert stand.speed.tokens_per_s == speed, "nothing is learned from it"
+    assert stand.speed.line.tokens_per_s == speed, "nothing is learned from it"
     seen.ended(ME, 1, A)
     assert counts(seen, A) == [(1, 1, 500)]
 
@@ -101,7 +100,7 @@ def test_the_speed_is_learned_from_all_routers() -> None:
         now += tokens / 500.0
         seen.began(OTHER, number, now)
         seen.ended(OTHER, number, A)
-    assert seen.stand(A).speed.tokens_per_s == pytest.approx(500.0, rel=0.05)
+    assert seen.stand(A).speed.line.tokens_per_s == pytest.approx(500.0, rel=0.05)
 
 
 def test_a_dead_router_is_buried() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvatlas.router.prefill_speed import RATE_SPAN, PrefillSpeed
+from kvatlas.router.prefill_speed import ANSWERS_LEAST, RATE_SPAN, PrefillSpeed, SpeedOfOne
 
 
 def learned(rate: float, base: float, answers: int, noise: float = 0.0) -> PrefillSpeed:
@@ -73,3 +73,19 @@ def test_it_stays_within_bounds(answers: list[tuple[int, float]]) -> None:
         speed.observe(tokens, seconds)
         assert 8_000.0 / RATE_SPAN * 0.999 <= speed.tokens_per_s <= 8_000.0 * RATE_SPAN * 1.001
         assert speed.base_s >= 0.0
+
+
+def test_equals_go_by_what_all_have_shown() -> None:
+    """Noise does not tell them apart, a new one knows at once, and an odd one is found out."""
+    fleet = PrefillSpeed(8_000.0)
+    equals = [SpeedOfOne(fleet, PrefillSpeed(8_000.0)) for _ in range(4)]
+    source = random.Random(3)
+    for number in range(200):
+        tokens = source.randint(100, 8_000)
+        equals[number % 4].observe(tokens, tokens / 20_000 * source.uniform(0.9, 1.1))
+    new = SpeedOfOne(fleet, PrefillSpeed(8_000.0))
+    assert {id(each.line) for each in (*equals, new)} == {id(fleet)}
+    assert new.line.tokens_per_s == pytest.approx(20_000, rel=0.1)
+    for _ in range(4 * ANSWERS_LEAST):
+        new.observe(source.randint(100, 8_000), 4.0)
+    assert new.line is not fleet

@@ -2,69 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvatlas.common.errors import NoEndpoints
 from kvatlas.common.ids import EndpointName
 from kvatlas.router.scheduling import (
-    BestScorePicker,
     Candidate,
+    Chance,
     CostScorer,
-    Draw,
     EvenScorer,
     HealthyFilter,
+    MaxScorePicker,
     Profile,
     RequestScorer,
-    Score,
+    RoundRobinPicker,
     Weighted,
     Work,
 )
-from kvatlas.router.scheduling.scorers import HINT_TOKENS, WAITING_TOKENS
+from kvatlas.router.scheduling.cost import (
+    HINT_TOKENS,
+    SESSION_SHARE,
+    SESSION_TOKENS,
+    WAITING_TOKENS,
+)
+from tests.fakes.scheduling import FIRST, LAST, TOKEN_S, Busy, candidates
 
-RATE = 1_000.0
-"""Tokens per second: one token is one millisecond."""
 WORK = Work(1_000)
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """A load as a test wants it."""
-
-    healthy: bool = True
-    requests: int = 0
-    pending_tokens: int = 0
-    others_running: int = 0
-    others_waiting: int = 0
-    kv_usage: float = 0.0
-
-
 IDLE = Busy()
-COST = CostScorer(RATE, 4.0)
+COST = CostScorer(4.0)
 
 
-def candidates(*known: tuple[int, Busy]) -> list[Candidate]:
-    """Make candidates `e0`, `e1`, ... of (match tokens, load)."""
-    return [Candidate(EndpointName(f"e{i}"), *each) for i, each in enumerate(known)]
-
-
-def first(_ties: int) -> int:
-    """Settle every tie for the first."""
-    return 0
-
-
-def last(ties: int) -> int:
-    """Settle every tie for the last."""
-    return ties - 1
-
-
-def chosen(scorer: CostScorer, *known: tuple[int, Busy], draw: Draw = last) -> int:
+def chosen(scorer: CostScorer, *known: tuple[int, Busy], chance: Chance = LAST) -> int:
     """Give the position of the candidate that a profile with this scorer chooses."""
-    profile = Profile([HealthyFilter()], [Weighted(scorer)], BestScorePicker())
-    return profile.run(WORK, candidates(*known), draw).order[0]
+    profile = Profile([HealthyFilter()], [Weighted(scorer)], MaxScorePicker())
+    return profile.run(WORK, candidates(*known), chance).order[0]
 
 
 # --- the cost -----------------------------------------------------------------------------------
@@ -72,28 +48,81 @@ def chosen(scorer: CostScorer, *known: tuple[int, Busy], draw: Draw = last) -> i
 
 def test_the_terms_of_the_cost_follow_the_formula() -> None:
     """Expect each term to be what the table in the module says, in milliseconds."""
-    load = Busy(requests=2, pending_tokens=300, others_running=8, others_waiting=1, kv_usage=0.95)
-    (score,) = COST.score(WORK, candidates((400, load)))
-    assert score.terms == {
+    load = Busy(
+        requests=2,
+        queued_tokens=300,
+        others_running=8,
+        others_waiting=1,
+        kv_usage=0.95,
+        base_s=0.007,
+    )
+    (terms,) = COST.terms(WORK, candidates((400, load)))
+    assert terms == {
+        "base_ms": pytest.approx(7),
+        "queue_ms": pytest.approx(300),
+        "others_ms": pytest.approx(WAITING_TOKENS),
         "prefill_ms": pytest.approx(600),
         "work_ms": pytest.approx(2_400),
-        "queue_ms": pytest.approx(300 + WAITING_TOKENS),
         "decode_ms": pytest.approx(2 * 4 + 8 / 2),
         "cache_ms": pytest.approx(3.0),
     }
-    assert score.value == 1.0
+
+
+@given(
+    matches=st.lists(st.integers(0, 1_200), min_size=2, max_size=6),
+    queued=st.integers(0, 5_000),
+    others=st.integers(0, 50),
+    usage=st.floats(0.0, 1.0),
+    trust=st.floats(0.0, 1.0),
+)
+def test_scores_are_made_of_the_terms(
+    matches: list[int], queued: int, others: int, usage: float, trust: float
+) -> None:
+    """Expect a score to be the least sum of terms over the own, whatever is known."""
+    loads = [
+        Busy(
+            requests=i,
+            queued_tokens=queued * i,
+            others_running=others,
+            others_waiting=i // 2,
+            kv_usage=usage,
+            base_s=0.001,
+        )
+        for i in range(len(matches))
+    ]
+    known = candidates(*zip(matches, loads, strict=True))
+    work = Work(1_000, trust=trust, session=EndpointName("e1"))
+    sums = [sum(terms.values()) for terms in COST.terms(work, known)]
+    assert COST.score(work, known) == pytest.approx([min(sums) / each for each in sums])
+
+
+def test_the_price_on_work_fades_with_trust() -> None:
+    """Expect half the price for half the trust, and none without."""
+    known = candidates((0, IDLE))
+    told = [COST.terms(Work(1_000, trust=t), known)[0]["work_ms"] for t in (1.0, 0.5, 0.0)]
+    assert told == pytest.approx([4_000, 2_000, 0])
+
+
+def test_what_is_about_to_be_cached_counts_as_cached() -> None:
+    """Expect the longer of match and prediction to be taken off the prompt."""
+    known = [Candidate(EndpointName("e0"), 100, 700, IDLE)]
+    assert COST.terms(WORK, known)[0]["prefill_ms"] == pytest.approx(300)
 
 
 def test_a_score_is_the_least_cost_over_the_own() -> None:
     """Expect 1 for the cheapest, and the ratio of costs for the others."""
     scores = COST.score(WORK, candidates((500, IDLE), (0, IDLE), (750, IDLE)))
-    assert [score.value for score in scores] == [0.5, 0.25, 1.0]
+    assert scores == [0.5, 0.25, 1.0]
 
 
 def test_without_any_cost_everybody_scores_one() -> None:
     """Expect costs of zero to be a tie at the top, not a division by zero."""
-    scores = COST.score(Work(0), candidates((0, IDLE), (0, IDLE)))
-    assert [score.value for score in scores] == [1.0, 1.0]
+    assert COST.score(Work(0), candidates((0, IDLE), (0, IDLE))) == [1.0, 1.0]
+
+
+def test_beside_one_that_costs_nothing_the_others_score_nothing() -> None:
+    """Expect 0 where the least cost is 0 and the own is not."""
+    assert COST.score(Work(0), candidates((0, IDLE), (0, Busy(requests=1)))) == [1.0, 0.0]
 
 
 def test_nobody_has_no_score() -> None:
@@ -103,15 +132,16 @@ def test_nobody_has_no_score() -> None:
 
 def test_a_match_beyond_the_prompt_costs_nothing() -> None:
     """Expect no negative prefill when an estimate of the prompt is below the match."""
-    (score,) = COST.score(Work(10), candidates((500, IDLE)))
-    assert score.terms["prefill_ms"] == 0.0
+    (terms,) = COST.terms(Work(10), candidates((500, IDLE)))
+    assert terms["prefill_ms"] == 0.0
+    assert COST.score(Work(10), candidates((500, IDLE))) == [1.0]
 
 
 @pytest.mark.parametrize(("usage", "cost"), [(0.0, 0.0), (0.9, 0.0), (1.0, 6.0), (7.0, 6.0)])
 def test_the_cache_costs_only_when_it_is_nearly_full(usage: float, cost: float) -> None:
     """Expect nothing up to 0.9, and no more than the bound above 1."""
-    (score,) = COST.score(WORK, candidates((0, Busy(kv_usage=usage))))
-    assert score.terms["cache_ms"] == pytest.approx(cost)
+    (terms,) = COST.terms(WORK, candidates((0, Busy(kv_usage=usage))))
+    assert terms["cache_ms"] == pytest.approx(cost)
 
 
 # --- a quiet fleet ------------------------------------------------------------------------------
@@ -128,13 +158,14 @@ def test_the_cache_costs_only_when_it_is_nearly_full(usage: float, cost: float) 
 def test_stale_gauges_never_outweigh_one_block(  # noqa: PLR0917 - one argument per strategy
     rate: float, price: float, prompt: int, block: int, running: int, usage: float
 ) -> None:
-    """Expect the warm endpoint even when old gauges show it full and the others idle."""
-    match = min(block, prompt - 1)
-    warm = Busy(others_running=running, kv_usage=usage)
-    known = candidates((0, IDLE), (match, warm))
-    cold, hot = CostScorer(rate, price).score(Work(prompt), known)
-    assert hot.value == 1.0
-    assert cold.value < 1.0
+    """Expect the warm endpoint, even when old gauges show it full and a session is elsewhere."""
+    match, token_s = min(block, prompt - 1), 1.0 / rate
+    warm = Busy(others_running=running, kv_usage=usage, token_s=token_s)
+    known = candidates((0, Busy(token_s=token_s)), (match, warm))
+    work = Work(prompt, session=EndpointName("e0"))
+    cold, hot = CostScorer(price).score(work, known)
+    assert hot == 1.0
+    assert cold < 1.0
 
 
 def test_the_hints_are_below_the_smallest_block() -> None:
@@ -147,19 +178,19 @@ def test_the_hints_are_below_the_smallest_block() -> None:
 
 def test_a_long_queue_outweighs_a_short_match() -> None:
     """Expect the idle endpoint when what is queued at the warm one costs more than the match."""
-    assert chosen(COST, (32, Busy(requests=1, pending_tokens=5_000)), (0, IDLE)) == 1
+    assert chosen(COST, (32, Busy(requests=1, queued_tokens=5_000)), (0, IDLE)) == 1
 
 
 def test_a_long_match_outweighs_a_short_queue() -> None:
     """Expect the warm endpoint when its queue is shorter than what it saves."""
-    assert chosen(COST, (900, Busy(requests=1, pending_tokens=400)), (0, IDLE)) == 0
+    assert chosen(COST, (900, Busy(requests=1, queued_tokens=400)), (0, IDLE)) == 0
 
 
 def test_the_price_on_work_holds_on_to_a_match_for_longer() -> None:
     """Expect the same queue to be worth waiting in only when work has a price."""
-    warm, cold = (500, Busy(requests=1, pending_tokens=900)), (0, IDLE)
-    assert chosen(CostScorer(RATE, 0.0), warm, cold) == 1
-    assert chosen(CostScorer(RATE, 4.0), warm, cold) == 0
+    warm, cold = (500, Busy(requests=1, queued_tokens=900)), (0, IDLE)
+    assert chosen(CostScorer(0.0), warm, cold) == 1
+    assert chosen(CostScorer(4.0), warm, cold) == 0
 
 
 def test_others_that_wait_count_as_whole_requests() -> None:
@@ -180,13 +211,60 @@ def test_among_equal_matches_the_less_busy_wins() -> None:
 def test_scores_are_in_range_and_the_best_is_one(matches: list[int], pending: list[int]) -> None:
     """Expect every score in [0, 1], one of them 1, and a lower cost never to score less."""
     known = candidates(
-        *((m, Busy(pending_tokens=p)) for m, p in zip(matches, pending, strict=False))
+        *((m, Busy(requests=1, queued_tokens=p)) for m, p in zip(matches, pending, strict=False))
     )
     scores = COST.score(WORK, known)
-    assert all(0.0 <= score.value <= 1.0 for score in scores)
-    assert max(score.value for score in scores) == 1.0
-    by_cost = sorted(scores, key=lambda score: sum(score.terms.values()))
-    assert [s.value for s in by_cost] == sorted((s.value for s in scores), reverse=True)
+    assert all(0.0 <= score <= 1.0 for score in scores)
+    assert max(scores) == 1.0
+    sums = [sum(terms.values()) for terms in COST.terms(WORK, known)]
+    by_cost = [scores[i] for i in sorted(range(len(sums)), key=sums.__getitem__)]
+    assert by_cost == pytest.approx(sorted(scores, reverse=True))
+
+
+# --- sessions -----------------------------------------------------------------------------------
+
+
+def test_a_session_settles_a_tie() -> None:
+    """Expect the endpoint of the conversation where nothing else tells candidates apart."""
+    for name in ("e0", "e1", "e2"):
+        work = Work(1_000, session=EndpointName(name))
+        scores = COST.score(work, candidates(*[(0, IDLE)] * 3))
+        assert scores.index(1.0) == int(name[1])
+        assert scores.count(1.0) == 1
+
+
+def test_a_session_is_worth_next_to_nothing_where_matches_are_known() -> None:
+    """Expect one token's worth, in its own term."""
+    work = Work(1_000, session=EndpointName("e1"))
+    idle, at_home = COST.terms(work, candidates((0, IDLE), (0, IDLE)))
+    assert "session_ms" not in idle
+    assert at_home["session_ms"] == pytest.approx(-SESSION_TOKENS * TOKEN_S * 1e3)
+
+
+def test_without_matches_the_endpoint_of_the_conversation_is_taken_to_hold_most() -> None:
+    """Expect it to win over a short queue, and to lose to one longer than what it saves."""
+    work = Work(1_000, session=EndpointName("e0"), is_matched=False)
+    saved = round(SESSION_SHARE * 1_000 * 5)
+    near = candidates((0, Busy(requests=1, queued_tokens=saved - 100)), (0, IDLE))
+    far = candidates((0, Busy(requests=1, queued_tokens=saved + 100)), (0, IDLE))
+    assert COST.score(work, near)[0] == 1.0
+    assert COST.score(work, far)[1] == 1.0
+    assert COST.terms(work, near)[0]["session_ms"] == pytest.approx(-saved)
+
+
+def test_a_session_makes_no_cost_negative() -> None:
+    """Expect a whole match on the endpoint of the conversation to cost nothing, not less."""
+    for is_matched in (True, False):
+        work = Work(10, session=EndpointName("e0"), is_matched=is_matched)
+        (terms,) = COST.terms(work, candidates((10, IDLE)))
+        assert sum(terms.values()) == 0.0
+
+
+def test_a_session_that_is_not_there_changes_nothing() -> None:
+    """Expect the same scores with an endpoint that is no candidate."""
+    known = candidates((0, IDLE), (100, IDLE))
+    elsewhere = replace(WORK, session=EndpointName("e9"))
+    assert COST.score(elsewhere, known) == COST.score(WORK, known)
 
 
 # --- the other scorers --------------------------------------------------------------------------
@@ -200,8 +278,8 @@ def test_least_load_counts_requests_and_ignores_matches() -> None:
         (0, Busy(others_waiting=4)),
     )
     scores = RequestScorer().score(WORK, known)
-    assert [score.value for score in scores] == [0.5, 1.0, 0.4]
-    assert [score.terms for score in scores] == [{"requests": n} for n in (3.0, 1.0, 4.0)]
+    assert scores == [0.5, 1.0, 0.4]
+    assert RequestScorer().terms(WORK, known) == [{"requests": n} for n in (3.0, 1.0, 4.0)]
 
 
 def test_least_load_of_nobody_is_nothing() -> None:
@@ -209,12 +287,11 @@ def test_least_load_of_nobody_is_nothing() -> None:
     assert RequestScorer().score(WORK, []) == []
 
 
-def test_round_robin_leaves_all_to_the_draw() -> None:
-    """Expect turns when everybody scores the same and the draw counts."""
-    profile = Profile([], [Weighted(EvenScorer())], BestScorePicker())
+def test_round_robin_takes_turns() -> None:
+    """Expect the candidate whose turn it is, whatever it holds and does."""
+    profile = Profile([], [Weighted(EvenScorer())], RoundRobinPicker())
     known = candidates((900, IDLE), (0, Busy(requests=9)), (0, IDLE))
-    turns = iter(range(6))
-    picked = [profile.run(WORK, known, lambda n: next(turns) % n).order[0] for _ in range(6)]
+    picked = [profile.run(Work(1, turn=turn), known, FIRST).order[0] for turn in range(6)]
     assert picked == [0, 1, 2, 0, 1, 2]
 
 
@@ -233,36 +310,13 @@ def test_when_nobody_is_healthy_everybody_stays() -> None:
     assert list(HealthyFilter().keep(WORK, known)) == [0, 1]
 
 
-def test_the_picker_orders_by_score_and_draws_among_the_best() -> None:
-    """Expect the drawn one of the best first, then the others from good to bad."""
-    scores = [0.5, 1.0, 0.7, 1.0]
-    assert BestScorePicker().order(scores, first) == [1, 3, 2, 0]
-    assert BestScorePicker().order(scores, last) == [3, 1, 2, 0]
-
-
-def test_a_single_best_is_not_drawn() -> None:
-    """Expect no draw where there is no tie, so that turns are not wasted."""
-
-    def refuse(_ties: int) -> int:
-        raise AssertionError("drawn without a tie")
-
-    assert BestScorePicker().order([0.1, 0.9], refuse) == [1, 0]
-
-
-def test_the_picker_of_nobody_gives_nobody() -> None:
-    """Expect an empty order for no scores."""
-    assert BestScorePicker().order([], first) == []
-
-
 def test_a_filtered_candidate_scores_zero_and_is_tried_last() -> None:
     """Expect the longest match not to help an endpoint that does not answer."""
-    profile = Profile([HealthyFilter()], [Weighted(COST)], BestScorePicker())
-    ranking = profile.run(
-        WORK, candidates((999, Busy(healthy=False)), (0, IDLE), (500, IDLE)), first
-    )
+    profile = Profile([HealthyFilter()], [Weighted(COST)], MaxScorePicker())
+    known = candidates((999, Busy(healthy=False)), (0, IDLE), (500, IDLE))
+    ranking = profile.run(WORK, known, FIRST)
     assert list(ranking.order) == [2, 1, 0]
-    assert ranking.scores[0] == Score(0.0, {})
-    assert [score.value for score in ranking.scores] == [0.0, 0.5, 1.0]
+    assert ranking.scores == [0.0, 0.5, 1.0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +324,7 @@ class Keep:
     """A filter that keeps fixed positions."""
 
     positions: Sequence[int]
+    is_hard: bool = False
 
     def keep(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[int]:  # noqa: ARG002 - interface
         """Give the fixed positions."""
@@ -283,24 +338,73 @@ class Fixed:
     term: str
     values: Sequence[float]
 
-    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[Score]:  # noqa: ARG002 - interface
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[float]:  # noqa: ARG002 - interface
         """Give the fixed scores."""
-        return [Score(value, {self.term: value}) for value in self.values]
+        return self.values
+
+    def terms(self, work: Work, candidates: Sequence[Candidate]) -> list[Mapping[str, float]]:  # noqa: ARG002 - interface
+        """Give the fixed scores as terms."""
+        return [{self.term: value} for value in self.values]
+
+
+FOUR = candidates(*[(0, IDLE)] * 4)
+
+
+def order_of(*filters: Keep) -> list[int]:
+    """Give the order of four equal candidates behind filters."""
+    profile = Profile(filters, [Weighted(EvenScorer())], MaxScorePicker())
+    return list(profile.run(WORK, FOUR, FIRST).order)
 
 
 def test_filters_work_on_what_the_one_before_left() -> None:
     """Expect positions of later filters to be read among the kept, and mapped back."""
-    profile = Profile([Keep([1, 2, 3]), Keep([0, 2])], [Weighted(EvenScorer())], BestScorePicker())
-    ranking = profile.run(WORK, candidates(*[(0, IDLE)] * 4), first)
-    assert list(ranking.order) == [1, 3, 0, 2]
+    assert order_of(Keep([1, 2, 3]), Keep([0, 2]))[:2] == [1, 3]
+
+
+def test_who_came_further_is_asked_before_who_was_left_out_earlier() -> None:
+    """Expect what the last filter left out ahead of what the first did."""
+    assert order_of(Keep([1, 2, 3]), Keep([0, 2])) == [1, 3, 2, 0]
+
+
+def test_a_filter_that_leaves_nobody_does_not_count() -> None:
+    """Expect all to stay in the running."""
+    assert sorted(order_of(Keep([]))) == [0, 1, 2, 3]
+
+
+def test_who_a_hard_filter_leaves_out_is_not_even_tried() -> None:
+    """Expect them nowhere in the order, though a filter before had only left them behind."""
+    assert order_of(Keep([1, 3], is_hard=True)) == [1, 3]
+    # Hard ones run first: positions of the other are among the two that are left.
+    assert order_of(Keep([1]), Keep([1, 3], is_hard=True)) == [3, 1]
+
+
+def test_hard_filters_that_leave_nobody_refuse_the_request() -> None:
+    """Expect the error that is answered with 503."""
+    with pytest.raises(NoEndpoints):
+        order_of(Keep([], is_hard=True))
+
+
+def test_nobody_to_choose_from_is_no_error() -> None:
+    """Expect an empty ranking of no candidates."""
+    profile = Profile([HealthyFilter()], [Weighted(COST)], MaxScorePicker())
+    assert list(profile.run(WORK, [], FIRST).order) == []
 
 
 def test_several_scorers_make_a_weighted_mean_and_show_all_terms() -> None:
     """Expect (3 x 1 + 1 x 0) / 4 and the other way round, and both names of terms."""
     scorers = [Weighted(Fixed("a", [1.0, 0.0]), 3.0), Weighted(Fixed("b", [0.0, 1.0]))]
-    ranking = Profile([], scorers, BestScorePicker()).run(
-        WORK, candidates((0, IDLE), (0, IDLE)), first
-    )
-    assert [score.value for score in ranking.scores] == [0.75, 0.25]
-    assert ranking.scores[0].terms == {"a": 1.0, "b": 0.0}
+    profile, known = Profile([], scorers, MaxScorePicker()), candidates((0, IDLE), (0, IDLE))
+    ranking = profile.run(WORK, known, FIRST)
+    assert ranking.scores == pytest.approx([0.75, 0.25])
+    assert profile.terms(WORK, known)[0] == {"a": 1.0, "b": 0.0}
     assert list(ranking.order) == [0, 1]
+
+
+def test_a_scorer_without_an_opinion_does_not_count() -> None:
+    """Expect the mean of the others, and everybody alike where nobody has an opinion."""
+    known = candidates((0, IDLE), (0, IDLE))
+    mute = Weighted(Fixed("mute", []), 9.0)
+    other = Weighted(Fixed("a", [1.0, 0.5]), 3.0)
+    profile = Profile([], [mute, other], MaxScorePicker())
+    assert list(profile.run(WORK, known, FIRST).scores) == [1.0, 0.5]
+    assert list(Profile([], [mute], MaxScorePicker()).run(WORK, known, FIRST).scores) == [1.0, 1.0]

@@ -1,0 +1,228 @@
+"""Look at engines' gauges, once for the whole fleet, and share what was seen.
+
+An engine is looked at by the indexer that follows its rank 0; one without events by the one that
+all who are alive agree on. So when an owner dies nobody looks until its leases are over; routers
+notice, and look themselves meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import aiohttp
+
+from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_look import look
+from kvatlas.common.errors import ConfigError, IndexUnavailable
+from kvatlas.common.ids import EndpointName, ModelName
+from kvatlas.common.key_file import read_key
+from kvatlas.common.keyspace import LoadKeys
+from kvatlas.common.log import logger
+from kvatlas.common.redis_client import connect
+from kvatlas.common.redis_routed import OneRedis, RoutedRedis
+from kvatlas.common.settings import EndpointSettings, RedisSettings, Settings
+from kvatlas.common.tasks import Supervisor
+from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
+from kvatlas.indexer.metrics import IndexerMetrics
+from kvatlas.indexer.ownership import Ownership
+from kvatlas.indexer.pace import Pace
+
+_LOG = logger("scraping")
+
+SHARE_S: Final = 0.25
+"""Between two looks at which engines are ours, and two attempts to reach Redis."""
+
+
+@dataclass(slots=True, eq=False)
+class _Engine:
+    """One address, and how far it is looked at.
+
+    Attributes:
+        key: that it asks for.
+        due_s: when it is to be looked at next.
+        is_silent: whether the last look found nothing.
+    """
+
+    settings: EndpointSettings
+    model: ModelName
+    key: str | None
+    pace: Pace
+    due_s: float = 0.0
+    is_looked_at: bool = False
+    is_silent: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Board:
+    """The shared gauges of one model.
+
+    Attributes:
+        seen: what is to be written.
+        is_reached: whether the last write succeeded; nothing is looked at for a Redis that is away.
+        tried_s: when the last write began.
+    """
+
+    writer: GaugeWriter
+    seen: dict[EndpointName, Seen] = field(default_factory=dict)
+    is_reached: bool = True
+    is_writing: bool = False
+    tried_s: float = float("-inf")
+
+
+class Scraping:
+    """Look at the engines that are ours to look at.
+
+    Args:
+        client: shares one connection to each server.
+        ownership: tells which these are.
+        metrics: of the process.
+    """
+
+    def __init__(
+        self,
+        client: OneRedis | RoutedRedis,
+        ownership: Ownership,
+        metrics: IndexerMetrics,
+    ) -> None:
+        self._client = client
+        self._ownership = ownership
+        self._metrics = metrics
+        self._engines: dict[str, _Engine] = {}
+        self._boards: dict[ModelName, _Board] = {}
+        self._mine: list[_Engine] = []
+        self._slots = asyncio.Semaphore(limits.SCRAPES_AT_ONCE_MAX)
+        self._slots_of_silent = asyncio.Semaphore(limits.SCRAPES_OF_SILENT_MAX)
+
+    @classmethod
+    def connect(
+        cls, redis: RedisSettings, ownership: Ownership, metrics: IndexerMetrics
+    ) -> Scraping:
+        """Make one with a connection of its own; nothing is sent yet."""
+        client = connect(redis, timeout_s=limits.REDIS_WRITE_S, connections_max=None)
+        return cls(client, ownership, metrics)
+
+    async def aclose(self) -> None:
+        """Close the connection to Redis."""
+        await self._client.aclose()
+
+    def configure(self, settings: Settings) -> None:
+        """Say which engines there are."""
+        before, self._engines = self._engines, {}
+        for each in settings.endpoints:
+            known = before.get(each.url)
+            if known is not None and known.settings == each:
+                self._engines[each.url] = known
+                continue
+            try:
+                key = read_key(each.api_key_file, "endpoints")
+            except ConfigError:
+                # The index needs no key; routers that have it look at the engine themselves.
+                _LOG.error("endpoint.key_unreadable", endpoint=each.host_port)
+                continue
+            model = settings.model_named(each.model).model
+            pace = Pace(settings.indexer.metrics_interval_s)
+            self._engines[each.url] = _Engine(each, model, key, pace)
+        models = {engine.model for engine in self._engines.values()}
+        self._boards = {
+            model: self._boards.get(model) or _Board(GaugeWriter(self._client, LoadKeys(model)))
+            for model in models
+        }
+
+    async def run(self, tasks: Supervisor, ready: asyncio.Event) -> None:
+        """Look, write and tidy up, for ever. Faults of Redis are waited out.
+
+        Args:
+            tasks: what looks and writes runs in.
+            ready: set when Redis may be written.
+        """
+        await ready.wait()
+        shared_s = forgot_s = float("-inf")
+        async with _session() as session:
+            while True:
+                now_s = monotonic()
+                if now_s - shared_s >= SHARE_S:
+                    self._mine, shared_s = self._ours(), now_s
+                for engine in self._mine:
+                    if now_s >= engine.due_s and not engine.is_looked_at:
+                        engine.is_looked_at = True
+                        tasks.start(self._look(session, engine), "look")
+                for board in self._boards.values():
+                    if not board.is_writing and _has_to_write(board, now_s):
+                        board.is_writing, board.tried_s = True, now_s
+                        tasks.start(self._write(board), "write gauges")
+                if now_s - forgot_s >= limits.GAUGES_FORGET_S:
+                    forgot_s = now_s
+                    tasks.start(self._forget(), "forget gauges")
+                await asyncio.sleep(limits.GAUGES_WRITE_S)
+
+    def _ours(self) -> list[_Engine]:
+        ours = [
+            engine
+            for engine in self._engines.values()
+            if self._boards[engine.model].is_reached and self._is_ours(engine)
+        ]
+        self._metrics.scraped.set(len(ours))
+        return ours
+
+    def _is_ours(self, engine: _Engine) -> bool:
+        if engine.settings.events:
+            return engine.settings.names()[0] in self._ownership.followings
+        return self._ownership.does(f"look {engine.settings.url}")
+
+    async def _look(self, session: aiohttp.ClientSession, engine: _Engine) -> None:
+        async with self._slots_of_silent if engine.is_silent else self._slots:
+            found = await look(session, engine.settings.url, engine.key)
+        self._metrics.scrapes.labels(found.outcome).inc()
+        engine.is_silent, engine.is_looked_at = not found.is_up, False
+        engine.pace.note(found, len(self._mine) / limits.SCRAPES_PER_S_MAX)
+        # Spread, so that engines that begin together are not looked at together for ever.
+        pause_s = engine.pace.pause_s * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+        engine.due_s = monotonic() + pause_s
+        board = self._boards.get(engine.model)
+        if board is not None and self._is_ours(engine):
+            for rank, name in enumerate(engine.settings.names()):
+                board.seen[name] = Seen(found.sample(rank), found.at_s, engine.pace.pause_s)
+
+    async def _write(self, board: _Board) -> None:
+        seen, board.seen = board.seen, {}
+        try:
+            await board.writer.write(seen)
+            board.is_reached = True
+        except IndexUnavailable as error:
+            board.is_reached = False
+            self._metrics.store_errors.labels(error.reason).inc()
+        finally:
+            board.is_writing = False
+
+    async def _forget(self) -> None:
+        names: dict[ModelName, set[EndpointName]] = {}
+        for engine in self._engines.values():
+            names.setdefault(engine.model, set()).update(engine.settings.names())
+        for model, board in list(self._boards.items()):
+            if self._ownership.does(LoadKeys(model).gauges):
+                with suppress(IndexUnavailable):
+                    await board.writer.forget(names.get(model, set()))
+
+
+def _has_to_write(board: _Board, now_s: float) -> bool:
+    if board.is_reached:
+        return bool(board.seen)
+    return now_s - board.tried_s >= SHARE_S
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=limits.SCRAPE_KEEPALIVE_S, ttl_dns_cache=10
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        max_line_size=limits.HEADER_BYTES_MAX,
+        max_field_size=limits.HEADER_BYTES_MAX,
+    )

@@ -1,0 +1,204 @@
+"""The product's own way to choose: its board, its profile, its candidates. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain as joined
+from typing import ClassVar, Final
+
+from kvatlas.common.ids import BlockHash, EndpointName
+from kvatlas.planner.engine import Served
+from kvatlas.planner.jobs import Job
+from kvatlas.planner.policy import Choice, Gauges, Sight
+from kvatlas.router.flights import Board, Launch, RouterId, Stand
+from kvatlas.router.predictions import sketch_of
+from kvatlas.router.scheduling import Adapters, Candidate, Chance, Profile, Work
+
+BELIEVED_TOKENS_PER_S: Final = 10_000.0
+"""What routers believe of engines at first."""
+_NO_ADAPTERS = Adapters()
+_NO_GAUGES = Gauges(0, 0, 0.0)
+_RUN_BITS = 24
+"""Blocks of one run that get hashes of their own; above a million tokens at any block size."""
+
+
+class SimulatedLoad:
+    """What a router knows of an endpoint."""
+
+    __slots__ = ("gauges", "scraped_s", "stand")
+
+    def __init__(self, stand: Stand) -> None:
+        self.stand = stand
+        self.gauges = _NO_GAUGES
+        self.scraped_s = float("-inf")
+
+    healthy = True
+    others_running = 0
+    others_waiting = 0
+    adapters = _NO_ADAPTERS
+
+    @property
+    def requests(self) -> int:
+        """Count all flights there."""
+        return self.stand.requests
+
+    @property
+    def awaiting(self) -> int:
+        """Count those whose prompts are not known to be computed."""
+        return self.stand.awaiting
+
+    @property
+    def queued_tokens(self) -> int:
+        """Sum their uncached prompt tokens."""
+        return self.stand.tokens
+
+    @property
+    def waiting(self) -> int:
+        """Give the engine's own count."""
+        return self.gauges.waiting
+
+    @property
+    def kv_usage(self) -> float:
+        """Give the share of its cache that running jobs hold."""
+        return self.gauges.usage
+
+    @property
+    def token_s(self) -> float:
+        """Give the learned time of a token."""
+        return self.stand.speed.line.token_s
+
+    @property
+    def base_s(self) -> float:
+        """Give the learned time beside the tokens."""
+        return self.stand.speed.line.base_s
+
+    def wait_s(self, now_s: float) -> float:
+        """Estimate the wait for a turn."""
+        return self.stand.wait_s(now_s)
+
+    def gauges_age_s(self, now_s: float) -> float:
+        """Tell how old the gauges are."""
+        return now_s - self.scraped_s
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """How a router takes what it cannot know.
+
+    Attributes:
+        routers: that there are.
+        trust: how much of the fleet's load is known.
+        copies: whether it takes the others to do as it does, as it does while Redis is away.
+    """
+
+    routers: int = 1
+    trust: float = 1.0
+    copies: bool = False
+
+
+class Product:
+    """One router as the product has it.
+
+    Args:
+        names: of the endpoints.
+        me: which router it is.
+        profile: its way to choose.
+        believed_tokens_per_s: what it believes of engines at first.
+    """
+
+    shares: ClassVar[bool] = True
+    scrapes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        names: Sequence[EndpointName],
+        profile: Profile,
+        block_size: int,
+        chance: Chance,
+        *,
+        me: int = 0,
+        knowledge: Knowledge | None = None,
+    ) -> None:
+        self._names = names
+        self._profile = profile
+        self._size = block_size
+        self._chance = chance
+        self._knowledge = knowledge or Knowledge()
+        self.board = Board(_router(me), BELIEVED_TOKENS_PER_S)
+        self._loads = [SimulatedLoad(self.board.stand(name)) for name in names]
+        self._turn = 0
+        self._scraped_s = float("-inf")
+        if self._knowledge.copies:
+            for router in range(self._knowledge.routers):
+                self.board.heard(_router(router), 0.0)
+            self.board.go_blind()
+
+    def choose(self, job: Job, sight: Sight) -> Choice:
+        """Let the profile choose."""
+        self._look(sight)
+        chain = _chain(job)
+        predicted = self.board.predicted(chain, sight.now_s)
+        candidates = self._candidates(job, sight, predicted)
+        work = Work(
+            job.prompt_tokens,
+            sight.now_s,
+            turn=self._turn,
+            trust=self._knowledge.trust,
+            pressure=self.board.pressure(len(candidates), sight.now_s),
+        )
+        self._turn += 1
+        at = self._profile.run(work, candidates, self._chance).order[0]
+        self._profile.note(work, candidates, at)
+        chosen = candidates[at]
+        matched = max(chosen.match_tokens, chosen.predicted_tokens)
+        tokens = job.prompt_tokens - matched
+        sketch = sketch_of(chain, matched // self._size)
+        return Choice(at, tokens, Launch(job.number, chosen.endpoint, tokens, sketch=sketch))
+
+    def launched(self, router: int, served: Served, now_s: float) -> None:
+        """Put a flight on the board."""
+        assert served.launch is not None  # noqa: S101 - this policy made it
+        self.board.launched(_router(router), served.launch, now_s)
+
+    def began(self, router: int, served: Served, now_s: float) -> None:
+        """Note its first byte."""
+        self.board.began(_router(router), served.job.number, now_s)
+
+    def ended(self, router: int, served: Served, now_s: float) -> None:  # noqa: ARG002 - interface
+        """Take it off."""
+        name = self._names[served.endpoint]
+        self.board.ended(_router(router), served.job.number, name)
+
+    def _look(self, sight: Sight) -> None:
+        if sight.scraped_s == self._scraped_s:
+            return
+        self._scraped_s = sight.scraped_s
+        for load, gauges in zip(self._loads, sight.gauges, strict=True):
+            load.gauges, load.scraped_s = gauges, sight.scraped_s
+
+    def _candidates(
+        self, job: Job, sight: Sight, predicted: Mapping[EndpointName, int]
+    ) -> list[Candidate]:
+        size, most = self._size, job.usable_blocks * self._size
+        blocks = sight.blocks
+        candidates = []
+        for at, (name, load) in enumerate(zip(self._names, self._loads, strict=True)):
+            held = min(blocks.get(at, 0) * size, most)
+            coming = min(predicted.get(name, 0) * size, most)
+            candidates.append(Candidate(name, held, max(held, coming), load))
+        return candidates
+
+
+def _router(number: int) -> RouterId:
+    return RouterId(f"router-{number}")
+
+
+def _chain(job: Job) -> list[BlockHash]:
+    """Write the chain of a prompt out, with a hash for each block."""
+    return list(
+        joined.from_iterable(
+            map(BlockHash, range(base := run.number << _RUN_BITS, base + run.length))
+            for run in job.runs
+        )
+    )

@@ -1,0 +1,94 @@
+"""Look at engines ourselves, where nobody else tells how they are.
+
+That is where no indexer has told lately, where one has found nothing, and where an engine has
+failed us: then what we see ourselves decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import aiohttp
+
+from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_look import look
+from kvatlas.router.endpoint import Endpoint, Engine
+from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.metrics import RouterMetrics
+
+FIRST_READ_S: Final = 0.25
+"""For what is shared to be read, at the start, before we look ourselves."""
+
+IsFresh = Callable[[Endpoint, float], bool]
+
+
+class Looks:
+    """Look, for ever.
+
+    Args:
+        session: what engines are asked with.
+        endpoints: whose engines are looked at, and told what was seen.
+        is_fresh: tells whether an endpoint's shared gauges are believed at a moment.
+        metrics: of the process.
+        interval_s: between two looks at one engine.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        endpoints: Endpoints,
+        is_fresh: IsFresh,
+        metrics: RouterMetrics,
+        interval_s: float,
+    ) -> None:
+        self._session = session
+        self._endpoints = endpoints
+        self._is_fresh = is_fresh
+        self._metrics = metrics
+        self._interval_s = interval_s
+        self._due = {engine.url: 0.0 for engine in endpoints.engines()}
+        self._looking: set[str] = set()
+
+    async def run(self, begun: Awaitable[None]) -> None:
+        """Look where it is needed, and follow how many requests our routers have under way.
+
+        Args:
+            begun: done when what is shared has been read once.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(begun, FIRST_READ_S)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                now_s = monotonic()
+                for endpoint in self._endpoints.all():
+                    endpoint.note_requests(now_s)
+                for engine in self._endpoints.engines():
+                    if self._is_needed(engine, now_s):
+                        self._looking.add(engine.url)
+                        group.create_task(self._look(engine))
+                await asyncio.sleep(limits.REQUESTS_NOTED_S)
+
+    def _is_needed(self, engine: Engine, now_s: float) -> bool:
+        if all(not e.failures and self._is_fresh(e, now_s) for e in engine.endpoints):
+            return False
+        return (
+            now_s >= self._due[engine.url]
+            and engine.url not in self._looking
+            and len(self._looking) < limits.LOOKS_AT_ONCE_MAX
+        )
+
+    async def _look(self, engine: Engine) -> None:
+        try:
+            found = await look(self._session, engine.url, engine.api_key)
+        finally:
+            self._looking.discard(engine.url)
+        self._metrics.looks.labels(found.outcome).inc()
+        self._endpoints.note_look(engine, found)
+        # Spread, so that many routers do not ask in step.
+        pause_s = self._interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
+        self._due[engine.url] = monotonic() + pause_s
