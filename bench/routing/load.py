@@ -28,11 +28,13 @@ class Shot:
     Attributes:
         due_s: when, in real seconds since the start.
         url: of the router that gets it.
+        name: its id, which finds it again in logs.
     """
 
     due_s: float
     url: str
     body: bytes
+    name: str = "request"
 
 
 @dataclass(slots=True)
@@ -102,7 +104,7 @@ async def drive(shots: Sequence[Shot], time_scale: float, wait_s: float) -> list
 
 async def _send(session: aiohttp.ClientSession, shot: Shot, answer: Answer) -> None:
     answer.sent = time.perf_counter()
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "X-Request-Id": shot.name}
     try:
         async with session.post(shot.url + PATH, data=shot.body, headers=headers) as response:
             if response.status != 200:

@@ -128,8 +128,9 @@ def _shots(plan: Plan, route: Route) -> list[Shot]:
             arrival.due_s / plan.model.time_scale,
             draw.choice(route.urls),
             plan.maker.chat(MODEL, arrival),
+            f"bench-{number}",
         )
-        for arrival in plan.arrivals
+        for number, arrival in enumerate(plan.arrivals)
     ]
 
 
