@@ -33,6 +33,7 @@ from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import Case, Proof, Sent
 from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
+from kvatlas.router.sessions import answer_headers
 from kvatlas.router.trip import Trip, chosen_id
 from kvatlas.router.usage import Unread
 
@@ -144,7 +145,9 @@ class RouterHttp:
         body = client_body(raw, fields)
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()
-        decision = await self._pipeline.decide(request.path, body.fields, len(raw))
+        decision = await self._pipeline.decide(
+            request.path, body.fields, len(raw), headers=request.headers
+        )
         self._pipeline.note(decision)
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
         return await self._forward(Job(request, trip, body, decision))
@@ -213,6 +216,7 @@ class RouterHttp:
 
     def _our_headers(self, trip: Trip, decision: Decision, judged: Judged) -> list[Header]:
         headers = [("X-Request-Id", trip.request_id)]
+        headers += answer_headers(self._router.session, judged.endpoint.name)
         if self._router.debug_headers:
             headers += [
                 ("x-kvatlas-endpoint", judged.endpoint.name),

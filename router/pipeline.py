@@ -21,7 +21,7 @@ from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.prompt import COMPLETIONS_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
-from kvatlas.common.settings import RouterSettings, Settings
+from kvatlas.common.settings import Settings
 from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.breaker import Breaker
 from kvatlas.router.endpoint import Endpoint
@@ -32,23 +32,17 @@ from kvatlas.router.holders import Match
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.predictions import sketch_of
+from kvatlas.router.profiles import build_profile
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.scheduling import (
     Candidate,
-    CostScorer,
-    EvenScorer,
-    HealthyFilter,
-    MaxScorePicker,
-    Profile,
-    RequestScorer,
-    RoundRobinPicker,
-    Scorer,
-    Weighted,
     Work,
 )
 from kvatlas.router.served_names import Served
+from kvatlas.router.sessions import read, resolve
 
+NO_HEADERS: Final[Mapping[str, str]] = {}
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
 NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "wrongtype"})
 """Reasons of lookups that failed for themselves; the next one may well be answered."""
@@ -90,6 +84,9 @@ class Decision:
         chain: hashes of the prompt's blocks that can be hit, in that size.
         blocks: full blocks of the prompt, in that size.
         work: what was asked of the profile.
+        asked: whom it was asked of, in the order of `candidates`.
+        first: position of the chosen one among them.
+        session: digest of the conversation's id, or None.
         fallback: why the request goes by load alone, or None.
         timings_ms: per stage that ran.
         adapter: the LoRA adapter of the model that is asked for, or None.
@@ -104,6 +101,9 @@ class Decision:
     chain: Sequence[BlockHash]
     blocks: int
     work: Work
+    asked: Sequence[Candidate]
+    first: int
+    session: int | None
     fallback: str | None
     timings_ms: Mapping[str, float]
     is_own_prompt: bool = True
@@ -186,7 +186,8 @@ class Pipeline:
             model: Breaker(limits.LOOKUP_FAILURES_MAX, limits.LOOKUP_PAUSE_S, monotonic)
             for model in self._shards
         }
-        self._profile = profile_for(settings.router)
+        self._profile = build_profile(settings.router, metrics)
+        self._sessions = settings.router.session
         self._turn = 0
         self._chance = random.Random()  # noqa: S311 - spreads load, guards nothing
 
@@ -199,7 +200,13 @@ class Pipeline:
         return self._endpoints.names.adapters()
 
     async def decide(
-        self, path: str, body: Mapping[str, Any], body_bytes: int, *, explains: bool = False
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        body_bytes: int,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        explains: bool = False,
     ) -> Decision:
         """Choose an endpoint.
 
@@ -207,6 +214,7 @@ class Pipeline:
             path: of the request.
             body: its JSON object; `model` names a known model.
             body_bytes: its size.
+            headers: that may tell which conversation it belongs to; any spelling finds a name.
             explains: say what scores are made of.
 
         Raises:
@@ -222,11 +230,13 @@ class Pipeline:
         await log.end_refresh(matches.reading or log.begin_refresh())
         begun = monotonic()
         tokens = matches.token_ids
+        session = read(self._sessions, headers)
         work = Work(
             body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE if tokens is None else len(tokens),
             now_s=begun,
             turn=self._turn,
             adapter=served.adapter,
+            session=resolve(session, (each.name for each in endpoints), log.board),
             trust=log.trust(begun),
             pressure=log.board.pressure(len(endpoints), begun),
             is_matched=matches.fallback is None,
@@ -255,6 +265,9 @@ class Pipeline:
             chain=matches.chains.get(size, ()),
             blocks=matches.blocks.get(size, 0),
             work=work,
+            asked=candidates,
+            first=ranking.order[0],
+            session=session.number,
             fallback=matches.fallback,
             timings_ms=matches.timings_ms,
         )
@@ -275,12 +288,14 @@ class Pipeline:
         # It computes what neither the endpoint nor the prompts before it in the queue have.
         tokens = max(0, decision.work.prompt_tokens - held * size)
         chain = decision.chain if size == decision.block_size else ()
-        launch = Launch(0, judged.endpoint.name, tokens, is_silent, sketch_of(chain, held))
+        sketch = sketch_of(chain, held)
+        launch = Launch(0, judged.endpoint.name, tokens, is_silent, sketch, decision.session)
         return self._flights.of(decision.model).flight(launch)
 
     def note(self, decision: Decision) -> None:
         """Count a decision that a request follows."""
         self._turn += 1
+        self._profile.note(decision.work, decision.asked, decision.first)
         for stage, spent_ms in decision.timings_ms.items():
             self._metrics.stage_seconds.labels(stage).observe(spent_ms / 1e3)
         if decision.fallback is not None:
@@ -429,15 +444,3 @@ def _judged(
     tokens = match.blocks * (endpoint.block_size or 0)
     epoch = match.epochs[endpoint.name]
     return Judged(endpoint, match.blocks, tokens, max(soon, match.blocks), epoch, score, terms)
-
-
-def profile_for(settings: RouterSettings) -> Profile:
-    """Put together the configured way to choose."""
-    scorers: dict[str, Scorer] = {
-        "prefix": CostScorer(settings.work_price),
-        "least-load": RequestScorer(),
-        "round-robin": EvenScorer(),
-    }
-    takes_turns = settings.policy == "round-robin"
-    picker = RoundRobinPicker() if takes_turns else MaxScorePicker()
-    return Profile([HealthyFilter()], [Weighted(scorers[settings.policy])], picker)
