@@ -19,7 +19,7 @@ RETRY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class Habits:
     """How runs are made.
 
     Attributes:
@@ -44,7 +44,7 @@ class Comparison:
     """
 
     routers: Sequence[str]
-    bounds: Bounds
+    habits: Habits
     json: Path | None
     keep: Path | None
     figures: dict[str, Any]
@@ -56,7 +56,7 @@ class Comparison:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in self.routers}
         found = {**facts, "runs": runs}
         self.figures.setdefault("rates", {})[str(rate)] = found
-        for number in range(self.bounds.runs):
+        for number in range(self.habits.runs):
             for name in self.routers:
                 run = self._run(name, rate, number, plan)
                 if run is not None:
@@ -70,7 +70,7 @@ class Comparison:
 
     def _run(self, name: str, rate: float, number: int, plan: Plan) -> dict[str, Any] | None:
         """Make one run, again where the machine was too busy; None where that did not help."""
-        for attempt in range(self.bounds.tries):
+        for attempt in range(self.habits.tries):
             if len(self.failed.get(name, [])) >= FAILURES_MAX:
                 return None
             keep = self.keep and self.keep / f"{name}-x{rate:g}-{number}-{attempt}"
@@ -81,7 +81,7 @@ class Comparison:
                 report.failure(name, str(error))
                 continue
             report.line(name, rate, number, run)
-            if run["machine_share"] <= self.bounds.cpu_max:
+            if run["machine_share"] <= self.habits.cpu_max:
                 return run
             self.discarded.append({"router": name, "rate": rate, **run})
             time.sleep(RETRY_S)

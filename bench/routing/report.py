@@ -29,14 +29,24 @@ def failure(name: str, reason: str) -> None:
     print(f"  {name}: {reason}", flush=True)
 
 
-def table(console: Console, title: str, found: Figures) -> None:
+def title(rate: float, saturation: float, limit_s: float, facts: Figures) -> str:
+    """Say what a rate's table is about."""
+    return (
+        f"x{rate:g}{', saturation' if rate == saturation else ''}: {facts['requests']} requests, "
+        f"{facts['offered_per_s']:.2f}/s; caches without bounds would hit "
+        f"{facts['hit_ceiling']:.1%}; good is a first token within {limit_s:g} s"
+    )
+
+
+def table(console: Console, heading: str, found: Figures) -> None:
     """Print a rate's table."""
-    shown = Table(title=title)
+    shown = Table(title=heading)
     shown.add_column("router")
     heads = ("hit share", "TTFT mean s", "p50", "p90", "p99", "good/s", "errors",
              "busiest engine", "router us/request", "shared us", "machine")  # fmt: skip
     for head in heads:
         shown.add_column(head, justify="right")
+    shown.add_row("oracle, simulated", *_bound(found["oracle"], found["offered_per_s"], len(heads)))
     for name, runs in found["runs"].items():
         if runs:
             figures = spreads([_numbers(run) for run in runs])
@@ -68,6 +78,18 @@ def _cells(figures: Mapping[str, Spread]) -> list[str]:
         _cell(figures["shared_us_per_request"], 0),
         _percent(figures["machine_share"]),
     ]
+
+
+def _bound(oracle: Figures, offered_per_s: float, columns: int) -> list[str]:
+    """Write the oracle's row; what is of processes stays empty."""
+    cells = [
+        f"{oracle['hit_share'] * 100:.1f} %",
+        *(f"{oracle[f'ttft_{name}_s']:.3f}" for name in ("mean", "p50", "p90", "p99")),
+        f"{oracle['goodput'] * offered_per_s:.2f}",
+        "0",
+        f"{oracle['peak']:.2f}",
+    ]
+    return cells + [""] * (columns - len(cells))
 
 
 def _cell(spread: Spread, digits: int) -> str:

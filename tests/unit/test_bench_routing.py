@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.routing.bounds import Bounds
 from bench.routing.figures import Outcome, Spread, balance, latency, spreads
 from bench.routing.load import Answer
 from bench.routing.prompts import PromptMaker
 from bench.routing.ring import LOAD_FACTOR, Ring
-from bench.routing.trace import Arrival, Line, Slice, cut, hit_ceiling
+from bench.routing.site import Model
+from bench.routing.trace import Arrival, Slice, scaled
 from bench.routing.words import demo_words
 from kvatlas.common.prompt import CHAT_PATH, PromptBuilder, demo_model_path
 from kvatlas.common.settings import ModelSettings
+from kvatlas.planner.trace import Record
 
 PER_ID = 64
 
@@ -27,28 +30,36 @@ def words() -> list[str]:
     return demo_words()
 
 
+def record(at_s: float, prompt: int = 512, output: int = 8) -> Record:
+    """Write a request of a trace."""
+    return Record(at_s * 1e3, prompt, output, tuple(range(-(-prompt // 512))))
+
+
 def test_slice_keeps_times_between_arrivals_at_the_rate() -> None:
     """A rate of 2 halves the times between arrivals; what is outside the slice is left out."""
-    lines = [Line(at, 512, 8, (0,)) for at in (9.9, 10.0, 13.0, 29.9, 30.0)]
-    arrivals = cut(lines, Slice(start_s=10.0, length_s=10.0, rate=2.0), PER_ID)
-    assert [each.due_s for each in arrivals] == pytest.approx([0.0, 1.5, 9.95])
+    part = Slice(start_s=10.0, length_s=10.0, rate=2.0)
+    records = part.records([record(at) for at in (9.9, 10.0, 13.0, 29.9, 30.0)])
+    assert [part.due_s(each) for each in records] == pytest.approx([0.0, 1.5, 9.95])
 
 
-def test_slice_scales_lengths_up_rather_than_down() -> None:
+@pytest.mark.parametrize(("given", "expected"), [((513, 1), (65, 1)), ((1_024, 17), (128, 3))])
+def test_lengths_are_scaled_up_rather_than_down(
+    given: tuple[int, int], expected: tuple[int, int]
+) -> None:
     """With 64 tokens for 512 lengths are an eighth, and the last id keeps a token at least."""
-    lines = [Line(0.0, 513, 1, (0, 1)), Line(0.0, 1_024, 17, (0, 1))]
-    arrivals = cut(lines, Slice(0.0, 1.0, 1.0), PER_ID)
-    assert [(x.prompt_tokens, x.answer_tokens) for x in arrivals] == [(65, 1), (128, 3)]
+    arrival = scaled(record(0.0, *given), 0.0, PER_ID)
+    assert (arrival.prompt_tokens, arrival.answer_tokens) == expected
 
 
-def test_hit_ceiling_ends_a_prefix_at_the_first_unknown_id() -> None:
-    """An id that is known behind an unknown one is no hit; the last token is always computed."""
-    arrivals = [
-        Arrival(0.0, 3 * PER_ID, 1, (0, 1, 2)),
-        Arrival(1.0, 3 * PER_ID, 1, (0, 9, 2)),
-        Arrival(2.0, 3 * PER_ID, 1, (0, 1, 2)),
-    ]
-    assert hit_ceiling(arrivals, PER_ID) == pytest.approx((PER_ID + 3 * PER_ID - 1) / (9 * PER_ID))
+def test_saturation_is_where_the_oracle_falls_under_its_goodput() -> None:
+    """One engine that prefills two prompts in a second, and a prompt a second in the trace."""
+    model = Model(engines=1, prefill_tokens_per_s=1_024.0, decode_step_ms=0.0, cache_tokens=2_048)
+    # No two prompts share anything.
+    trace = [Record(at * 1e3, 512, 1, (at,)) for at in range(600)]
+    bounds = Bounds(trace, model, limit_s=1.0)
+    full = bounds.saturation(Slice(0.0, 60.0, 1.0))
+    assert full == pytest.approx(2.0, abs=0.1)
+    assert bounds.oracle(Slice(0.0, 60.0, full - 0.1)).goodput >= 0.95
 
 
 def test_prompt_has_the_tokens_of_the_trace_and_equal_ids_give_equal_prefixes(
