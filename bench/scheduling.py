@@ -17,7 +17,6 @@ from kvatlas.common.keyspace import Shard
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.flights import Board, Launch, RouterId
-from kvatlas.router.prefill_speed import PrefillSpeed
 from kvatlas.router.profiles import build_profile
 from kvatlas.router.scheduling import Candidate, Profile, Work
 from kvatlas.router.scheduling.build import Builder
@@ -77,7 +76,7 @@ def refuse(plugin: str, fault: Fault, error: Exception | None) -> None:
 
 def fleet(size: int) -> list[Candidate]:
     """Make candidates with the router's own endpoints and board behind them."""
-    board = Board(RouterId("me"), lambda _name: PrefillSpeed(8_000.0))
+    board = Board(RouterId("me"), 8_000.0)
     candidates = []
     for i in range(size):
         name = EndpointName(f"10.0.{i // 256}.{i % 256}:8000")

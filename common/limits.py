@@ -183,6 +183,10 @@ FLIGHT_ENTRIES_MAX: Final = 16_384
 """Entries that a stream keeps: seconds of them, at about 0.5 KB."""
 FLIGHT_LOG_S: Final = 60
 """Without a router until a stream is gone."""
+LAUNCHES_HEARD_MAX: Final = 1_024
+"""Entries with launches of others whose place is known, to find decisions of the same moment."""
+DECISIONS_MAX: Final = 3
+"""Times that a request is decided on when others decide at the same moments."""
 FLIGHTS_READ_MAX: Final = 4_096
 """Entries read at once; the rest is read next time."""
 BOARD_POLL_S: Final = 0.25

@@ -1,9 +1,12 @@
 """Tell other routers of own flights, and hear of theirs: one Redis stream per model.
 
 A decision reads what is new along with its lookup, and writes one entry; what happens in the same
-moment shares it. Nothing that goes wrong here fails a request: while Redis is away the board goes
-blind after a second (`trust` falls before), and whatever was missed is made good by the state that
-each router tells once a second.
+moment shares it. With the entry comes back what others told before it: the stream puts all
+decisions in one order, and of two that did not know of each other the later one is made again.
+
+Nothing that goes wrong here fails a request: while Redis is away the board goes blind after a
+second (`trust` falls before), and whatever was missed is made good by the state that each router
+tells once a second.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -32,9 +36,6 @@ from kvatlas.router.flights import Board, Launch, RouterId
 from kvatlas.router.metrics import RouterMetrics
 
 _LOG = logger("flights")
-
-OLDEST: Final = b"0"
-"""Stands before every entry."""
 
 
 def new_router_id() -> RouterId:
@@ -56,12 +57,40 @@ class Clients:
     writer: Redis
 
 
+EntryId = tuple[int, int]
+"""Place of an entry in the stream: milliseconds of Redis' clock, and a number within them."""
+
+NOTHING: Final[EntryId] = (0, 0)
+"""Stands before every entry."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """An entry that is written, or is about to be.
+
+    Attributes:
+        is_told: set when it is written, or could not be.
+        place: where it stands, None while it is not known.
+    """
+
+    is_told: asyncio.Event = field(default_factory=asyncio.Event)
+    place: EntryId | None = None
+
+
 @dataclass(slots=True)
 class OwnFlight:
-    """A request of this router under way with an endpoint."""
+    """A request of this router under way with an endpoint.
+
+    Attributes:
+        launch: as others know it.
+        entry: that tells them of it.
+        heard: what its decision had heard of others.
+    """
 
     log: FlightLog
     launch: Launch
+    entry: _Entry
+    heard: EntryId
     _has_begun: bool = False
 
     def began(self) -> None:
@@ -69,6 +98,25 @@ class OwnFlight:
         if not self._has_begun:
             self._has_begun = True
             self.log.began(self.launch)
+
+    async def is_contested(self) -> bool:
+        """Tell whether others decided at the same moment, and were heard first.
+
+        Where that is so, this flight's decision did not know of theirs, and should be made again.
+        Those that were heard later find out themselves. Alone, nobody waits.
+        """
+        return await self.log.is_contested(self)
+
+    def lift(self) -> None:
+        """Take it off the own board, to decide again where it goes."""
+        self.log.board.ended(self.log.board.me, self.launch.number, self.launch.endpoint)
+
+    def fly_to(self, launch: Launch) -> None:
+        """Put it back, perhaps with another endpoint, of which others are told."""
+        if launch.endpoint == self.launch.endpoint:
+            self.log.board.launched(self.log.board.me, self.launch, monotonic())
+        else:
+            self.log.move(self, launch)
 
 
 class FlightLog:
@@ -90,29 +138,52 @@ class FlightLog:
         self._metrics = metrics
         self._outbox = Outbox()
         self._number = 0
-        self._last = OLDEST
+        self._heard = NOTHING
+        self._launches: deque[EntryId] = deque(maxlen=limits.LAUNCHES_HEARD_MAX)
+        self._entry = _Entry()
         self._read_at = float("-inf")
         self._is_blind = self._is_failing = False
         self._reading: asyncio.Task[None] | None = None
         self._flushing: asyncio.TimerHandle | asyncio.Handle | None = None
-        self._writes: set[asyncio.Task[bytes | None]] = set()
+        self._writes: set[asyncio.Task[None]] = set()
 
     # --- what decisions need ------------------------------------------------------------------
 
     @contextmanager
     def flight(self, launch: Launch) -> Iterator[OwnFlight]:
         """Count a request in, and out again whatever happens; it is numbered here."""
+        flight = OwnFlight(self, self._launch(launch), self._entry, self._heard)
+        try:
+            yield flight
+        finally:
+            launch = flight.launch
+            self.board.ended(self.board.me, launch.number, launch.endpoint)
+            self._outbox.ended.append((launch.number, launch.endpoint))
+            self._flush_later()
+
+    def move(self, flight: OwnFlight, launch: Launch) -> None:
+        """Tell that an own flight, which is off the board, goes elsewhere."""
+        self._outbox.ended.append((flight.launch.number, flight.launch.endpoint))
+        flight.launch, flight.entry, flight.heard = self._launch(launch), self._entry, self._heard
+
+    async def is_contested(self, flight: OwnFlight) -> bool:
+        """Tell whether launches of others stand before this one that its decision did not know."""
+        if self.board.routers == 1 or self._is_failing:
+            return False
+        with suppress(TimeoutError), Deadline(limits.LOOKUP_S, limits.LOOKUP_GRACE_S):
+            await flight.entry.is_told.wait()
+        place = flight.entry.place
+        return place is not None and any(
+            flight.heard < other < place for other in reversed(self._launches)
+        )
+
+    def _launch(self, launch: Launch) -> Launch:
         self._number += 1
         launch = launch._replace(number=self._number)
         self.board.launched(self.board.me, launch, monotonic())
         self._outbox.launch(launch)
         self._flush_soon()
-        try:
-            yield OwnFlight(self, launch)
-        finally:
-            self.board.ended(self.board.me, launch.number, launch.endpoint)
-            self._outbox.ended.append((launch.number, launch.endpoint))
-            self._flush_later()
+        return launch
 
     def began(self, launch: Launch) -> None:
         """Note the first byte of an own flight."""
@@ -168,27 +239,33 @@ class FlightLog:
         await self._write(state_fields(self.board.me, [], {}))
 
     async def _read(self) -> None:
-        key, last = self._keys.flights, self._last
         try:
             with guard(), Deadline(limits.LOOKUP_S, limits.LOOKUP_GRACE_S):
-                reply = await _call(
-                    self._clients.reader,
-                    "XREAD",
-                    "COUNT",
-                    limits.FLIGHTS_READ_MAX,
-                    "STREAMS",
-                    key,
-                    last,
-                )
+                reply = await _call(self._clients.reader, *self._what_is_new())
         except IndexUnavailable as error:
             self._metrics.board_errors.labels(error.reason).inc()
             self._is_failing = True
             return
+        self._take(reply)
+
+    def _what_is_new(self) -> tuple[RedisArg, ...]:
+        """Give the command that reads it."""
+        last = f"{self._heard[0]}-{self._heard[1]}"
+        return ("XREAD", "COUNT", limits.FLIGHTS_READ_MAX, "STREAMS", self._keys.flights, last)
+
+    def _take(self, reply: Any) -> None:
+        """Take over what was read; readings overlap, so each entry counts once."""
         now = monotonic()
         for entry_id, fields in _entries(reply):
-            self._last = entry_id
-            if not apply_entry(self.board, fields, _redis_s(entry_id), now):
+            place = _place(entry_id)
+            if place <= self._heard:
+                continue
+            self._heard = place
+            heard = apply_entry(self.board, fields, place[0] / 1e3, now)
+            if heard is None:
                 self._metrics.board_errors.labels("foreign_entry").inc()
+            elif heard:
+                self._launches.append(place)
         self._read_at = now
         self._is_failing = False
         if self._is_blind:
@@ -200,7 +277,7 @@ class FlightLog:
         """Take others to do as this router does, and hear of them from the oldest entry on."""
         self._is_blind = True
         self.board.go_blind()
-        self._last = OLDEST
+        self._heard = NOTHING
         _LOG.warning("board.blind")
 
     async def _tell_state(self) -> None:
@@ -208,16 +285,15 @@ class FlightLog:
         awaiting, running = self.board.under_way()
         # What is not yet told is in the state.
         self._outbox = Outbox()
-        entry_id = await self._write(
+        place = await self._write(
             state_fields(self.board.me, awaiting[-limits.STATE_FLIGHTS_MAX :], running)
         )
-        if entry_id is None:
+        if place is None:
             return
-        redis_s = _redis_s(entry_id)
-        if redis_s < _redis_s(self._last):
+        if place < self._heard:
             # The clock of another server, behind that of the one before it.
-            self._last = OLDEST
-        for router in self.board.bury(redis_s):
+            self._heard = NOTHING
+        for router in self.board.bury(place[0] / 1e3):
             _LOG.warning("router.silent", router=router)
         self._metrics.routers.labels(self._keys.model).set(self.board.routers)
 
@@ -242,35 +318,47 @@ class FlightLog:
         fields = self._outbox.take(self.board.me)
         if not fields:
             return
+        entry, self._entry = self._entry, _Entry()
         if len(self._writes) >= limits.FLIGHT_WRITES_MAX:
             # Redis does not keep up; the next state will say it all.
             self._metrics.board_errors.labels("dropped").inc()
+            entry.is_told.set()
             return
-        task = asyncio.ensure_future(self._write(fields))
+        task = asyncio.ensure_future(self._tell(fields, entry))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
-    async def _write(self, fields: Fields) -> bytes | None:
-        """Append an entry; give its id, None where that failed."""
-        key, writer = self._keys.flights, self._clients.writer
+    async def _tell(self, fields: Fields, entry: _Entry) -> None:
+        """Append an entry, and hear what was told before it."""
+        try:
+            entry.place = await self._write(fields)
+        finally:
+            entry.is_told.set()
+
+    async def _write(self, fields: Fields) -> EntryId | None:
+        """Append an entry, and read what is new; give its place, None where that failed."""
+        key = self._keys.flights
+        pipe = self._clients.writer.pipeline(transaction=False)
+        pipe.execute_command("XADD", key, "MAXLEN", "~", limits.FLIGHT_ENTRIES_MAX, "*", *fields)
+        pipe.execute_command(*self._what_is_new())
+        if "state" in fields:
+            # A model that nobody routes to any more leaves nothing behind.
+            pipe.execute_command("EXPIRE", key, limits.FLIGHT_LOG_S)
         try:
             with guard():
                 async with asyncio.timeout(limits.REDIS_WRITE_S):
-                    entry_id: bytes = await _call(
-                        writer, "XADD", key, "MAXLEN", "~", limits.FLIGHT_ENTRIES_MAX, "*", *fields
-                    )
-                    if "state" in fields:
-                        # A model that nobody routes to any more leaves nothing behind.
-                        await _call(writer, "EXPIRE", key, limits.FLIGHT_LOG_S)
+                    entry_id, reply, *_ = await pipe.execute()
         except IndexUnavailable as error:
             self._metrics.board_errors.labels(error.reason).inc()
             return None
-        return entry_id
+        self._take(reply)
+        return _place(entry_id)
 
 
-def _redis_s(entry_id: bytes) -> float:
-    """Read the time of an entry off its id, in seconds of Redis' clock."""
-    return int(entry_id.partition(b"-")[0]) / 1e3
+def _place(entry_id: bytes) -> EntryId:
+    """Read an id."""
+    milliseconds, _, number = entry_id.partition(b"-")
+    return int(milliseconds), int(number)
 
 
 async def _call(client: Redis, *command: RedisArg) -> Any:

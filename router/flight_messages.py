@@ -92,7 +92,7 @@ def state_fields(
     return ["router", router, "state", _encode({"awaiting": told, "running": running})]
 
 
-def apply_entry(board: Board, fields: Sequence[bytes], redis_s: float, now_s: float) -> bool:
+def apply_entry(board: Board, fields: Sequence[bytes], redis_s: float, now_s: float) -> bool | None:
     """Take an entry of the stream over to a board; own entries only count as read.
 
     Args:
@@ -102,20 +102,20 @@ def apply_entry(board: Board, fields: Sequence[bytes], redis_s: float, now_s: fl
         now_s: by the clock of the board's owner.
 
     Returns:
-        Whether it could be read; what cannot be is left out.
+        Whether another router has launched anything; None for what cannot be read and is left out.
     """
     try:
         entry: dict[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=True))
         router = RouterId(entry[b"router"].decode())
         if router == board.me:
-            return True
-        if len(router) > limits.ROUTER_ID_CHARS_MAX:
             return False
+        if len(router) > limits.ROUTER_ID_CHARS_MAX:
+            return None
         board.heard(router, redis_s)
         _apply(board, router, entry, now_s)
     except (ValueError, KeyError, msgspec.MsgspecError):
-        return False
-    return True
+        return None
+    return b"launched" in entry
 
 
 def _apply(board: Board, router: RouterId, entry: Mapping[bytes, bytes], now_s: float) -> None:

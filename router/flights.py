@@ -229,6 +229,7 @@ class Board:
 
         Args:
             endpoints: that there are.
+            now_s: by the clock of the board's owner.
         """
         return self._copies * self._crowd.level(now_s) / max(1, endpoints)
 

@@ -28,6 +28,7 @@ from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
 from kvatlas.router.answers import error_response, explanation, parse_object
 from kvatlas.router.body import ClientBody, client_body
+from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
@@ -50,6 +51,7 @@ class Job:
     trip: Trip
     body: ClientBody
     decision: Decision
+    flight: OwnFlight
 
     def case(self, judged: Judged) -> Case:
         """Put it together with an endpoint."""
@@ -148,9 +150,12 @@ class RouterHttp:
         decision = await self._pipeline.decide(
             request.path, body.fields, len(raw), headers=request.headers
         )
-        self._pipeline.note(decision)
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
-        return await self._forward(Job(request, trip, body, decision))
+        is_silent = fields.get("stream") is not True
+        with self._pipeline.flight(decision, is_silent=is_silent) as flight:
+            decision = await self._pipeline.settle(decision, flight)
+            self._pipeline.note(decision)
+            return await self._forward(Job(request, trip, body, decision, flight))
 
     async def _forward(self, job: Job) -> web.StreamResponse:
         """Send to the best endpoint, and to one other if that one cannot be reached."""
@@ -164,6 +169,8 @@ class RouterHttp:
                 _demand_one_alive(decision)
             job.trip.retries += 1
             self._metrics.retries.labels(decision.model).inc()
+            job.flight.lift()
+            self._pipeline.fly(job.flight, decision, last)
         try:
             return await self._attempt(job, last)
         except UpstreamConnect:
@@ -174,12 +181,7 @@ class RouterHttp:
         endpoint, trip, decision = judged.endpoint, job.trip, job.decision
         trip.endpoint, trip.match_tokens = endpoint.name, judged.match_tokens
         case = job.case(judged)
-
-        is_silent = job.body.fields.get("stream") is not True
         async with AsyncExitStack() as stack:
-            flight = stack.enter_context(
-                self._pipeline.flight(decision, judged, is_silent=is_silent)
-            )
             sent, answer = await self._send(stack, job, case)
             trip.status, trip.is_handed_over = answer.status, sent.is_handed_over
             is_readable = answer.status == HTTPStatus.OK and not answer.headers.get(
@@ -193,7 +195,7 @@ class RouterHttp:
                 self._metrics.first_byte_seconds.labels(decision.model).observe(trip.began())
                 if answer.status == HTTPStatus.OK:
                     # An answer that refuses says nothing about prompts.
-                    flight.began()
+                    job.flight.began()
 
             delivery = Delivery(self._our_headers(trip, decision, judged), reader, first_byte)
             response = await self._proxy.relay(job.request, answer, endpoint, delivery)

@@ -112,6 +112,11 @@ class RouterMetrics:
         self.board_errors = self._counter(
             "board_errors", "Reads and writes of the flight log that failed, by reason.", "reason"
         )
+        self.contested = self._counter(
+            "contested",
+            "Decisions made again, since other routers decided at the same moment.",
+            "model",
+        )
         self.routers = self._gauge(
             "routers", "Routers known to live, this one among them.", "model"
         )

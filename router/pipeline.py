@@ -40,12 +40,54 @@ from kvatlas.router.scheduling import (
     Work,
 )
 from kvatlas.router.served_names import Served
-from kvatlas.router.sessions import read, resolve
+from kvatlas.router.sessions import Session, read, resolve
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
 NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "wrongtype"})
 """Reasons of lookups that failed for themselves; the next one may well be answered."""
+
+
+@dataclass(slots=True)
+class _Matches:
+    """What is known of the prompt when candidates are scored."""
+
+    token_ids: Sequence[int] | None = None
+    sequences: int = 0
+    is_own_prompt: bool = True
+    blocks: dict[int, int] = field(default_factory=dict)
+    chains: dict[int, Sequence[BlockHash]] = field(default_factory=dict)
+    by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
+    reading: asyncio.Task[None] | None = None
+
+    @property
+    def draw(self) -> int | None:
+        """Draw from the beginning of the prompt."""
+        longest = max(self.chains.values(), key=len, default=())
+        return longest[: limits.DRAW_BLOCKS][-1] if longest else None
+
+    fallback: str | None = None
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request as the stages take it."""
+
+    served: Served
+    path: str
+    body: Mapping[str, Any]
+    body_bytes: int
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What decisions about a request are made of, beside the state of the fleet."""
+
+    request: _Request
+    endpoints: Sequence[Endpoint]
+    matches: _Matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +128,7 @@ class Decision:
         work: what was asked of the profile.
         asked: whom it was asked of, in the order of `candidates`.
         first: position of the chosen one among them.
-        session: digest of the conversation's id, or None.
+        ground: what it was made of, to make it again.
         fallback: why the request goes by load alone, or None.
         timings_ms: per stage that ran.
         adapter: the LoRA adapter of the model that is asked for, or None.
@@ -103,7 +145,7 @@ class Decision:
     work: Work
     asked: Sequence[Candidate]
     first: int
-    session: int | None
+    ground: Ground
     fallback: str | None
     timings_ms: Mapping[str, float]
     is_own_prompt: bool = True
@@ -118,38 +160,6 @@ class Decision:
     def chosen(self) -> Judged:
         """Give the best candidate."""
         return self.order[0]
-
-
-@dataclass(slots=True)
-class _Matches:
-    """What is known of the prompt when candidates are scored."""
-
-    token_ids: Sequence[int] | None = None
-    sequences: int = 0
-    is_own_prompt: bool = True
-    blocks: dict[int, int] = field(default_factory=dict)
-    chains: dict[int, Sequence[BlockHash]] = field(default_factory=dict)
-    by_endpoint: dict[EndpointName, Match] = field(default_factory=dict)
-    reading: asyncio.Task[None] | None = None
-
-    @property
-    def draw(self) -> int | None:
-        """Draw from the beginning of the prompt."""
-        longest = max(self.chains.values(), key=len, default=())
-        return longest[: limits.DRAW_BLOCKS][-1] if longest else None
-
-    fallback: str | None = None
-    timings_ms: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A request as the stages take it."""
-
-    served: Served
-    path: str
-    body: Mapping[str, Any]
-    body_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,14 +235,53 @@ class Pipeline:
         endpoints = self._endpoints.candidates(served) if served else []
         if served is None or not endpoints:
             raise NoEndpoints("no endpoint serves this model")
-        matches = await self._match(_Request(served, path, body, body_bytes), endpoints)
+        request = _Request(served, path, body, body_bytes, read(self._sessions, headers))
+        matches = await self._match(request, endpoints)
         log = self._flights.of(served.model)
         await log.end_refresh(matches.reading or log.begin_refresh())
-        begun = monotonic()
+        return self._choose(Ground(request, endpoints, matches), explains=explains)
+
+    def flight(self, decision: Decision, *, is_silent: bool) -> AbstractContextManager[OwnFlight]:
+        """Count a request in with the chosen endpoint, for all routers to see.
+
+        Args:
+            decision: that it follows.
+            is_silent: its answer comes as a whole, so that the first byte tells nothing of the
+                prompt.
+        """
+        launch = _launch(decision, decision.chosen, is_silent=is_silent)
+        return self._flights.of(decision.model).flight(launch)
+
+    async def settle(self, decision: Decision, flight: OwnFlight) -> Decision:
+        """Decide again where other routers decided at the same moment and were heard first.
+
+        Args:
+            decision: that `flight` follows.
+            flight: of the request.
+        """
+        for _ in range(limits.DECISIONS_MAX - 1):
+            if not await flight.is_contested():
+                break
+            flight.lift()
+            decision = self._choose(decision.ground)
+            self._metrics.contested.labels(decision.model).inc()
+            self.fly(flight, decision, decision.chosen)
+        return decision
+
+    def fly(self, flight: OwnFlight, decision: Decision, judged: Judged) -> None:
+        """Put a flight that was lifted on the board again, with any endpoint."""
+        is_silent = flight.launch.is_silent
+        flight.fly_to(_launch(decision, judged, is_silent=is_silent))
+
+    def _choose(self, ground: Ground, *, explains: bool = False) -> Decision:
+        """Rank the endpoints by what is known at this moment."""
+        request, endpoints, matches = ground.request, ground.endpoints, ground.matches
+        served, session = request.served, request.session
+        log, begun = self._flights.of(served.model), monotonic()
         tokens = matches.token_ids
-        session = read(self._sessions, headers)
+        estimate = request.body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE
         work = Work(
-            body_bytes // limits.BYTES_PER_TOKEN_ESTIMATE if tokens is None else len(tokens),
+            estimate if tokens is None else len(tokens),
             now_s=begun,
             turn=self._turn,
             adapter=served.adapter,
@@ -267,30 +316,10 @@ class Pipeline:
             work=work,
             asked=candidates,
             first=ranking.order[0],
-            session=session.number,
+            ground=ground,
             fallback=matches.fallback,
             timings_ms=matches.timings_ms,
         )
-
-    def flight(
-        self, decision: Decision, judged: Judged, *, is_silent: bool
-    ) -> AbstractContextManager[OwnFlight]:
-        """Count a request in with an endpoint, for all routers to see.
-
-        Args:
-            decision: that it follows.
-            judged: the candidate that it goes to.
-            is_silent: its answer comes as a whole, so that the first byte tells nothing of the
-                prompt.
-        """
-        size = judged.endpoint.block_size or 0
-        held = judged.predicted_blocks
-        # It computes what neither the endpoint nor the prompts before it in the queue have.
-        tokens = max(0, decision.work.prompt_tokens - held * size)
-        chain = decision.chain if size == decision.block_size else ()
-        sketch = sketch_of(chain, held)
-        launch = Launch(0, judged.endpoint.name, tokens, is_silent, sketch, decision.session)
-        return self._flights.of(decision.model).flight(launch)
 
     def note(self, decision: Decision) -> None:
         """Count a decision that a request follows."""
@@ -409,6 +438,17 @@ def _chains(
         chains.append(hashes[: max(0, len(tokens) - 1) // size])
         matches.chains[size] = chains[-1]
     return chains
+
+
+def _launch(decision: Decision, judged: Judged, *, is_silent: bool) -> Launch:
+    """Say what a request will do at an endpoint."""
+    size = judged.endpoint.block_size or 0
+    held = judged.predicted_blocks
+    # It computes what neither the endpoint nor the prompts before it in the queue have.
+    tokens = max(0, decision.work.prompt_tokens - held * size)
+    chain = decision.chain if size == decision.block_size else ()
+    session = decision.ground.request.session.number
+    return Launch(0, judged.endpoint.name, tokens, is_silent, sketch_of(chain, held), session)
 
 
 _Predicted = Mapping[EndpointName, int]

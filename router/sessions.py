@@ -62,7 +62,7 @@ def resolve(
 
     The token counts more than the id: who has one got it from us.
     """
-    if session is NO_SESSION:
+    if session == NO_SESSION:
         return None
     names = list(candidates)
     if session.token is not None:

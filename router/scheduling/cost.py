@@ -12,7 +12,7 @@
 Rates and bases are learned from first bytes (`prefill_speed`). Tokens computed again are those
 that the best candidate holds and this one does not. Their price is what they keep from others:
 
-    price = min(work_price_max, work_price x pressure) x trust / endpoints that hold them
+    price = clamp(work_price x pressure, 0.25, 6) x trust / endpoints that hold them
 
 `pressure` is how many requests await their first byte per endpoint, on average of some seconds. A
 second of work makes each of those that come while the queue lasts wait a second longer, and there
@@ -69,10 +69,13 @@ class CostScorer:
 
     Attributes:
         work_price: what work done again costs, in parts of the pressure.
+        work_price_least: least that a millisecond of it costs, so that a burst on an idle fleet
+            does not compute the same prefix everywhere.
         work_price_max: most that a millisecond of it costs, in milliseconds.
     """
 
     work_price: Annotated[Amount, Field(le=100)] = 1.0
+    work_price_least: Annotated[Amount, Field(le=100)] = 0.25
     work_price_max: Annotated[Amount, Field(le=100)] = 6.0
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
@@ -93,7 +96,8 @@ class CostScorer:
         ]
 
     def _price(self, work: Work) -> float:
-        return min(self.work_price_max, self.work_price * work.pressure) * work.trust
+        price = max(self.work_price_least, self.work_price * work.pressure)
+        return min(self.work_price_max, price) * work.trust
 
     def _costs(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Sum the terms below, in seconds; written out, for it is run for every candidate."""
@@ -124,7 +128,9 @@ class CostScorer:
 def _held(work: Work, candidates: Sequence[Candidate]) -> list[int]:
     """Tell how many tokens of the prompt each candidate holds, or may be taken to hold."""
     tokens = work.prompt_tokens
-    held = [min(each.predicted_tokens, tokens) for each in candidates]
+    held = [each.predicted_tokens for each in candidates]
+    if held and max(held) > tokens:
+        held = [min(has, tokens) for has in held]
     if work.session is not None and not work.is_matched:
         for i, candidate in enumerate(candidates):
             if candidate.endpoint == work.session:

@@ -80,6 +80,17 @@ def test_check_config_is_content_with_a_good_one(good: str) -> None:
     assert (result.exit_code, result.stdout) == (0, "fine: 1 models, 0 endpoints\n")
 
 
+def test_check_config_tells_what_is_wrong_with_a_profile(tmp_path: Path) -> None:
+    """Every fault of the scheduling profile is told by its path, with the same exit status."""
+    profile = {"plugins": [{"type": "no-such-scorer"}], "schedulingProfiles": []}
+    path = tmp_path / "bad.yaml"
+    path.write_text(json.dumps({"router": {"profile": profile}}))
+    result = run("check-config", "--config", str(path))
+    assert result.exit_code == 78
+    faults = ("router.profile.plugins.0.type", "router.profile.schedulingProfiles")
+    assert [fault for fault in faults if fault not in result.stderr] == []
+
+
 def test_help_names_every_command_without_colour() -> None:
     """Piped help is plain and lists what there is."""
     result = run("--help")

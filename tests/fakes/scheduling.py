@@ -13,6 +13,8 @@ from kvatlas.router.scheduling.guard import Fault
 TOKEN_S = 0.001
 """Seconds per token: one token is one millisecond."""
 
+NO_ADAPTERS = Adapters()
+
 
 @dataclass(frozen=True, slots=True)
 class Busy:
@@ -28,7 +30,7 @@ class Busy:
     kv_usage: float = 0.0
     token_s: float = TOKEN_S
     base_s: float = 0.0
-    adapters: Adapters = Adapters()
+    adapters: Adapters = NO_ADAPTERS
     gauges_s: float = math.inf
 
     def wait_s(self, now_s: float) -> float:  # noqa: ARG002 - interface

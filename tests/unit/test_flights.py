@@ -226,7 +226,7 @@ def test_what_one_router_tells_another_one_knows() -> None:
     for launch in launches:
         mine.launched(ME, launch, 5.0)
         outbox.launch(launch)
-    assert apply_entry(others, told(outbox.take(ME)), 1.0, 5.0)
+    assert apply_entry(others, told(outbox.take(ME)), 1.0, 5.0) is True
     assert counts(others, A, B) == counts(mine, A, B)
     assert others.predicted(chain(100), 5.0) == mine.predicted(chain(100), 5.0) == {A: 100}
     assert others.session_endpoint(2**64 - 1) == A
@@ -234,11 +234,11 @@ def test_what_one_router_tells_another_one_knows() -> None:
     mine.ended(ME, 3, B)
     outbox.began.append(1)
     outbox.ended.append((3, B))
-    assert apply_entry(others, told(outbox.take(ME)), 1.0, 6.0)
+    assert apply_entry(others, told(outbox.take(ME)), 1.0, 6.0) is False
     assert counts(others, A, B) == counts(mine, A, B) == [(2, 1, 50), (0, 0, 0)]
     assert outbox.take(ME) == []
     fresh = board(RouterId("fresh"))
-    assert apply_entry(fresh, told(state_fields(ME, *mine.under_way())), 1.0, 6.0)
+    assert apply_entry(fresh, told(state_fields(ME, *mine.under_way())), 1.0, 6.0) is False
     assert counts(fresh, A, B) == counts(mine, A, B)
 
 
@@ -246,7 +246,7 @@ def test_own_entries_are_not_counted_twice() -> None:
     """A router reads what it has written itself, and lets it pass."""
     seen, outbox = board(ME), Outbox()
     outbox.launch(Launch(1, A, 100))
-    assert apply_entry(seen, told(outbox.take(ME)), 1.0, 0.0)
+    assert apply_entry(seen, told(outbox.take(ME)), 1.0, 0.0) is False
     assert counts(seen, A) == [(0, 0, 0)]
 
 
@@ -268,7 +268,7 @@ def test_own_entries_are_not_counted_twice() -> None:
 def test_what_cannot_be_read_is_left_out(fields: list[bytes]) -> None:
     """An entry of another hand raises nothing and counts nothing."""
     seen = board()
-    assert not apply_entry(seen, fields, 1.0, 0.0)
+    assert apply_entry(seen, fields, 1.0, 0.0) is None
     assert counts(seen, A) == [(0, 0, 0)]
 
 
@@ -313,7 +313,7 @@ def test_two_boards_agree_and_empty_out(
                 mine.ended(ME, chosen, live[chosen])
                 outbox.ended.append((chosen, live.pop(chosen)))
         if fields := outbox.take(ME):
-            assert apply_entry(others, told(fields), 1.0, now)
+            assert apply_entry(others, told(fields), 1.0, now) is not None
         for each in (A, B):
             mine.stand(each).wait_s(now)
             others.stand(each).wait_s(now)

@@ -33,14 +33,23 @@ from kvatlas.router.scheduling.cost import (
 from tests.fakes.scheduling import FIRST, LAST, TOKEN_S, Busy, candidates
 
 WORK = Work(1_000)
+FULL = Work(1_000, pressure=4.0)
+"""In a fleet where four requests wait per endpoint, so that work costs four times its time."""
 IDLE = Busy()
-COST = CostScorer(4.0)
+COST = CostScorer()
 
 
-def chosen(scorer: CostScorer, *known: tuple[int, Busy], chance: Chance = LAST) -> int:
-    """Give the position of the candidate that a profile with this scorer chooses."""
-    profile = Profile([HealthyFilter()], [Weighted(scorer)], MaxScorePicker())
-    return profile.run(WORK, candidates(*known), chance).order[0]
+def chosen(work: Work, *known: tuple[int, Busy], chance: Chance = LAST) -> int:
+    """Give the position of the candidate that the default profile chooses."""
+    profile = Profile([HealthyFilter()], [Weighted(COST)], MaxScorePicker())
+    return profile.run(work, candidates(*known), chance).order[0]
+
+
+def prices(work: Work, *held: int, scorer: CostScorer = COST) -> list[float]:
+    """Give what work costs idle candidates that hold so many tokens, in milliseconds."""
+    return [
+        terms["work_ms"] for terms in scorer.terms(work, candidates(*((n, IDLE) for n in held)))
+    ]
 
 
 # --- the cost -----------------------------------------------------------------------------------
@@ -56,13 +65,13 @@ def test_the_terms_of_the_cost_follow_the_formula() -> None:
         kv_usage=0.95,
         base_s=0.007,
     )
-    (terms,) = COST.terms(WORK, candidates((400, load)))
+    terms, _ = COST.terms(FULL, candidates((400, load), (900, IDLE)))
     assert terms == {
         "base_ms": pytest.approx(7),
         "queue_ms": pytest.approx(300),
         "others_ms": pytest.approx(WAITING_TOKENS),
         "prefill_ms": pytest.approx(600),
-        "work_ms": pytest.approx(2_400),
+        "work_ms": pytest.approx(4 * 500),
         "decode_ms": pytest.approx(2 * 4 + 8 / 2),
         "cache_ms": pytest.approx(3.0),
     }
@@ -73,10 +82,17 @@ def test_the_terms_of_the_cost_follow_the_formula() -> None:
     queued=st.integers(0, 5_000),
     others=st.integers(0, 50),
     usage=st.floats(0.0, 1.0),
-    trust=st.floats(0.0, 1.0),
+    work=st.builds(
+        Work,
+        prompt_tokens=st.just(1_000),
+        trust=st.floats(0.0, 1.0),
+        pressure=st.floats(0.0, 10.0),
+        is_matched=st.booleans(),
+        session=st.sampled_from([None, EndpointName("e1")]),
+    ),
 )
 def test_scores_are_made_of_the_terms(
-    matches: list[int], queued: int, others: int, usage: float, trust: float
+    matches: list[int], queued: int, others: int, usage: float, work: Work
 ) -> None:
     """Expect a score to be the least sum of terms over the own, whatever is known."""
     loads = [
@@ -91,16 +107,49 @@ def test_scores_are_made_of_the_terms(
         for i in range(len(matches))
     ]
     known = candidates(*zip(matches, loads, strict=True))
-    work = Work(1_000, trust=trust, session=EndpointName("e1"))
     sums = [sum(terms.values()) for terms in COST.terms(work, known)]
     assert COST.score(work, known) == pytest.approx([min(sums) / each for each in sums])
 
 
-def test_the_price_on_work_fades_with_trust() -> None:
+# --- the price of work --------------------------------------------------------------------------
+
+
+def test_only_what_somebody_holds_is_computed_again() -> None:
+    """Expect what nobody holds to cost nothing: it must be computed wherever the request goes."""
+    assert prices(FULL, 0, 0) == [0.0, 0.0]
+    assert prices(FULL, 300, 100, 0) == pytest.approx([0.0, 4 * 200, 4 * 300])
+
+
+def test_work_costs_what_it_keeps_from_those_that_wait() -> None:
+    """Expect nothing in an idle fleet, as much as wait per endpoint in a full one, six at most."""
+    told = [prices(Work(1_000, pressure=n), 100, 0)[1] for n in (0.0, 0.5, 4.0, 6.0, 60.0)]
+    assert told == pytest.approx([0, 50, 400, 600, 600])
+    half = CostScorer(0.5, 1.0)
+    assert prices(Work(1_000, pressure=1.0), 100, 0, scorer=half)[1] == pytest.approx(50)
+    assert prices(FULL, 100, 0, scorer=half)[1] == pytest.approx(100)
+
+
+def test_the_price_fades_with_trust() -> None:
     """Expect half the price for half the trust, and none without."""
-    known = candidates((0, IDLE))
-    told = [COST.terms(Work(1_000, trust=t), known)[0]["work_ms"] for t in (1.0, 0.5, 0.0)]
-    assert told == pytest.approx([4_000, 2_000, 0])
+    told = [prices(replace(FULL, trust=trust), 100, 0)[1] for trust in (1.0, 0.5, 0.0)]
+    assert told == pytest.approx([400, 200, 0])
+
+
+def test_what_many_hold_is_shared_out_among_them() -> None:
+    """Expect the price in as many parts as endpoints hold at least half of what is lost."""
+    assert prices(FULL, 800, 0) == pytest.approx([0, 4 * 800])
+    assert prices(FULL, 800, 800, 0) == pytest.approx([0, 0, 4 * 800 / 2])
+    assert prices(FULL, 800, 400, 399, 0)[3] == pytest.approx(4 * 800 / 2)
+    # To the third what is lost lies above 400, and half of that ends at 600.
+    assert prices(FULL, 800, 599, 400)[2] == pytest.approx(4 * 400)
+    assert prices(FULL, 800, 600, 400)[2] == pytest.approx(4 * 400 / 2)
+
+
+def test_a_hot_prefix_spreads() -> None:
+    """Expect the same queue at all that hold it to be waited in while few do, and not when many."""
+    warm = (900, Busy(requests=1, queued_tokens=2_000))
+    assert chosen(FULL, (0, IDLE), warm) == 1
+    assert chosen(FULL, (0, IDLE), *[warm] * 4) == 0
 
 
 def test_what_is_about_to_be_cached_counts_as_cached() -> None:
@@ -162,7 +211,7 @@ def test_stale_gauges_never_outweigh_one_block(  # noqa: PLR0917 - one argument 
     match, token_s = min(block, prompt - 1), 1.0 / rate
     warm = Busy(others_running=running, kv_usage=usage, token_s=token_s)
     known = candidates((0, Busy(token_s=token_s)), (match, warm))
-    work = Work(prompt, session=EndpointName("e0"))
+    work = Work(prompt, session=EndpointName("e0"), pressure=1.0)
     cold, hot = CostScorer(price).score(work, known)
     assert hot == 1.0
     assert cold < 1.0
@@ -178,30 +227,30 @@ def test_the_hints_are_below_the_smallest_block() -> None:
 
 def test_a_long_queue_outweighs_a_short_match() -> None:
     """Expect the idle endpoint when what is queued at the warm one costs more than the match."""
-    assert chosen(COST, (32, Busy(requests=1, queued_tokens=5_000)), (0, IDLE)) == 1
+    assert chosen(WORK, (32, Busy(requests=1, queued_tokens=5_000)), (0, IDLE)) == 1
 
 
 def test_a_long_match_outweighs_a_short_queue() -> None:
     """Expect the warm endpoint when its queue is shorter than what it saves."""
-    assert chosen(COST, (900, Busy(requests=1, queued_tokens=400)), (0, IDLE)) == 0
+    assert chosen(WORK, (900, Busy(requests=1, queued_tokens=400)), (0, IDLE)) == 0
 
 
 def test_the_price_on_work_holds_on_to_a_match_for_longer() -> None:
-    """Expect the same queue to be worth waiting in only when work has a price."""
+    """Expect the same queue to be worth waiting in only while the fleet is busy."""
     warm, cold = (500, Busy(requests=1, queued_tokens=900)), (0, IDLE)
-    assert chosen(CostScorer(0.0), warm, cold) == 1
-    assert chosen(CostScorer(4.0), warm, cold) == 0
+    assert chosen(WORK, warm, cold) == 1
+    assert chosen(FULL, warm, cold) == 0
 
 
 def test_others_that_wait_count_as_whole_requests() -> None:
     """Expect an endpoint where others queue to be left to them."""
-    assert chosen(COST, (160, Busy(others_waiting=2)), (0, IDLE)) == 1
+    assert chosen(WORK, (160, Busy(others_waiting=2)), (0, IDLE)) == 1
 
 
 def test_among_equal_matches_the_less_busy_wins() -> None:
     """Expect own and others' running requests each to tip an even balance."""
-    assert chosen(COST, (0, IDLE), (0, Busy(requests=1))) == 0
-    assert chosen(COST, (0, Busy(others_running=31)), (0, Busy(others_running=32))) == 0
+    assert chosen(WORK, (0, IDLE), (0, Busy(requests=1))) == 0
+    assert chosen(WORK, (0, Busy(others_running=31)), (0, Busy(others_running=32))) == 0
 
 
 @given(
@@ -234,22 +283,27 @@ def test_a_session_settles_a_tie() -> None:
 
 
 def test_a_session_is_worth_next_to_nothing_where_matches_are_known() -> None:
-    """Expect one token's worth, in its own term."""
-    work = Work(1_000, session=EndpointName("e1"))
-    idle, at_home = COST.terms(work, candidates((0, IDLE), (0, IDLE)))
-    assert "session_ms" not in idle
+    """Expect one token's worth, in its own term, and nothing else to change."""
+    known = candidates((0, IDLE), (0, IDLE))
+    idle, at_home = COST.terms(Work(1_000, session=EndpointName("e1")), known)
+    assert idle["session_ms"] == 0.0
     assert at_home["session_ms"] == pytest.approx(-SESSION_TOKENS * TOKEN_S * 1e3)
+    del idle["session_ms"], at_home["session_ms"]
+    assert [idle, at_home] == COST.terms(WORK, known)
 
 
 def test_without_matches_the_endpoint_of_the_conversation_is_taken_to_hold_most() -> None:
     """Expect it to win over a short queue, and to lose to one longer than what it saves."""
-    work = Work(1_000, session=EndpointName("e0"), is_matched=False)
-    saved = round(SESSION_SHARE * 1_000 * 5)
-    near = candidates((0, Busy(requests=1, queued_tokens=saved - 100)), (0, IDLE))
-    far = candidates((0, Busy(requests=1, queued_tokens=saved + 100)), (0, IDLE))
-    assert COST.score(work, near)[0] == 1.0
-    assert COST.score(work, far)[1] == 1.0
-    assert COST.terms(work, near)[0]["session_ms"] == pytest.approx(-saved)
+    home = EndpointName("e0")
+    work = Work(1_000, session=home, is_matched=False)
+    saved = round(SESSION_SHARE * 1_000)
+    for queued, best in ((saved - 100, 0), (saved + 100, 1)):
+        known = candidates((0, Busy(requests=1, queued_tokens=queued)), (0, IDLE))
+        assert COST.score(work, known)[best] == 1.0
+    assert COST.terms(work, known)[0]["prefill_ms"] == pytest.approx(1_000 - saved)
+    # And what it is taken to hold has its price elsewhere, like any match.
+    busy = replace(work, pressure=1.0)
+    assert COST.terms(busy, known)[1]["work_ms"] == pytest.approx(saved)
 
 
 def test_a_session_makes_no_cost_negative() -> None:

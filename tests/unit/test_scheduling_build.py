@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -284,8 +285,6 @@ def test_a_profile_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("KVATLAS_ROUTER__PROFILE", yaml.safe_dump(config(), default_flow_style=True))
     with pytest.raises(ConfigError):
         load(None)
-    import json
-
     monkeypatch.setenv("KVATLAS_ROUTER__PROFILE", json.dumps(config()))
     assert load(None).router.profile == config()
 

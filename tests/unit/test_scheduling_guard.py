@@ -101,7 +101,7 @@ def test_scores_are_made_good(answer: Any, scores: list[float], fault: str | Non
         ([0, 0], [0, 1, 2], "positions"),
         ([3], [0, 1, 2], "positions"),
         ([-1], [0, 1, 2], "positions"),
-        (lambda: itertools.count(), [0, 1, 2], "positions"),
+        (itertools.count, [0, 1, 2], "positions"),
         ([0.0], [0, 1, 2], "raised"),
         (["e0"], [0, 1, 2], "raised"),
         (RAISES, [0, 1, 2], "raised"),
