@@ -19,7 +19,7 @@ from rich.console import Console
 from bench.index.machine import load_average, prefer_redis_7
 from bench.routing import report
 from bench.routing.bounds import Bounds
-from bench.routing.compare import Comparison, Habits
+from bench.routing.compare import Case, Comparison, Habits
 from bench.routing.prompts import PromptMaker
 from bench.routing.routers import ROUTERS
 from bench.routing.run import Plan
@@ -50,6 +50,7 @@ def compare(options: argparse.Namespace, console: Console) -> None:
     habits = Habits(runs, options.tries, options.cpu_max)
     comparison = Comparison(options.routers, habits, options.json, options.keep, figures)
     maker = PromptMaker(demo_words(), options.tokens_per_id)
+    cases = []
     for rate in rates[-1:] if options.quick else rates:
         part = Slice(options.start, options.length, rate)
         records = part.records(trace)
@@ -61,9 +62,11 @@ def compare(options: argparse.Namespace, console: Console) -> None:
             "hit_ceiling": bounds.ceiling(part),
             "oracle": asdict(bounds.oracle(part)),
         }
-        title = report.title(rate, full, options.ttft_limit, facts)
-        console.print(title)
-        report.table(console, title, comparison.at(rate, plan, facts))
+        cases.append(Case(rate, plan, facts))
+    comparison.make(cases)
+    for case in cases:
+        title = report.title(case.rate, full, options.ttft_limit, case.facts)
+        report.table(console, title, case.facts, case.runs)
     report.notes(console, comparison.reasons(), len(comparison.discarded))
     console.print(f"{time.perf_counter() - begun:.0f} s")
 

@@ -33,6 +33,21 @@ class Habits:
     cpu_max: float
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A rate, and what came of it.
+
+    Attributes:
+        facts: what is known of it beforehand.
+        runs: those that count, by router.
+    """
+
+    rate: float
+    plan: Plan
+    facts: dict[str, Any]
+    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Comparison:
     """Make runs and keep their figures.
@@ -51,43 +66,44 @@ class Comparison:
     discarded: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, list[str]] = field(default_factory=dict)
 
-    def at(self, rate: float, plan: Plan, facts: dict[str, Any]) -> dict[str, Any]:
-        """Run every router in turn, as often as wanted, at a rate of which `facts` are known."""
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in self.routers}
-        found = {**facts, "runs": runs}
-        self.figures.setdefault("rates", {})[str(rate)] = found
+    def make(self, cases: Sequence[Case]) -> None:
+        """Run every router at every rate in turn, as often as wanted."""
         for number in range(self.habits.runs):
-            for name in self.routers:
-                run = self._run(name, rate, number, plan)
-                if run is not None:
-                    runs[name].append(run)
-                self._save()
-        return found
+            for case in cases:
+                for name in self.routers:
+                    run = self._run(name, case, number)
+                    if run is not None:
+                        case.runs.setdefault(name, []).append(run)
+                    self._save(cases)
 
     def reasons(self) -> dict[str, str]:
         """Say, by router, why it or a run of it is missing."""
         return {**NOT_TO_BE_HAD, **{name: " | ".join(why) for name, why in self.failed.items()}}
 
-    def _run(self, name: str, rate: float, number: int, plan: Plan) -> dict[str, Any] | None:
+    def _run(self, name: str, case: Case, number: int) -> dict[str, Any] | None:
         """Make one run, again where the machine was too busy; None where that did not help."""
         for attempt in range(self.habits.tries):
             if len(self.failed.get(name, [])) >= FAILURES_MAX:
                 return None
-            keep = self.keep and self.keep / f"{name}-x{rate:g}-{number}-{attempt}"
+            keep = self.keep and self.keep / f"{name}-x{case.rate:g}-{number}-{attempt}"
             try:
-                run = run_once(name, plan, keep)
+                run = run_once(name, case.plan, keep)
             except BenchError as error:
                 self.failed.setdefault(name, []).append(str(error)[:500])
                 report.failure(name, str(error))
                 continue
-            report.line(name, rate, number, run)
+            report.line(name, case.rate, number, run)
             if run["machine_share"] <= self.habits.cpu_max:
                 return run
-            self.discarded.append({"router": name, "rate": rate, **run})
+            self.discarded.append({"router": name, "rate": case.rate, **run})
             time.sleep(RETRY_S)
         return None
 
-    def _save(self) -> None:
-        self.figures |= {"discarded": self.discarded, "missing": self.reasons()}
+    def _save(self, cases: Sequence[Case]) -> None:
+        self.figures |= {
+            "rates": {f"{case.rate:g}": {**case.facts, "runs": case.runs} for case in cases},
+            "discarded": self.discarded,
+            "missing": self.reasons(),
+        }
         if self.json:
             self.json.write_text(json.dumps(self.figures, indent=1))

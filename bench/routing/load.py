@@ -58,11 +58,15 @@ class Answer:
             return
         events, self.rest = bytes(self.rest[:end]), self.rest[end + 2 :]
         for event in events.split(b"\n\n"):
-            data = event.removeprefix(_DATA)
-            if data == _DONE:
-                self.fault = None
-            elif self.first is None or b'"usage"' in data:
-                self._read(data, now)
+            # A router may send comments meanwhile, so that nobody takes the stream for dead.
+            if event.startswith(_DATA):
+                self._take_data(event.removeprefix(_DATA), now)
+
+    def _take_data(self, data: bytes, now: float) -> None:
+        if data == _DONE:
+            self.fault = None
+        elif self.first is None or b'"usage"' in data:
+            self._read(data, now)
 
     def _read(self, data: bytes, now: float) -> None:
         chunk = orjson.loads(data)

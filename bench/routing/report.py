@@ -38,21 +38,19 @@ def title(rate: float, saturation: float, limit_s: float, facts: Figures) -> str
     )
 
 
-def table(console: Console, heading: str, found: Figures) -> None:
+def table(console: Console, heading: str, facts: Figures, runs: Figures) -> None:
     """Print a rate's table."""
     shown = Table(title=heading)
     shown.add_column("router")
-    heads = ("hit share", "TTFT mean s", "p50", "p90", "p99", "good/s", "errors",
+    heads = ("runs", "hit share", "TTFT mean s", "p50", "p90", "p99", "good/s", "errors",
              "busiest engine", "router us/request", "shared us", "machine")  # fmt: skip
     for head in heads:
         shown.add_column(head, justify="right")
-    shown.add_row("oracle, simulated", *_bound(found["oracle"], found["offered_per_s"], len(heads)))
-    for name, runs in found["runs"].items():
-        if runs:
-            figures = spreads([_numbers(run) for run in runs])
-            shown.add_row(name, *_cells(figures))
-        else:
-            shown.add_row(name, *["-" for _ in heads])
+    bound = _bound(facts["oracle"], facts["offered_per_s"])
+    shown.add_row("oracle, simulated", *bound, *[""] * (len(heads) - len(bound)))
+    for name, made in runs.items():
+        figures = spreads([_numbers(run) for run in made])
+        shown.add_row(name, str(len(made)), *_cells(figures))
     console.print(shown)
 
 
@@ -80,16 +78,16 @@ def _cells(figures: Mapping[str, Spread]) -> list[str]:
     ]
 
 
-def _bound(oracle: Figures, offered_per_s: float, columns: int) -> list[str]:
-    """Write the oracle's row; what is of processes stays empty."""
-    cells = [
+def _bound(oracle: Figures, offered_per_s: float) -> list[str]:
+    """Write the oracle's row, without what is of processes."""
+    return [
+        "",
         f"{oracle['hit_share'] * 100:.1f} %",
         *(f"{oracle[f'ttft_{name}_s']:.3f}" for name in ("mean", "p50", "p90", "p99")),
         f"{oracle['goodput'] * offered_per_s:.2f}",
         "0",
         f"{oracle['peak']:.2f}",
     ]
-    return cells + [""] * (columns - len(cells))
 
 
 def _cell(spread: Spread, digits: int) -> str:

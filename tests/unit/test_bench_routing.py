@@ -147,6 +147,14 @@ def test_answer_begins_with_its_first_text_not_with_its_role() -> None:
     assert answer.fault == "unfinished"
 
 
+def test_comments_in_a_stream_are_no_answer() -> None:
+    """SMG sends some while a request waits."""
+    answer = Answer()
+    answer.take(b": keep-alive\n\n", 1.0)
+    answer.take(_chunk(content=" a") + b":\n\ndata: [DONE]\n\n", 2.0)
+    assert (answer.first, answer.fault) == (2.0, None)
+
+
 def test_answer_tells_usage_and_is_whole_with_done() -> None:
     """Without the mark of its end a stream counts as broken off."""
     usage = {
