@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.routing.site import Model
 from bench.routing.trace import Slice
@@ -67,8 +67,8 @@ class Bounds:
         model = self.model
         return EngineModel(
             prefill_tokens_per_s=model.prefill_tokens_per_s,
-            decode_step_ms=model.decode_step_ms,
-            decode_step_ms_per_job=model.decode_step_ms_per_seq,
+            decode_step_ms=model.decode_step_ms * model.factor,
+            decode_step_ms_per_job=model.decode_step_ms_per_seq * model.factor,
             step_tokens_max=model.step_tokens,
             jobs_max=model.sequences,
             cache_blocks=model.cache_tokens // self._block_size,
@@ -76,5 +76,14 @@ class Bounds:
         )
 
     def _jobs(self, part: Slice) -> list[Job]:
-        records = part.records(self.trace)
+        """Make jobs whose prompts are as in the trace, and whose answers are scaled.
+
+        A step that computes prompts, too, makes one token of each answer, which stands for
+        `factor` of them, and takes as long: so answers slow prompts more than they would unscaled.
+        """
+        factor = self.model.factor
+        records = [
+            replace(each, output_tokens=-int(-each.output_tokens // factor))
+            for each in part.records(self.trace)
+        ]
         return make_jobs(records, self._block_size, [part.due_s(each) for each in records])
