@@ -1,8 +1,8 @@
 """How long a decision takes: `python -m bench.scheduling` from the root of the repository.
 
-Prints the time of `Profile.run` in microseconds, of several rounds the quickest, over fleets of
-several sizes in which every other endpoint has requests under way and every eighth holds part of
-the prompt.
+Prints the CPU time of `Profile.run` in microseconds, of several rounds the quickest, over fleets of
+several sizes whose speeds have been learned, in which every other endpoint has a request under way
+and every eighth holds part of the prompt.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kvatlas.common.keyspace import Shard
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.flights import Board, Launch, RouterId
+from kvatlas.router.prefill_speed import ANSWERS_LEAST
 from kvatlas.router.profiles import build_profile
 from kvatlas.router.scheduling import Candidate, Profile, Work
 from kvatlas.router.scheduling.build import Builder
@@ -84,8 +85,13 @@ def fleet(size: int) -> list[Candidate]:
             name, MODEL, f"http://{name}", 0, Shard(MODEL, 0), None, 16, board.stand(name)
         )
         endpoint.others_running = i % 3
+        for answer in range(ANSWERS_LEAST):
+            number = size + i * ANSWERS_LEAST + answer
+            board.launched(board.me, Launch(number, name, 800), 0.0)
+            board.began(board.me, number, 0.1)
+            board.ended(board.me, number, name)
         if i % 2:
-            board.launched(board.me, Launch(i, name, 100 + i), 0.0)
+            board.launched(board.me, Launch(i, name, 100 + i), 1.0)
         match = 1_600 if i % 8 == 0 else 0
         candidates.append(Candidate(name, match, match, endpoint))
     return candidates
@@ -93,11 +99,11 @@ def fleet(size: int) -> list[Candidate]:
 
 def time_us(profile: Profile, candidates: Sequence[Candidate]) -> float:
     """Measure a decision."""
-    chance, work = random.Random(1), Work(4_000, now_s=0.001)
+    chance, work = random.Random(1), Work(4_000, now_s=1.001)
     times = []
     for _ in range(ROUNDS):
-        runs, begun = 0, time.perf_counter()
-        while (spent := time.perf_counter() - begun) < ROUND_S:
+        runs, begun = 0, time.process_time()
+        while (spent := time.process_time() - begun) < ROUND_S:
             profile.run(work, candidates, chance)
             runs += 1
         times.append(spent / runs * 1e6)

@@ -6,16 +6,20 @@ Key names and fields are described in docs/REDIS.md.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 
 from kvatlas.common import limits
+from kvatlas.common.gauge_board import GaugeReader
+from kvatlas.common.gauges import SharedSample
 from kvatlas.common.ids import BlockHash, EndpointName, HolderId, ModelName
 from kvatlas.common.keyspace import (
     MODELS_KEY,
     Holder,
+    LoadKeys,
     Shard,
     parse_holder_ids,
     shards_of,
@@ -71,12 +75,39 @@ class EndpointState:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointGauges:
+    """What indexers tell of one endpoint's gauges.
+
+    Attributes:
+        age_s: since the engine was looked at.
+        due_s: after which the next look was due.
+        is_up: whether it answered.
+    """
+
+    name: EndpointName
+    age_s: float
+    due_s: float
+    is_up: bool
+    running: float
+    waiting: float
+    kv_usage: float
+    blocks: int | None
+    adapters: Sequence[str]
+
+    @property
+    def is_stale(self) -> bool:
+        """Tell whether routers look at the engine themselves."""
+        return not self.is_up or self.age_s > self.due_s + limits.GAUGES_STALE_S
+
+
+@dataclass(frozen=True, slots=True)
 class ModelIndex:
-    """What the index holds for one model."""
+    """What the index holds for one model, and what is told of its endpoints' gauges."""
 
     model: ModelName
     shards: int
     endpoints: Sequence[EndpointState]
+    gauges: Sequence[EndpointGauges] = ()
 
     @property
     def block_sizes(self) -> list[int]:
@@ -98,11 +129,15 @@ class IndexReader:
         self._client: Redis = connect(
             redis, timeout_s=limits.REDIS_WRITE_S, connections_max=1, reads_only=True
         )
+        # A replica's clock does not tell how old gauges are.
+        self._master = connect(redis, timeout_s=limits.REDIS_WRITE_S, connections_max=1)
         self._index = BlockIndex(self._client, weights, limits.REDIS_WRITE_S)
 
     async def aclose(self) -> None:
         """Close the connection."""
         await self._index.aclose()
+        with guard():
+            await self._master.aclose()
 
     async def models(self, only: str | None = None) -> list[ModelIndex]:
         """Read the state of all endpoints, or those of one model."""
@@ -112,8 +147,17 @@ class IndexReader:
             model, shards = ModelName(name.decode()), _whole(count)
             if only is None or only == model:
                 states = [one for s in shards_of(model, shards) for one in await self._states(s)]
-                found.append(ModelIndex(model, shards, states))
+                found.append(ModelIndex(model, shards, states, await self._gauges(model)))
         return found
+
+    async def _gauges(self, model: ModelName) -> list[EndpointGauges]:
+        board = await GaugeReader(self._master).read(LoadKeys(model))
+        gauges = []
+        for name, text in sorted(board.texts.items()):
+            with suppress(ValueError):
+                shared = SharedSample.from_text(text.decode())
+                gauges.append(_gauges(name, shared, board.now_ms))
+        return gauges
 
     async def _states(self, shard: Shard) -> list[EndpointState]:
         members = await _read(self._client.smembers(shard.endpoints))
@@ -172,6 +216,21 @@ def _state(name: EndpointName, shard: int, raw: Mapping[bytes, bytes]) -> Endpoi
         lag_s=float(fields.get("lag", 0)),
         followed_s=float(fields.get("followed") or 0),
         counts={name: _whole(fields.get(name)) for name in COUNTS},
+    )
+
+
+def _gauges(name: EndpointName, shared: SharedSample, now_ms: int) -> EndpointGauges:
+    gauges = shared.sample.gauges
+    return EndpointGauges(
+        name=name,
+        age_s=(now_ms - shared.at_ms) / 1e3,
+        due_s=shared.every_ms / 1e3,
+        is_up=shared.sample.is_up,
+        running=gauges.running,
+        waiting=gauges.waiting,
+        kv_usage=gauges.kv_usage,
+        blocks=gauges.blocks,
+        adapters=sorted(gauges.adapters.running | gauges.adapters.waiting),
     )
 
 

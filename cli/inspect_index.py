@@ -226,6 +226,8 @@ def show(console: Console, findings: Findings) -> None:
         console.print(models_table(findings.models))
     for model in findings.models:
         console.print(endpoints_table(model, time.time()))
+        if model.gauges:
+            console.print(gauges_table(model))
     if findings.prompt is not None:
         console.print(prompt_table(findings.prompt, findings.models))
     if findings.block_holders is not None:
@@ -273,6 +275,22 @@ def endpoints_table(model: ModelIndex, now_s: float) -> Table:
             one.owner or "nobody",
             " ".join(one.pools),
         )
+    return table
+
+
+def gauges_table(model: ModelIndex) -> Table:
+    """List what indexers tell of the engines' load, and how old it is."""
+    table = Table(title=f"gauges of {model.model}")
+    table.add_column("endpoint", no_wrap=True)
+    for head in ("running", "waiting", "cache in use", "blocks", "seen"):
+        table.add_column(head, justify="right")
+    table.add_column("adapters")
+    for one in model.gauges:
+        usage = (f"{one.running:g}", f"{one.waiting:g}", f"{one.kv_usage:.0%}")
+        blocks = f"{one.blocks:,}" if one.blocks else "?"
+        told = (*usage, blocks) if one.is_up else ("away", "", "", "")
+        seen = f"{one.age_s:.1f} s ago" + (", stale" if one.is_stale else "")
+        table.add_row(one.name, *told, seen, " ".join(one.adapters))
     return table
 
 

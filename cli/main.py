@@ -12,6 +12,7 @@ import typer
 
 from kvatlas import __version__
 from kvatlas.cli.console import faults_told, messages, output, read_lines, read_text
+from kvatlas.cli.simulate import simulate
 from kvatlas.common.settings import Settings, load
 
 app = typer.Typer(
@@ -243,6 +244,9 @@ def check_config(config: Config = None) -> None:
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+app.command()(simulate)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ async def look(session: aiohttp.ClientSession, url: str, key: str | None) -> Loo
         url: of the engine.
         key: that it asks for.
 
-    Cost: 0.4 ms of CPU for vLLM's 56 KB.
+    Cost: 0.35 ms of CPU for vLLM's 56 KB (python -m bench.gauges).
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(total=limits.METRICS_TIMEOUT_S)

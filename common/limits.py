@@ -124,9 +124,9 @@ SCRAPE_IDLE_S: Final = 2.0
 SCRAPE_AWAY_S: Final = 1.0
 """Between two looks at an engine that does not answer; routers look at it themselves meanwhile."""
 SCRAPES_PER_S_MAX: Final = 400
-"""Looks of one indexer; with more engines than it can look at, each is looked at less often."""
+"""Looks of one indexer: 13 % of a core; with more engines each is looked at less often."""
 SCRAPES_AT_ONCE_MAX: Final = 32
-"""Engines that an indexer is looking at; together they may keep its loop for 10 ms."""
+"""Engines that an indexer is looking at; with more, slow ones would keep it from the others."""
 SCRAPES_OF_SILENT_MAX: Final = 8
 """Engines of which the last look found nothing, looked at beside these: each may take 2 s."""
 SCRAPE_KEEPALIVE_S: Final = 4.0
@@ -189,6 +189,8 @@ DECISIONS_MAX: Final = 3
 """Times that a request is decided on when others decide at the same moments."""
 FLIGHTS_READ_MAX: Final = 4_096
 """Entries read at once; the rest is read next time."""
+FLIGHTS_LATE_S: Final = 0.05
+"""From a first byte until all routers can have read of it; speeds are learned after that."""
 BOARD_POLL_S: Final = 0.25
 """Between two looks while nobody decides."""
 BOARD_FRESH_S: Final = 0.3

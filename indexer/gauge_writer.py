@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.gauge_board import read_board
+from kvatlas.common.gauge_board import GaugeReader
 from kvatlas.common.gauges import Sample, SharedSample
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.keyspace import LoadKeys
@@ -50,6 +50,7 @@ class GaugeWriter:
     def __init__(self, client: OneRedis | RoutedRedis, keys: LoadKeys) -> None:
         self._client = client
         self._keys = keys
+        self._reader = GaugeReader(client, may_write=True)
         self._offset_ms: float | None = None
         """Redis' clock less ours, at most."""
 
@@ -63,9 +64,7 @@ class GaugeWriter:
 
     async def forget(self, configured: Collection[EndpointName]) -> None:
         """Take out endpoints that are not configured, and that nobody has written for long."""
-        with guard():
-            async with asyncio.timeout(limits.REDIS_WRITE_S):
-                found = await read_board(self._client, self._keys)
+        found = await self._reader.read(self._keys)
         gone = [
             name
             for name, text in found.texts.items()

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 from typing import Final
 
 import aiohttp
@@ -36,6 +39,8 @@ _LOG = logger("scraping")
 
 SHARE_S: Final = 0.25
 """Between two looks at which engines are ours, and two attempts to reach Redis."""
+TICK_S: Final = 0.01
+"""In which so many looks are begun that SCRAPES_PER_S_MAX is kept, and never many at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +50,7 @@ class _Engine:
     Attributes:
         key: that it asks for.
         due_s: when it is to be looked at next.
+        is_ours: whether it is ours to look at.
         is_silent: whether the last look found nothing.
     """
 
@@ -53,6 +59,7 @@ class _Engine:
     key: str | None
     pace: Pace
     due_s: float = 0.0
+    is_ours: bool = False
     is_looked_at: bool = False
     is_silent: bool = False
 
@@ -72,6 +79,12 @@ class _Board:
     is_reached: bool = True
     is_writing: bool = False
     tried_s: float = float("-inf")
+
+    def has_to_write(self, now_s: float) -> bool:
+        """Tell whether it is time to write, or to see whether Redis is back."""
+        pause_s = limits.GAUGES_WRITE_S if self.is_reached else SHARE_S
+        is_needed = bool(self.seen) or not self.is_reached
+        return is_needed and not self.is_writing and now_s - self.tried_s >= pause_s
 
 
 class Scraping:
@@ -94,7 +107,10 @@ class Scraping:
         self._metrics = metrics
         self._engines: dict[str, _Engine] = {}
         self._boards: dict[ModelName, _Board] = {}
-        self._mine: list[_Engine] = []
+        self._due: list[tuple[float, int, _Engine]] = []
+        """A heap of when engines are to be looked at, with numbers that make entries differ."""
+        self._numbers = count()
+        self._ours = 0
         self._slots = asyncio.Semaphore(limits.SCRAPES_AT_ONCE_MAX)
         self._slots_of_silent = asyncio.Semaphore(limits.SCRAPES_OF_SILENT_MAX)
 
@@ -113,10 +129,13 @@ class Scraping:
     def configure(self, settings: Settings) -> None:
         """Say which engines there are."""
         before, self._engines = self._engines, {}
+        for known in before.values():
+            # Until the next look at what is ours; who is not there any more stays so.
+            known.is_ours = False
         for each in settings.endpoints:
-            known = before.get(each.url)
-            if known is not None and known.settings == each:
-                self._engines[each.url] = known
+            old = before.get(each.url)
+            if old is not None and old.settings == each:
+                self._engines[each.url] = old
                 continue
             try:
                 key = read_key(each.api_key_file, "endpoints")
@@ -146,30 +165,46 @@ class Scraping:
             while True:
                 now_s = monotonic()
                 if now_s - shared_s >= SHARE_S:
-                    self._mine, shared_s = self._ours(), now_s
-                for engine in self._mine:
-                    if now_s >= engine.due_s and not engine.is_looked_at:
-                        engine.is_looked_at = True
-                        tasks.start(self._look(session, engine), "look")
+                    self._share(now_s)
+                    shared_s = now_s
+                for engine in self._next(now_s):
+                    tasks.start(self._look(session, engine), "look")
                 for board in self._boards.values():
-                    if not board.is_writing and _has_to_write(board, now_s):
+                    if board.has_to_write(now_s):
                         board.is_writing, board.tried_s = True, now_s
                         tasks.start(self._write(board), "write gauges")
                 if now_s - forgot_s >= limits.GAUGES_FORGET_S:
                     forgot_s = now_s
                     tasks.start(self._forget(), "forget gauges")
-                await asyncio.sleep(limits.GAUGES_WRITE_S)
+                await asyncio.sleep(TICK_S)
 
-    def _ours(self) -> list[_Engine]:
-        ours = [
-            engine
-            for engine in self._engines.values()
-            if self._boards[engine.model].is_reached and self._is_ours(engine)
-        ]
-        self._metrics.scraped.set(len(ours))
-        return ours
+    def _share(self, now_s: float) -> None:
+        """Queue the engines that have become ours; those that are no longer are left out later."""
+        self._ours = 0
+        for engine in self._engines.values():
+            was_ours = engine.is_ours
+            engine.is_ours = self._boards[engine.model].is_reached and self._is_mine(engine)
+            self._ours += engine.is_ours
+            if engine.is_ours and not was_ours and not engine.is_looked_at:
+                self._queue(engine, now_s)
+        self._metrics.scraped.set(self._ours)
 
-    def _is_ours(self, engine: _Engine) -> bool:
+    def _queue(self, engine: _Engine, due_s: float) -> None:
+        engine.due_s = due_s
+        heappush(self._due, (due_s, next(self._numbers), engine))
+
+    def _next(self, now_s: float) -> Iterator[_Engine]:
+        """Give the engines that are due, the longest due first, as many as one tick may."""
+        room = limits.SCRAPES_PER_S_MAX * TICK_S
+        while room > 0 and self._due and self._due[0][0] <= now_s:
+            due_s, _, engine = heappop(self._due)
+            # It may have been given away, and taken again, since it was queued.
+            if engine.is_ours and engine.due_s == due_s and not engine.is_looked_at:
+                engine.is_looked_at = True
+                room -= 1
+                yield engine
+
+    def _is_mine(self, engine: _Engine) -> bool:
         if engine.settings.events:
             return engine.settings.names()[0] in self._ownership.followings
         return self._ownership.does(f"look {engine.settings.url}")
@@ -179,14 +214,15 @@ class Scraping:
             found = await look(session, engine.settings.url, engine.key)
         self._metrics.scrapes.labels(found.outcome).inc()
         engine.is_silent, engine.is_looked_at = not found.is_up, False
-        engine.pace.note(found, len(self._mine) / limits.SCRAPES_PER_S_MAX)
+        engine.pace.note(found, self._ours / limits.SCRAPES_PER_S_MAX)
+        if not engine.is_ours:
+            return
+        board = self._boards[engine.model]
+        for rank, name in enumerate(engine.settings.names()):
+            board.seen[name] = Seen(found.sample(rank), found.at_s, engine.pace.pause_s)
         # Spread, so that engines that begin together are not looked at together for ever.
         pause_s = engine.pace.pause_s * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
-        engine.due_s = monotonic() + pause_s
-        board = self._boards.get(engine.model)
-        if board is not None and self._is_ours(engine):
-            for rank, name in enumerate(engine.settings.names()):
-                board.seen[name] = Seen(found.sample(rank), found.at_s, engine.pace.pause_s)
+        self._queue(engine, monotonic() + pause_s)
 
     async def _write(self, board: _Board) -> None:
         seen, board.seen = board.seen, {}
@@ -207,12 +243,6 @@ class Scraping:
             if self._ownership.does(LoadKeys(model).gauges):
                 with suppress(IndexUnavailable):
                     await board.writer.forget(names.get(model, set()))
-
-
-def _has_to_write(board: _Board, now_s: float) -> bool:
-    if board.is_reached:
-        return bool(board.seen)
-    return now_s - board.tried_s >= SHARE_S
 
 
 def _session() -> aiohttp.ClientSession:

@@ -1,27 +1,25 @@
-"""Policies by name."""
+"""Policies by name, and the product as it is configured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
+from kvatlas.common.errors import ConfigError
 from kvatlas.common.ids import EndpointName
+from kvatlas.common.settings import RouterSettings
 from kvatlas.planner import peers
+from kvatlas.planner.jobs import Job
 from kvatlas.planner.oracle import Oracle
 from kvatlas.planner.policy import Policy
-from kvatlas.planner.product import Knowledge, Product
-from kvatlas.planner.simulation import PolicyMaker, World
-from kvatlas.router.scheduling import (
-    Chance,
-    CostScorer,
-    HealthyFilter,
-    MaxScorePicker,
-    Profile,
-    Weighted,
-)
+from kvatlas.planner.product import Knowledge, Product, Setup
+from kvatlas.planner.simulation import Fleet, Outcome, PolicyMaker, World, simulate
+from kvatlas.router.profiles import build_profile
+from kvatlas.router.scheduling import Chance
 
-ORACLE_PRICE: Final = 3.0
-"""What the oracle does best with, of 0 to 6, on most traces near saturation."""
+ORACLE_PRICES: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 6.0)
+"""Prices on work that the oracle tries; the best of them counts."""
 
 _Plain = Callable[[int, int, Chance], Policy]
 _PLAIN: Final[Mapping[str, _Plain]] = {
@@ -32,44 +30,80 @@ _PLAIN: Final[Mapping[str, _Plain]] = {
     "block-cost": peers.BlockCost,
     "gauges": peers.GaugeScores,
 }
-NAMES: Final = ("kvatlas", "oracle", *_PLAIN)
+KVATLAS: Final = "kvatlas"
+ORACLE: Final = "oracle"
+NAMES: Final = (KVATLAS, ORACLE, *_PLAIN)
 
 
-def default_profile(work_price: float | None = None) -> Profile:
-    """Give the product's default profile."""
-    scorer = CostScorer() if work_price is None else CostScorer(work_price)
-    return Profile((HealthyFilter(),), (Weighted(scorer),), MaxScorePicker())
+def known(names: Sequence[str]) -> None:
+    """Check names of policies.
+
+    Raises:
+        ConfigError: the operator's; with a line for each that is unknown.
+    """
+    faults = [
+        f"--policy {name}: is none of {', '.join(NAMES)}" for name in names if name not in NAMES
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
-def maker(name: str, work_price: float | None = None) -> PolicyMaker:
-    """Give what makes a policy.
+def run(
+    name: str,
+    jobs: Sequence[Job],
+    fleet: Fleet,
+    chances: Callable[[], Chance],
+    settings: RouterSettings | None = None,
+) -> Outcome:
+    """Simulate one policy; the oracle with each of its prices, of which the best is given.
 
     Args:
         name: one of NAMES.
-        work_price: of `kvatlas` and `oracle`, where it is not the default one.
+        jobs: in order of arrival.
+        fleet: that serves them.
+        chances: gives the same chance anew.
+        settings: of the routers; the default ones when left out.
     """
-    if name == "oracle":
-        price = ORACLE_PRICE if work_price is None else work_price
-        return lambda world: Oracle(world.engines, world.holders, price, world.chance)
-    if name == "kvatlas":
-        return product_maker(default_profile(work_price))
-    make = _PLAIN[name]
-    return lambda world: make(world.fleet.endpoints, world.fleet.engine.block_size, world.chance)
+    if name != ORACLE:
+        return simulate(jobs, fleet, _maker(name, settings or RouterSettings()), chances())
+    # It has everything shared at once, so more routers are no other oracle.
+    alone = replace(fleet, routers=1)
+    tries = (simulate(jobs, alone, oracle(price), chances()) for price in ORACLE_PRICES)
+    return min(tries, key=_mean_wait_s)
 
 
-def product_maker(profile: Profile) -> PolicyMaker:
-    """Give what makes a router of the product with a profile."""
+def _mean_wait_s(outcome: Outcome) -> float:
+    return sum(each.began_s - each.job.at_s for each in outcome.served)
+
+
+def oracle(work_price: float) -> PolicyMaker:
+    """Give what makes the oracle with a price on work."""
+    return lambda world: Oracle(world.engines, world.holders, work_price, world.chance)
+
+
+def product(settings: RouterSettings) -> PolicyMaker:
+    """Give what makes a router of the product; each has its own profile, whose plugins remember."""
 
     def make(world: World) -> Policy:
         fleet = world.fleet
         alone = fleet.sharing.own_only and fleet.routers > 1
         return Product(
-            [EndpointName(f"engine-{number}:8000") for number in range(fleet.endpoints)],
-            profile,
-            fleet.engine.block_size,
+            Setup(
+                names=[EndpointName(f"engine-{n}:8000") for n in range(fleet.endpoints)],
+                profile=build_profile(settings),
+                block_size=fleet.engine.block_size,
+                believed_tokens_per_s=settings.prefill_tokens_per_s,
+                knowledge=Knowledge(fleet.routers, trust=0.0 if alone else 1.0, copies=alone),
+            ),
+            world.router,
             world.chance,
-            me=world.router,
-            knowledge=Knowledge(fleet.routers, trust=0.0 if alone else 1.0, copies=alone),
         )
 
     return make
+
+
+def _maker(name: str, settings: RouterSettings) -> PolicyMaker:
+    if name == KVATLAS:
+        return product(settings)
+    make = _PLAIN[name]
+    return lambda world: make(world.fleet.endpoints, world.fleet.engine.block_size, world.chance)

@@ -72,6 +72,7 @@ def make_jobs(records: Sequence[Record], block_size: int, at_s: Sequence[float])
     """Expand records to jobs with real blocks.
 
     Args:
+        records: in order of arrival.
         block_size: tokens per block; divides 512.
         at_s: when each record arrives, in order.
 
@@ -166,6 +167,7 @@ def copied(jobs: Sequence[Job], copies: int, shift_s: Sequence[float]) -> list[J
     others are each copy's own.
 
     Args:
+        jobs: of the trace.
         copies: at least one; the first is the trace itself.
         shift_s: how much later each copy begins.
     """

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate, count, islice
+from itertools import accumulate, count, islice, pairwise
 from typing import Final, Protocol
 
 from kvatlas.planner.trace import ID_TOKENS, Record
@@ -49,6 +49,7 @@ def made(name: str, requests: int, dice: Dice) -> list[Record]:
     Args:
         name: one of MAKERS.
         requests: how many.
+        dice: what it is drawn with.
     """
     records, now_s = [], 0.0
     for gap_s, tokens, ids in islice(MAKERS[name](dice), requests):
@@ -72,7 +73,7 @@ def _documents(dice: Dice) -> _Prompts:
     ]
     # The n-th most popular one is asked for in proportion to 1 / (n + 3).
     shares = list(accumulate(1.0 / (rank + 3.0) for rank in range(len(documents))))
-    sizes = [shares[0], *(b - a for a, b in zip(shares, shares[1:], strict=False))]
+    sizes = [shares[0], *(b - a for a, b in pairwise(shares))]
     mean = sum(len(d) * ID_TOKENS * s for d, s in zip(documents, sizes, strict=True)) / shares[-1]
     rate = TOKENS_PER_S / (mean + 160.0)
     while True:

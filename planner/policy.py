@@ -28,12 +28,14 @@ class Sight:
         blocks: leading blocks of the prompt in the index, by endpoint.
         gauges: of the last scrape, by endpoint; empty where no policy asks for them.
         scraped_s: when that was.
+        heard_s: up to when everything is known of all flights that are shared.
     """
 
     now_s: float
     blocks: Blocks
     gauges: Sequence[Gauges]
     scraped_s: float
+    heard_s: float
 
 
 class Choice(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain as joined
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.planner.engine import Served
@@ -15,8 +15,6 @@ from kvatlas.router.flights import Board, Launch, RouterId, Stand
 from kvatlas.router.predictions import sketch_of
 from kvatlas.router.scheduling import Adapters, Candidate, Chance, Profile, Work
 
-BELIEVED_TOKENS_PER_S: Final = 10_000.0
-"""What routers believe of engines at first."""
 _NO_ADAPTERS = Adapters()
 _NO_GAUGES = Gauges(0, 0, 0.0)
 _RUN_BITS = 24
@@ -26,17 +24,25 @@ _RUN_BITS = 24
 class SimulatedLoad:
     """What a router knows of an endpoint."""
 
-    __slots__ = ("gauges", "scraped_s", "stand")
+    __slots__ = ("_waiting_before", "gauges", "others_running", "others_waiting", "scraped_s", "stand")
+
+    healthy = True
+    adapters = _NO_ADAPTERS
 
     def __init__(self, stand: Stand) -> None:
         self.stand = stand
         self.gauges = _NO_GAUGES
         self.scraped_s = float("-inf")
+        self.others_running = self.others_waiting = self._waiting_before = 0
 
-    healthy = True
-    others_running = 0
-    others_waiting = 0
-    adapters = _NO_ADAPTERS
+    def observe(self, gauges: Gauges, now_s: float) -> None:
+        """Take over a scrape, as the router does (`router/endpoint.py`)."""
+        self.gauges, self.scraped_s = gauges, now_s
+        own = self.stand.requests
+        self.others_running = max(0, gauges.running - own)
+        waiting = max(0, gauges.waiting - max(0, own - gauges.running))
+        self.others_waiting = min(waiting, self._waiting_before)
+        self._waiting_before = waiting
 
     @property
     def requests(self) -> int:
@@ -97,45 +103,49 @@ class Knowledge:
     copies: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all routers of a fleet are set up with, but for their profiles.
+
+    Attributes:
+        names: of the endpoints.
+        profile: a router's own.
+        believed_tokens_per_s: what it believes of engines at first.
+    """
+
+    names: Sequence[EndpointName]
+    profile: Profile
+    block_size: int
+    believed_tokens_per_s: float
+    knowledge: Knowledge = Knowledge()
+
+
 class Product:
     """One router as the product has it.
 
     Args:
-        names: of the endpoints.
         me: which router it is.
-        profile: its way to choose.
-        believed_tokens_per_s: what it believes of engines at first.
+        chance: settles ties.
     """
 
     shares: ClassVar[bool] = True
     scrapes: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        names: Sequence[EndpointName],
-        profile: Profile,
-        block_size: int,
-        chance: Chance,
-        *,
-        me: int = 0,
-        knowledge: Knowledge | None = None,
-    ) -> None:
-        self._names = names
-        self._profile = profile
-        self._size = block_size
+    def __init__(self, setup: Setup, me: int, chance: Chance) -> None:
+        self._setup = setup
         self._chance = chance
-        self._knowledge = knowledge or Knowledge()
-        self.board = Board(_router(me), BELIEVED_TOKENS_PER_S)
-        self._loads = [SimulatedLoad(self.board.stand(name)) for name in names]
+        self.board = Board(_router(me), setup.believed_tokens_per_s)
+        self._loads = [SimulatedLoad(self.board.stand(name)) for name in setup.names]
         self._turn = 0
         self._scraped_s = float("-inf")
-        if self._knowledge.copies:
-            for router in range(self._knowledge.routers):
+        if setup.knowledge.copies:
+            for router in range(setup.knowledge.routers):
                 self.board.heard(_router(router), 0.0)
             self.board.go_blind()
 
     def choose(self, job: Job, sight: Sight) -> Choice:
         """Let the profile choose."""
+        self.board.learn(sight.heard_s)
         self._look(sight)
         chain = _chain(job)
         predicted = self.board.predicted(chain, sight.now_s)
@@ -144,16 +154,16 @@ class Product:
             job.prompt_tokens,
             sight.now_s,
             turn=self._turn,
-            trust=self._knowledge.trust,
+            trust=self._setup.knowledge.trust,
             pressure=self.board.pressure(len(candidates), sight.now_s),
         )
         self._turn += 1
-        at = self._profile.run(work, candidates, self._chance).order[0]
-        self._profile.note(work, candidates, at)
+        at = self._setup.profile.run(work, candidates, self._chance).order[0]
+        self._setup.profile.note(work, candidates, at)
         chosen = candidates[at]
         matched = max(chosen.match_tokens, chosen.predicted_tokens)
         tokens = job.prompt_tokens - matched
-        sketch = sketch_of(chain, matched // self._size)
+        sketch = sketch_of(chain, matched // self._setup.block_size)
         return Choice(at, tokens, Launch(job.number, chosen.endpoint, tokens, sketch=sketch))
 
     def launched(self, router: int, served: Served, now_s: float) -> None:
@@ -167,7 +177,7 @@ class Product:
 
     def ended(self, router: int, served: Served, now_s: float) -> None:  # noqa: ARG002 - interface
         """Take it off."""
-        name = self._names[served.endpoint]
+        name = self._setup.names[served.endpoint]
         self.board.ended(_router(router), served.job.number, name)
 
     def _look(self, sight: Sight) -> None:
@@ -175,15 +185,16 @@ class Product:
             return
         self._scraped_s = sight.scraped_s
         for load, gauges in zip(self._loads, sight.gauges, strict=True):
-            load.gauges, load.scraped_s = gauges, sight.scraped_s
+            load.observe(gauges, sight.scraped_s)
 
     def _candidates(
         self, job: Job, sight: Sight, predicted: Mapping[EndpointName, int]
     ) -> list[Candidate]:
-        size, most = self._size, job.usable_blocks * self._size
+        size = self._setup.block_size
+        most = job.usable_blocks * size
         blocks = sight.blocks
         candidates = []
-        for at, (name, load) in enumerate(zip(self._names, self._loads, strict=True)):
+        for at, (name, load) in enumerate(zip(self._setup.names, self._loads, strict=True)):
             held = min(blocks.get(at, 0) * size, most)
             coming = min(predicted.get(name, 0) * size, most)
             candidates.append(Candidate(name, held, max(held, coming), load))

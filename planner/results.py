@@ -42,6 +42,7 @@ def figures(outcome: Outcome, ttft_limit_s: float) -> Figures:
     """Sum up an outcome.
 
     Args:
+        outcome: of at least one job.
         ttft_limit_s: time to first token up to which a request counts as served well.
     """
     served = outcome.served

@@ -1,8 +1,8 @@
 """Who hears of whose flights, and when. Pure.
 
-A router knows its own flights at once. What it writes is visible to the others later by a delay;
-they read it when they decide, as in the product. So a decision that another router makes in
-between does not know of it: the race between reading and writing.
+A router knows its own flights at once. What it writes is visible to the others later by a delay,
+half-way of which Redis stamps it; they read it when they decide, as in the product. So a decision
+that another router makes in between does not know of it: the race between reading and writing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Moment(Enum):
 
 class _Message(NamedTuple):
     visible_s: float
+    stamp_s: float
     moment: Moment
     router: int
     served: Served
@@ -63,6 +64,8 @@ class Routers:
         self._policies: Sequence[Policy] = policies
         self._tells = first.shares and not sharing.own_only and not self._is_one
         self._delay_s = sharing.delay_s
+        self.lag_s = sharing.delay_s if self._tells else 0.0
+        """How late a router knows of everything."""
         self._log: list[_Message] = []
         self._read = [0] * count
         self.scrapes = first.scrapes
@@ -77,13 +80,14 @@ class Routers:
             message = log[at]
             at += 1
             if message.router != router:
-                _tell(policy, message.moment, message, now_s)
+                _tell(policy, message.moment, message, message.stamp_s)
         self._read[router] = at
         return policy
 
     def happened(self, moment: Moment, router: int, served: Served, now_s: float) -> None:
         """Note what happens to a flight of a router; times never fall from call to call."""
-        message = _Message(now_s + self._delay_s, moment, router, served)
+        delay_s = self._delay_s
+        message = _Message(now_s + delay_s, now_s + delay_s / 2.0, moment, router, served)
         _tell(self._policies[0 if self._is_one else router], moment, message, now_s)
         if self._tells:
             self._log.append(message)

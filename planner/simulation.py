@@ -68,6 +68,7 @@ def simulate(jobs: Sequence[Job], fleet: Fleet, make: PolicyMaker, chance: Chanc
 
     Args:
         jobs: in order of arrival; each fits into the cache of an engine.
+        fleet: that serves them.
         make: makes the policy of a router.
         chance: decides which router a job arrives at, and ties. The same chance, the same outcome.
 
@@ -157,7 +158,8 @@ class _Simulation:
             self._scrape(now_s)
         policy = self._routers.policy(router, now_s)
         blocks = self._index.match(job, now_s)
-        sight = Sight(now_s, blocks, self._gauges, self._scraped_s)
+        heard_s = now_s - self._routers.lag_s
+        sight = Sight(now_s, blocks, self._gauges, self._scraped_s, heard_s)
         choice = policy.choose(job, sight)
         tokens = choice.uncached_tokens
         served = Served(job, choice.endpoint, now_s, tokens, tokens, launch=choice.launch)

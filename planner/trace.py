@@ -60,16 +60,14 @@ def _records(name: str, lines: Iterable[bytes]) -> Iterator[Record]:
         if number > limits.TRACE_LINES_MAX:
             raise ConfigError([f"{name}: has over {limits.TRACE_LINES_MAX} lines"])
         try:
-            record = _record(line)
-            if record.at_ms < before:
-                raise ValueError("timestamp is before that of the line above")
+            record = _record(line, before)
         except ValueError as error:
             raise ConfigError([f"{name}, line {number}: {error}"]) from None
         before = record.at_ms
         yield record
 
 
-def _record(line: bytes) -> Record:
+def _record(line: bytes, before_ms: float) -> Record:
     try:
         fields = json.loads(line)
     except (UnicodeDecodeError, RecursionError, ValueError):
@@ -77,6 +75,8 @@ def _record(line: bytes) -> Record:
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object")  # noqa: TRY004 - one kind of fault for a line
     at_ms, prompt, output = (_number(fields, each) for each in _INTEGERS)
+    if at_ms < before_ms:
+        raise ValueError("timestamp is before that of the line above")
     if not 1 <= prompt <= limits.TRACE_TOKENS_MAX:
         raise ValueError(f"input_length is not between 1 and {limits.TRACE_TOKENS_MAX}")
     if not 1 <= output <= limits.TRACE_TOKENS_MAX:

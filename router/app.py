@@ -159,7 +159,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         for name, work in {
             "flights": flights.run(),
             "gauges": gauges.run(),
-            "looks": looks.run(gauges.begun()),
+            "looks": looks.run(gauges.begun),
             "probes": prober.run(),
             "doubts": doubts.run(),
             "handover_checks": checks.run(),

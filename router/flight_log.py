@@ -34,6 +34,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.router.flight_messages import Fields, Outbox, apply_entry, state_fields
 from kvatlas.router.flights import Board, Launch, RouterId
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.redis_time import RedisTime
 
 _LOG = logger("flights")
 
@@ -142,6 +143,7 @@ class FlightLog:
         self._launches: deque[EntryId] = deque(maxlen=limits.LAUNCHES_HEARD_MAX)
         self._entry = _Entry()
         self._read_at = float("-inf")
+        self._redis_time = RedisTime()
         self._is_blind = self._is_failing = False
         self._reading: asyncio.Task[None] | None = None
         self._flushing: asyncio.TimerHandle | asyncio.Handle | None = None
@@ -261,11 +263,15 @@ class FlightLog:
             if place <= self._heard:
                 continue
             self._heard = place
-            heard = apply_entry(self.board, fields, place[0] / 1e3, now)
+            redis_s = place[0] / 1e3
+            told_s = self._redis_time.local(redis_s, now)
+            heard = apply_entry(self.board, fields, redis_s, told_s)
             if heard is None:
                 self._metrics.board_errors.labels("foreign_entry").inc()
             elif heard:
                 self._launches.append(place)
+        # What others told of the time before has been read by now, but for what is on its way.
+        self.board.learn(now - limits.FLIGHTS_LATE_S)
         self._read_at = now
         self._is_failing = False
         if self._is_blind:

@@ -99,7 +99,7 @@ def apply_entry(board: Board, fields: Sequence[bytes], redis_s: float, now_s: fl
         board: of the reader.
         fields: names and values by turns.
         redis_s: when it was written, by Redis' clock.
-        now_s: by the clock of the board's owner.
+        now_s: when, by the clock of the board's owner.
 
     Returns:
         Whether another router has launched anything; None for what cannot be read and is left out.

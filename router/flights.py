@@ -17,7 +17,7 @@ from typing import NamedTuple, NewType
 from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.router.predictions import Predictions, Sketch
-from kvatlas.router.prefill_speed import PrefillSpeed, SpeedOfOne
+from kvatlas.router.prefill_speed import Lessons, PrefillSpeed, SpeedOfOne
 
 RouterId = NewType("RouterId", str)
 """One router process; drawn anew at every start."""
@@ -92,11 +92,13 @@ class Stand:
         progressed_s: when a prompt was last done, or the queue began.
         speed: how fast it prefills.
         crowd: of the whole fleet; told of who comes and goes here.
+        lessons: first bytes that its speed is still to be learned from.
         first: of the queue.
         copies: routers that are taken to do as this one does, while nothing is heard of them.
     """
 
     speed: SpeedOfOne
+    lessons: Lessons
     crowd: Crowd
     requests: int = 0
     awaiting: int = 0
@@ -155,19 +157,19 @@ class Stand:
             self.tokens -= flight.tokens
 
     def began(self, key: tuple[RouterId, int], flight: Flight, now_s: float) -> None:
-        """Note a flight's first byte, and learn from it."""
+        """Note a flight's first byte."""
         self._settle(now_s)
         self.crowd.level(now_s)
         if flight.is_queued and not flight.is_silent:
-            busy_s = now_s - max(flight.launched_s, self.progressed_s)
-            self.speed.observe(flight.tokens, busy_s)
-            self.progressed_s = now_s
+            self.lessons.note(now_s, flight.launched_s, flight.tokens)
+            self.progressed_s = max(self.progressed_s, now_s)
         self.take(key, flight)
 
     def _settle(self, now_s: float) -> None:
         """Let those pass whose first byte says nothing, once their prompts should be done."""
         while (first := self.first) is not None and first.is_silent and first.due_s <= now_s:
             self.take(next(iter(self.queue)), first)
+            self.lessons.note(first.due_s, first.launched_s, -1)
             self.progressed_s = max(self.progressed_s, first.due_s)
 
 
@@ -204,6 +206,7 @@ class Board:
         self._copies = 1
         self._stands: dict[EndpointName, Stand] = {}
         self._routers: dict[RouterId, _Router] = {me: _Router(0.0)}
+        self._unlearned: dict[EndpointName, Stand] = {}
         self._predictions = Predictions()
         self._sessions: OrderedDict[int, EndpointName] = OrderedDict()
 
@@ -217,7 +220,8 @@ class Board:
         stand = self._stands.get(endpoint)
         if stand is None:
             speed = SpeedOfOne(self._fleet_speed, PrefillSpeed(*self._prior))
-            stand = self._stands[endpoint] = Stand(speed, self._crowd, copies=self._copies)
+            stand = Stand(speed, Lessons(speed), self._crowd, copies=self._copies)
+            self._stands[endpoint] = stand
         return stand
 
     def predicted(self, chain: Sequence[BlockHash], now_s: float) -> Mapping[EndpointName, int]:
@@ -236,6 +240,12 @@ class Board:
     def session_endpoint(self, session: int) -> EndpointName | None:
         """Tell where a conversation was last sent."""
         return self._sessions.get(session)
+
+    def learn(self, until_s: float) -> None:
+        """Learn speeds from the first bytes up to a moment: all of them are known, others' too."""
+        for endpoint, stand in list(self._unlearned.items()):
+            if stand.lessons.learn(until_s):
+                del self._unlearned[endpoint]
 
     def launched(self, router: RouterId, launch: Launch, now_s: float) -> None:
         """Note a decision."""
@@ -260,7 +270,9 @@ class Board:
         flight = known.awaiting.pop(number, None)
         if flight is None:
             return
-        self.stand(flight.endpoint).began((router, number), flight, now_s)
+        stand = self.stand(flight.endpoint)
+        stand.began((router, number), flight, now_s)
+        self._unlearned[flight.endpoint] = stand
         known.running[flight.endpoint] += 1
         if flight.sketch is not None:
             self._predictions.expire(flight.sketch, flight.endpoint, now_s + limits.EVENT_DUE_S)

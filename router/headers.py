@@ -63,9 +63,10 @@ def to_engine(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]
 
 
 def to_client(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]:
-    """Choose what a client sees of an engine's headers; alike."""
+    """Choose what a client sees of an engine's headers; alike, but its cookies stay with ours."""
     received, added = list(headers), list(ours)
     drop = HOP_BY_HOP | _SET_BY_US | nominated(received)
+    drop |= {low for name, _ in added if (low := name.lower()) != "set-cookie"}
     passed = [
         (name, value)
         for name, value in received

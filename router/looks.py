@@ -54,14 +54,14 @@ class Looks:
         self._due = {engine.url: 0.0 for engine in endpoints.engines()}
         self._looking: set[str] = set()
 
-    async def run(self, begun: Awaitable[None]) -> None:
+    async def run(self, begun: Callable[[], Awaitable[None]]) -> None:
         """Look where it is needed, and follow how many requests our routers have under way.
 
         Args:
-            begun: done when what is shared has been read once.
+            begun: waits until what is shared has been read once.
         """
         with suppress(TimeoutError):
-            await asyncio.wait_for(begun, FIRST_READ_S)
+            await asyncio.wait_for(begun(), FIRST_READ_S)
         async with asyncio.TaskGroup() as group:
             while True:
                 now_s = monotonic()

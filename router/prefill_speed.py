@@ -4,12 +4,13 @@ The time that a prompt keeps an engine busy is close to a line, `base + tokens /
 least squares whose past fades, so that it follows an engine that gets slower or faster. Two points
 of the line that is believed at first stay in it with a small weight, which makes it sane from the
 first request and keeps it a line when all prompts are equally long. Prompts that an engine computes
-in one step end together: the first takes all the time and the others none, which sums set right.
+in one step end together and count as one point: `requests x base + tokens / rate`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 FADE: Final = 0.97
@@ -27,6 +28,10 @@ SURPRISE_MAX: Final = 3.0
 RATE_SPAN: Final = 100.0
 """The rate stays within so many times, or parts, of what is believed at first."""
 
+TOGETHER_S: Final = 0.025
+"""First bytes so close to each other may come from one step, told of early and late: one point."""
+TOGETHER_MAX: Final = 32
+"""First bytes in one point at most, where they come without a pause."""
 ANSWERS_LEAST: Final = 8
 """Answers of an endpoint before it can be found to be another than all."""
 ODD_RATIO: Final = 1.25
@@ -66,21 +71,21 @@ class PrefillSpeed:
         """Give the rate."""
         return 1.0 / self.token_s
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Take an answer into account.
+    def observe(self, tokens: int, seconds: float, requests: int = 1) -> None:
+        """Take an answer into account, or several that came together.
 
         Args:
             tokens: that had to be computed.
-            seconds: for which they kept the engine busy; 0 where it computed them along with
-                those before.
+            seconds: for which they kept the engine busy.
+            requests: that were answered.
         """
         self.answers += 1
-        expected = self.base_s + tokens * self.token_s
+        expected = requests * self.base_s + tokens * self.token_s
         seconds = min(max(seconds, 0.0), SURPRISE_MAX * expected)
         self._prior = max(self._prior * PRIOR_FADE, PRIOR_WEIGHT_LEAST)
-        self._weight = self._weight * FADE + 1.0
-        self._x = self._x * FADE + tokens
-        self._y = self._y * FADE + seconds
+        self._weight = self._weight * FADE + requests * requests
+        self._x = self._x * FADE + requests * tokens
+        self._y = self._y * FADE + requests * seconds
         self._xx = self._xx * FADE + tokens * tokens
         self._xy = self._xy * FADE + tokens * seconds
         self._fit()
@@ -129,7 +134,55 @@ class SpeedOfOne:
         ratio = own.token_s / fleet.token_s
         return fleet if 1.0 / ODD_RATIO < ratio < ODD_RATIO else own
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Take an answer into account, for this one and for all."""
-        self._own.observe(tokens, seconds)
-        self._fleet.observe(tokens, seconds)
+    def observe(self, tokens: int, seconds: float, requests: int = 1) -> None:
+        """Take answers that came together into account, for this one and for all."""
+        self._own.observe(tokens, seconds, requests)
+        self._fleet.observe(tokens, seconds, requests)
+
+
+@dataclass(slots=True)
+class Lessons:
+    """First bytes of one endpoint that are still to be learned from.
+
+    What other routers tell comes late, and a time between two first bytes says nothing while a
+    third one between them is not known. So they wait, and are taken in the order of their times.
+    """
+
+    speed: SpeedOfOne
+    _noted: list[tuple[float, float, int]] = field(default_factory=list)
+    _last_s: float = float("-inf")
+
+    def note(self, began_s: float, launched_s: float, tokens: int) -> None:
+        """Note a first byte.
+
+        Args:
+            began_s: when it came.
+            launched_s: when its request was sent.
+            tokens: that had to be computed; below 0 where it only ends what came before.
+        """
+        self._noted.append((began_s, launched_s, tokens))
+
+    def learn(self, until_s: float) -> bool:
+        """Learn from those up to a moment; tell whether all are learned."""
+        self._noted.sort()
+        noted, at = self._noted, 0
+        while at < len(noted):
+            end = at + 1
+            while end < len(noted) and noted[end][0] - noted[end - 1][0] <= TOGETHER_S:
+                end += 1
+            if end - at < TOGETHER_MAX and noted[end - 1][0] + TOGETHER_S > until_s:
+                break
+            end = min(end, at + TOGETHER_MAX)
+            self._learn(noted[at:end])
+            at = end
+        self._noted = noted[at:]
+        return not self._noted
+
+    def _learn(self, together: Sequence[tuple[float, float, int]]) -> None:
+        answers = [(launched_s, tokens) for _, launched_s, tokens in together if tokens >= 0]
+        began_s = together[-1][0]
+        if answers:
+            since_s = max(self._last_s, min(launched_s for launched_s, _ in answers))
+            tokens = sum(tokens for _, tokens in answers)
+            self.speed.observe(tokens, began_s - since_s, len(answers))
+        self._last_s = max(self._last_s, began_s)

@@ -15,11 +15,11 @@ from typing import Final
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.gauge_board import GaugeTexts, read_board
+from kvatlas.common.gauge_board import GaugeReader, GaugeTexts
 from kvatlas.common.gauges import Sample, SharedSample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import LoadKeys
-from kvatlas.common.redis_client import connect, guard
+from kvatlas.common.redis_client import connect
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.router.endpoint import Endpoint
@@ -45,7 +45,7 @@ class ModelGauges:
     """The shared gauges of one model's endpoints.
 
     Args:
-        client: of the master, whose clock dates the samples.
+        reader: of what indexers tell.
         keys: of the model.
         take: told of new samples.
         metrics: told of readings that failed.
@@ -54,13 +54,13 @@ class ModelGauges:
 
     def __init__(
         self,
-        client: OneRedis | RoutedRedis,
+        reader: GaugeReader,
         keys: LoadKeys,
         take: Take,
         metrics: RouterMetrics,
         bytes_per_s: float,
     ) -> None:
-        self._client = client
+        self._reader = reader
         self._keys = keys
         self._take = take
         self._metrics = metrics
@@ -85,9 +85,7 @@ class ModelGauges:
             size = 0
             try:
                 asked_s = monotonic()
-                with guard():
-                    async with asyncio.timeout(limits.REDIS_WRITE_S):
-                        found = await read_board(self._client, self._keys)
+                found = await self._reader.read(self._keys)
             except IndexUnavailable as error:
                 self._metrics.gauge_errors.labels(error.reason).inc()
             else:
@@ -151,10 +149,11 @@ class SharedGauges:
         # Never a replica: its clock is another one.
         client = connect(redis, timeout_s=limits.REDIS_WRITE_S, connections_max=None)
         read = [model for model, endpoints in models.items() if endpoints]
+        reader = GaugeReader(client)
         share = limits.GAUGES_READ_BYTES_PER_S / max(1, len(read))
         return cls(
             client,
-            {m: ModelGauges(client, LoadKeys(m), take, metrics, share) for m in read},
+            {m: ModelGauges(reader, LoadKeys(m), take, metrics, share) for m in read},
         )
 
     def is_fresh(self, endpoint: Endpoint, now_s: float) -> bool:

@@ -80,10 +80,12 @@ class UtilizationFilter:
     Attributes:
         conditions: all of which must hold; one at least.
         fallback_on_empty: keep everybody where nobody is left, instead of refusing the request.
+        in_flight_load_producer_name: taken and not used: there is one board of what is under way.
     """
 
     conditions: Annotated[Sequence[Condition], Field(min_length=1)]
     fallback_on_empty: Switch = False
+    in_flight_load_producer_name: str = ""
 
     @property
     def is_hard(self) -> bool:

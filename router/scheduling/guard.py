@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from operator import index
 from typing import Any, Literal
@@ -47,6 +47,10 @@ class Guarded:
     report: Report
     is_trusted: bool = False
     is_hard: bool = False
+    _takes_notes: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_takes_notes", isinstance(self.plugin, Notes))
 
     def keep(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[int]:
         """Filter; everybody stays where the plugin fails."""
@@ -119,7 +123,7 @@ class Guarded:
 
     def note(self, work: Work, candidates: Sequence[Candidate], chosen: int) -> None:
         """Tell it of a decision, if it wants to know."""
-        if not isinstance(self.plugin, Notes):
+        if not self._takes_notes:
             return
         try:
             self.plugin.note(work, candidates, chosen)

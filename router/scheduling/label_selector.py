@@ -44,7 +44,7 @@ class Requirement:
                 return labels.get(self.key) not in self.values
             case "Exists":
                 return self.key in labels
-            case "DoesNotExist":
+            case _:
                 return self.key not in labels
 
 

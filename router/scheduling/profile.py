@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvatlas.common.errors import NoEndpoints
 from kvatlas.router.scheduling.interfaces import (
@@ -53,6 +53,13 @@ class Profile:
     filters: Sequence[Filter]
     scorers: Sequence[Weighted]
     picker: Picker
+    _noting: Sequence[Notes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Found once: to ask an object whether it fits a protocol takes longer than a decision.
+        plugins = (*self.filters, *(each.scorer for each in self.scorers), self.picker)
+        noting = [each for each in plugins if isinstance(each, Notes)]
+        object.__setattr__(self, "_noting", noting)
 
     def run(self, work: Work, candidates: Sequence[Candidate], chance: Chance) -> Ranking:
         """Rank the candidates.
@@ -84,9 +91,8 @@ class Profile:
 
     def note(self, work: Work, candidates: Sequence[Candidate], chosen: int) -> None:
         """Tell the plugins that remember decisions of one that a request follows."""
-        for plugin in (*self.filters, *(each.scorer for each in self.scorers), self.picker):
-            if isinstance(plugin, Notes):
-                plugin.note(work, candidates, chosen)
+        for plugin in self._noting:
+            plugin.note(work, candidates, chosen)
 
     def _filter(
         self, work: Work, candidates: Sequence[Candidate]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from kvatlas.cli.index_reader import IndexReader
+from kvatlas.common import limits
+from kvatlas.common.gauge_board import GaugeReader
+from kvatlas.common.gauges import Sample
 from kvatlas.common.ids import EndpointName, IndexerId
-from kvatlas.common.keyspace import Shard
+from kvatlas.common.keyspace import LoadKeys, Shard
 from kvatlas.common.redis_client import connect
 from kvatlas.common.setting_sections import RedisSettings
+from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
 from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.targets import BEFORE_FIRST, Opening, Position, Progress, Target
@@ -31,6 +36,8 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "redis"
 USERS = ("indexer", "router-read", "router-write")
 SHARD = Shard(MODEL, 0)
 DOUBTS = SHARD.base + "doubts"
+KEYS = LoadKeys(MODEL)
+GAUGES = KEYS.gauges
 WRITING = "return redis.call('HSET', KEYS[1], 'a', 'b')"
 HIDDEN = "return redis.call('HGET', 'other', 'a')"
 """It names a key that it has not declared."""
@@ -142,6 +149,26 @@ async def test_the_reader_can_look_up_and_inspect(guarded: Guarded) -> None:
     assert guarded.refused() == []
 
 
+async def test_gauges_are_written_by_the_indexer_and_read_by_routers(guarded: Guarded) -> None:
+    """Dated by Redis' clock at both ends, and taken out when their endpoint is gone."""
+
+    def log_in(user: str) -> Any:
+        settings = RedisSettings(**guarded.settings(user))
+        return connect(settings, timeout_s=1.0, connections_max=None)
+
+    indexer, reader = log_in("indexer"), log_in("router-read")
+    writer = GaugeWriter(indexer, KEYS)
+    now_s = time.monotonic()
+    seen = Seen(Sample(is_up=True), now_s - 2 * limits.GAUGES_FORGET_S, 0.2)
+    await writer.write({EndpointName("e:1"): seen})
+    assert list((await GaugeReader(reader).read(KEYS)).texts) == ["e:1"]
+    await writer.forget(set())
+    assert not (await GaugeReader(reader).read(KEYS)).texts
+    await indexer.aclose()
+    await reader.aclose()
+    assert guarded.refused() == []
+
+
 async def test_the_writer_of_routers_leaves_notes(guarded: Guarded) -> None:
     """A router logs in as another user for the little that it writes."""
     settings = RedisSettings(
@@ -174,11 +201,16 @@ COMMANDS: list[tuple[str, tuple[Any, ...]]] = [
     ("router-read", ("HDEL", SHARD.holders, "a")),
     ("router-read", ("DEL", SHARD.holders)),
     ("router-read", ("HSET", DOUBTS, "a", "b")),
+    ("router-read", ("HSET", GAUGES, "a", "b")),
+    ("router-read", ("HDEL", GAUGES, "a")),
+    ("router-read", ("EVAL", WRITING, 1, GAUGES)),
     ("router-read", ("EVAL", WRITING, 1, SHARD.holders)),
     ("router-read", ("EVAL_RO", WRITING, 1, SHARD.holders)),
     ("router-write", ("HSET", SHARD.holders, "a", "b")),
     ("router-write", ("HSET", SHARD.bucket(1), "a", "b")),
     ("router-write", ("HSET", "kvatlas:models", "a", "b")),
+    ("router-write", ("HSET", GAUGES, "a", "b")),
+    ("router-write", ("EXPIRE", GAUGES, 1)),
     ("router-write", ("HGET", SHARD.holders, "a")),
     ("router-write", ("DEL", DOUBTS)),
     ("router-write", ("EVAL", WRITING, 1, DOUBTS)),

@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 
 from kvatlas.common import limits
-from kvatlas.common.gauge_board import read_board
+from kvatlas.common.gauge_board import GaugeReader
 from kvatlas.common.gauges import EngineGauges, Sample, SharedSample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import LoadKeys, Shard
@@ -81,7 +81,7 @@ class Place:
     def texts(self) -> dict[str, str]:
         """Read what is shared."""
         with self.server.client(decode_responses=True) as client:
-            return client.hgetall(KEYS.gauges)
+            return dict(client.hgetall(KEYS.gauges))
 
 
 def looks_of(one: Running) -> int:
@@ -103,7 +103,7 @@ async def place(
         made = Place(fleet, server, settings, [], [])
         for _ in range(indexers):
             made.indexers.append(await stack.enter_async_context(indexing(settings)))
-        await until(lambda: len(made.texts()) == engines if indexers else True)
+        await until(lambda: not indexers or len(made.texts()) >= engines)
         for _ in range(routers):
             made.routers.append(await stack.enter_async_context(router(settings)))
         await until(lambda: all(one.readiness() is None for one in made.routers))
@@ -174,7 +174,7 @@ async def test_what_is_shared_is_what_the_page_says() -> None:
         assert here.own_looks() == 0
 
 
-async def test_an_engine_that_begins_anew_is_seen_to(redis_url: str) -> None:
+async def test_an_engine_that_begins_anew_is_seen_to() -> None:
     """Expect its next process to be another life, though no router has looked."""
     async with place() as here:
         (engine,) = here.routers[0].endpoints.engines()
@@ -208,7 +208,7 @@ async def test_an_engine_whose_key_the_indexer_lacks_is_left_to_routers(redis_ur
                 file.write_text("k")
                 async with router(settings) as one:
                     engine.running = [2]
-                    await until(lambda: next(one.endpoints.all()).others_running == 2)
+                    await until(lambda: next(iter(one.endpoints.all())).others_running == 2)
                     assert looks_of(one) == engine.looks
 
 
@@ -261,7 +261,8 @@ async def test_a_killed_owner_is_followed_by_another() -> None:
         engine = await stack.enter_async_context(GaugedEngine(running=[2]).serving())
         source = {"url": engine.url, "events": publisher.events, "replay": publisher.replay}
         settings = settings_for(server.url, [source])
-        options = {"lease_s": LEASE_S, "metrics_interval_s": 0.1}
+        # So long that what is shared goes stale before the lease is over.
+        options = {"lease_s": 2.0, "metrics_interval_s": 0.1}
         processes = stack.enter_context(indexer_processes(folder, settings, 2, **options))
         owners = Shard(MODEL, 0).owners
         with server.client(decode_responses=True) as client:
@@ -277,7 +278,7 @@ async def test_a_killed_owner_is_followed_by_another() -> None:
             await until(lambda: owner not in str(client.hget(owners, engine.name())))
             await asyncio.sleep(0.6)
             assert await still(lambda: looks_of(one))
-            assert time.monotonic() - began < 2 * LEASE_S + 3.5
+            assert time.monotonic() - began < 8.0
             endpoint = next(iter(one.endpoints.all()))
             assert endpoint.gauges_age_s(time.monotonic()) < 1.0
 
@@ -332,7 +333,7 @@ async def test_a_sample_is_as_old_as_it_was_when_it_was_written(redis_url: str) 
 
     await shared_by(redis_url, act)
     client = connect(redis_url, timeout_s=1.0, connections_max=None)
-    found = await read_board(client, KEYS)
+    found = await GaugeReader(client).read(KEYS)
     await client.aclose()
     assert len(found.texts) == 1_200
     for text in found.texts.values():
@@ -377,7 +378,7 @@ async def test_endpoints_that_are_gone_are_taken_out(
     ],
 )
 async def test_what_is_old_or_odd_is_not_believed(
-    redis_url: str, text: str, is_believed: bool
+    redis_url: str, text: str, *, is_believed: bool
 ) -> None:
     """Expect the router to look itself then, and to take nothing over of it."""
     async with GaugedEngine(running=[1]).serving() as engine:

@@ -272,9 +272,9 @@ PLAN = FleetPlan(
 
 @pytest.mark.timeout(90)
 def test_bursts_neither_scatter_nor_pile_up() -> None:
-    """One cold prefix goes to one engine or two, strange prompts to all, whatever the routers."""
+    """A long cold prefix goes to an engine or two, strange prompts to all, whatever the routers."""
     with running_fleet(PLAN) as fleet:
-        shared = "The same long document about the canals of the old town. " * 120
+        shared = "The same long document about the canals of the old town. " * 400
         together = asyncio.run(burst(fleet, [f"{shared} Question {n}." for n in range(12)]))
         assert len(together) <= 2, together
         strangers = [f"{n}: {json.dumps([n] * 40)} " * 12 for n in range(12)]

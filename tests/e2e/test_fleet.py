@@ -139,10 +139,15 @@ def test_inspect_lists_endpoints_and_models(fleet: Fleet) -> None:
     shown = command("inspect", "--config", str(fleet.config), "--model", MODEL)
     assert all(engine.name in shown for engine in fleet.engines)
     assert "endpoints of demo" in shown
+    assert "gauges of demo" in shown
+    assert "stale" not in shown
     read = json.loads(command("inspect", "--redis", fleet.redis.url, "--json"))
     assert {one["name"] for one in read["models"][0]["endpoints"]} == {
         e.name for e in fleet.engines
     }
+    gauges = read["models"][0]["gauges"]
+    assert {one["name"] for one in gauges} == {engine.name for engine in fleet.engines}
+    assert all(one["is_up"] and 0 <= one["age_s"] < 10 for one in gauges)
     assert "knows no such model" in command("inspect", "--redis", fleet.redis.url, "--model", "no")
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from kvatlas.common.ids import EndpointName
-from kvatlas.router.scheduling import Adapters, Candidate, Profile, Work
+from kvatlas.router.scheduling import Adapters, Candidate, Profile
 from kvatlas.router.scheduling.build import Builder, Find
 from kvatlas.router.scheduling.guard import Fault
 
@@ -106,8 +106,3 @@ def built(
     refs = [{"pluginRef": entry.get("name", entry["type"])} for entry in entries]
     config = {"plugins": entries, "schedulingProfiles": [{"name": "default", "plugins": refs}]}
     return Builder(find, (faults or Faults()).report, has_sessions=True).build(config)
-
-
-def work(prompt_tokens: int = 1_000) -> Work:
-    """Make a request of a length."""
-    return Work(prompt_tokens)

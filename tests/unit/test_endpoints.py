@@ -179,12 +179,10 @@ def test_block_sizes_are_learned_or_held_against_the_configuration(
     (one,) = endpoints.of(MODEL)
     (engine,) = endpoints.engines()
     look = Look("answered", 1.0, None, {0: EngineGauges(block_size=32)})
-    for take in (
-        lambda: endpoints.note_look(engine, look),
-        lambda: endpoints.note_shared(one.name, look.sample(0), 2.0),
-    ):
-        take()
-        assert (one.block_size, one.is_odd) == (known, odd)
+    endpoints.note_look(engine, look)
+    assert (one.block_size, one.is_odd) == (known, odd)
+    endpoints.note_shared(one.name, look.sample(0), 2.0)
+    assert (one.block_size, one.is_odd) == (known, odd)
 
 
 # --- what indexers tell -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
@@ -100,7 +101,27 @@ def test_the_speed_is_learned_from_all_routers() -> None:
         now += tokens / 500.0
         seen.began(OTHER, number, now)
         seen.ended(OTHER, number, A)
+        seen.learn(now)
     assert seen.stand(A).speed.line.tokens_per_s == pytest.approx(500.0, rel=0.05)
+
+
+def test_speeds_are_learned_in_the_order_of_times() -> None:
+    """What is told late does not make what was before it look slow: it is waited for."""
+    late, prompt = board(), board()
+    for seen in (late, prompt):
+        for number in range(80):
+            router = (ME, OTHER)[number % 2]
+            seen.launched(router, Launch(number, A, 200 + 40 * (number % 20)), 0.0)
+    done = list(accumulate((200 + 40 * (number % 20)) / 500.0 for number in range(80)))
+    for number in range(80):
+        prompt.began((ME, OTHER)[number % 2], number, done[number])
+    for number in (*range(0, 80, 2), *range(1, 80, 2)):
+        late.began((ME, OTHER)[number % 2], number, done[number])
+    for seen in (late, prompt):
+        seen.learn(999.0)
+    learned = [seen.stand(A).speed.line.tokens_per_s for seen in (late, prompt)]
+    assert learned[0] == learned[1]
+    assert learned[0] == pytest.approx(500.0, rel=0.05)
 
 
 def test_a_dead_router_is_buried() -> None:

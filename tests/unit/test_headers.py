@@ -30,6 +30,13 @@ GATEWAY = [
 ]  # fmt: skip
 
 
+def test_ours_replace_an_engines_of_the_same_name_but_cookies_add_up() -> None:
+    """A token of a session is ours alone; every cookie is a header of its own."""
+    engine = [("X-Session-Token", "theirs"), ("Set-Cookie", "a=1"), ("B", "2")]
+    ours = [("x-session-token", "ours"), ("Set-Cookie", "k=3")]
+    assert to_client(engine, ours) == [("Set-Cookie", "a=1"), ("B", "2"), *ours]
+
+
 def test_ordinary_headers_pass_in_order() -> None:
     """Expect end-to-end headers to reach the engine as they came, and ours behind them."""
     ours = [("X-Request-Id", "r1")]

@@ -57,11 +57,10 @@ def test_prompts_of_one_length_keep_it_a_line() -> None:
 
 
 def test_prompts_of_one_step_count_together() -> None:
-    """Expect the rate of the engine where the first takes all the time and the second none."""
+    """Expect the rate of the engine where two come at once."""
     speed = PrefillSpeed(8_000.0)
     for _ in range(100):
-        speed.observe(1_000, 0.2)
-        speed.observe(1_000, 0.0)
+        speed.observe(2_000, 0.2, requests=2)
     assert 2_000 * speed.token_s + 2 * speed.base_s == pytest.approx(0.2, rel=0.1)
 
 

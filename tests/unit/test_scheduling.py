@@ -36,7 +36,7 @@ WORK = Work(1_000)
 FULL = Work(1_000, pressure=4.0)
 """In a fleet where four requests wait per endpoint, so that work costs four times its time."""
 IDLE = Busy()
-COST = CostScorer()
+COST = CostScorer(work_price_least=0.0)
 
 
 def chosen(work: Work, *known: tuple[int, Busy], chance: Chance = LAST) -> int:
@@ -124,9 +124,14 @@ def test_work_costs_what_it_keeps_from_those_that_wait() -> None:
     """Expect nothing in an idle fleet, as much as wait per endpoint in a full one, six at most."""
     told = [prices(Work(1_000, pressure=n), 100, 0)[1] for n in (0.0, 0.5, 4.0, 6.0, 60.0)]
     assert told == pytest.approx([0, 50, 400, 600, 600])
-    half = CostScorer(0.5, 1.0)
+    half = CostScorer(0.5, work_price_max=1.0)
     assert prices(Work(1_000, pressure=1.0), 100, 0, scorer=half)[1] == pytest.approx(50)
     assert prices(FULL, 100, 0, scorer=half)[1] == pytest.approx(100)
+
+
+def test_work_has_a_least_price() -> None:
+    """Expect a burst on an idle fleet to find work not free, by default."""
+    assert prices(Work(1_000), 100, 0, scorer=CostScorer())[1] == pytest.approx(25)
 
 
 def test_the_price_fades_with_trust() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic.alias_generators import to_camel
 
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.settings import RouterSettings, SessionSettings, load
@@ -16,7 +19,8 @@ from kvatlas.router.profiles import build_profile
 from kvatlas.router.scheduling import CostScorer, EvenScorer, HealthyFilter, RequestScorer, Work
 from kvatlas.router.scheduling.build import Builder
 from kvatlas.router.scheduling.pickers import MaxScorePicker, RoundRobinPicker
-from tests.fakes.scheduling import FIRST, Busy, Faults, candidate, candidates
+from kvatlas.router.scheduling.registry import OURS
+from tests.fakes.scheduling import FIRST, Busy, Faults, built, candidate, candidates
 
 PLUGINS: list[dict[str, Any]] = [
     {"type": "label-selector-filter", "name": "big", "parameters": {"matchLabels": {"gpu": "b"}}},
@@ -111,6 +115,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         {"type": "queue-scorer"},
         {"type": "even-scorer", "params": {}},
         "max-score-picker",
+        {"type": 3},
         {"type": "session-affinity-scorer"},
         {"type": "healthy-filter"},
     ]
@@ -133,7 +138,8 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         f"{at}.3: the name 'queue-scorer' is there twice",
         f"{at}.4.params: unknown",
         f"{at}.5: ",
-        f"{at}.6: session-affinity-scorer needs router.session",
+        f"{at}.6.type: ",
+        f"{at}.7: session-affinity-scorer needs router.session",
         f"{profile}.plugins.0.weight: ",
         f"{profile}.plugins.1.weight: ",
         f"{profile}.plugins.2.weight: ",
@@ -202,6 +208,36 @@ def test_a_plugin_that_is_both_filters_and_scores() -> None:
     profile = Builder(lambda _kind: None, Faults().report).build(config(plugins, refs))
     known = [candidate("e0", labels={"llm-d.ai/context-length-range": "0-9"}), candidate("e1")]
     assert list(profile.run(Work(1_000), known, FIRST).order) == [1]
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "SCHEDULING.md").read_text()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_every_plugin_has_its_paragraph(kind: str) -> None:
+    """Expect the page to name each type in bold, and every parameter as it is written."""
+    assert f"**`{kind}`**" in PAGE
+    for parameter in fields(OURS[kind]):
+        if parameter.init:
+            name = {"max_ttft_penalty_ms": "maxTTFTPenaltyMs"}.get(
+                parameter.name, to_camel(parameter.name)
+            )
+            assert f"`{name}`" in PAGE
+
+
+def test_the_example_of_the_page_is_a_profile() -> None:
+    """Expect the first YAML block to be built as it stands, with the filter first."""
+    example = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert example is not None
+    profile: Any = build_profile(
+        RouterSettings.model_validate(yaml.safe_load(example[1])["router"])
+    )
+    assert [each.name for each in profile.filters] == ["healthy-filter", "big"]
+    policy: Any = build_profile(RouterSettings())
+    assert profile.scorers[0].scorer.plugin == policy.scorers[0].scorer.plugin
+    assert profile.picker.plugin == policy.picker.plugin
 
 
 # --- third parties ------------------------------------------------------------------------------
@@ -297,3 +333,13 @@ def test_session_plugins_go_with_sessions() -> None:
     build_profile(RouterSettings(profile=profile, session=session))
     with pytest.raises(ConfigError, match=r"needs router\.session"):
         build_profile(RouterSettings(profile=profile))
+
+
+def test_a_plugin_that_remembers_is_told_of_decisions() -> None:
+    """Expect cold requests to go round, one endpoint after the other."""
+    profile, known = built("no-hit-lru-scorer", "max-score-picker"), candidates(*[(0, Busy())] * 3)
+    chosen = []
+    for _ in range(6):
+        chosen.append(profile.run(Work(1), known, FIRST).order[0])
+        profile.note(Work(1), known, chosen[-1])
+    assert chosen == [0, 1, 2, 0, 1, 2]

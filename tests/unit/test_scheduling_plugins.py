@@ -125,6 +125,13 @@ def test_the_prefix_scorer_weighs_share_and_length(
     assert scores("prefix-cache-scorer", known, parameters) == pytest.approx(expected, rel=1e-4)
 
 
+def test_some_scorers_say_what_they_go_by() -> None:
+    """Expect matched and queued tokens as terms, for /explain."""
+    known = candidates((300, Busy(queued_tokens=7)))
+    assert made("prefix-cache-scorer").terms(WORK, known) == [{"match_tokens": 300.0}]
+    assert made("token-load-scorer").terms(WORK, known) == [{"queued_tokens": 7.0}]
+
+
 def test_an_empty_prompt_matches_nothing() -> None:
     """Expect 0 and no division by zero."""
     assert scores("prefix-cache-scorer", candidates((0, Busy())), work=Work(0)) == [0.0]

@@ -64,6 +64,14 @@ def test_a_token_leads_back_to_its_endpoint_and_nowhere_else() -> None:
         assert resolve(session, BOTH, Board()) is None
 
 
+def test_only_what_is_configured_is_read() -> None:
+    """Expect neither cookie nor id where only the header counts."""
+    only = SessionSettings(header="x-session-token")
+    sent = headers(cookie=f"kvatlas={token_of(HERE)}", x_session_id="a")
+    assert read(only, sent) == NO_SESSION
+    assert resolve(read(only, sent), BOTH, Board()) is None
+
+
 def test_a_token_tells_no_address() -> None:
     """Expect sixteen hexadecimal digits that differ from endpoint to endpoint."""
     assert re.fullmatch("[0-9a-f]{16}", token_of(HERE))
