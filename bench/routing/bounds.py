@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bench.routing.site import Model
 from bench.routing.trace import Slice
 from kvatlas.cli.fleet import BLOCK_SIZE
-from kvatlas.planner.choices import maker
+from kvatlas.planner.choices import ORACLE, run
 from kvatlas.planner.engine import EngineModel
 from kvatlas.planner.jobs import Job, ceiling, make_jobs
 from kvatlas.planner.results import Figures, figures
-from kvatlas.planner.simulation import Fleet, simulate
+from kvatlas.planner.simulation import Fleet
 from kvatlas.planner.trace import Record
 
 GOOD_SHARE = 0.95
@@ -36,13 +37,13 @@ class Bounds:
 
     def oracle(self, part: Slice) -> Figures:
         """Give the figures of an oracle that knows every queue and every cache at once."""
-        return self.simulated("oracle", 1, part)
+        return self.simulated(ORACLE, 1, part)
 
     def simulated(self, policy: str, routers: int, part: Slice) -> Figures:
         """Give the figures of a policy of the planner."""
         fleet = Fleet(self.model.engines, routers, self._engine())
-        make, chance = maker(policy), random.Random(1)
-        return figures(simulate(self._jobs(part), fleet, make, chance), self.limit_s)
+        outcome = run(policy, self._jobs(part), fleet, partial(random.Random, 1))
+        return figures(outcome, self.limit_s)
 
     def ceiling(self, part: Slice) -> float:
         """Give the share of prompt tokens that one cache without bounds would hit."""
