@@ -24,7 +24,14 @@ _RUN_BITS = 24
 class SimulatedLoad:
     """What a router knows of an endpoint."""
 
-    __slots__ = ("_waiting_before", "gauges", "others_running", "others_waiting", "scraped_s", "stand")
+    __slots__ = (
+        "_waiting_before",
+        "gauges",
+        "others_running",
+        "others_waiting",
+        "scraped_s",
+        "stand",
+    )
 
     healthy = True
     adapters = _NO_ADAPTERS

@@ -44,6 +44,8 @@ from kvatlas.router.sessions import Session, read, resolve
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
+CACHE_UNREAD: Final = "lookup:cache_unread"
+"""Why a request goes by load whose engine will not look into its cache."""
 NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "wrongtype"})
 """Reasons of lookups that failed for themselves; the next one may well be answered."""
 
@@ -354,7 +356,7 @@ class Pipeline:
         hashed = monotonic()
         matches.timings_ms["hash"] = (hashed - begun) * 1e3
         if not reads_cache(request.path, request.body):
-            matches.fallback = "lookup:cache_unread"
+            matches.fallback = CACHE_UNREAD
             return matches
         # Along with the lookup: it tells what others have decided until this moment.
         matches.reading = self._flights.of(model).begin_refresh()
@@ -456,8 +458,9 @@ _Predicted = Mapping[EndpointName, int]
 
 def _predicted(board: Board, matches: _Matches, now_s: float) -> _Predicted:
     """Tell how many blocks of the prompt endpoints are about to hold."""
-    if matches.fallback is not None:
+    if matches.fallback == CACHE_UNREAD:
         return {}
+    # What is on its way is known also where the index is not.
     found = [board.predicted(chain, now_s) for chain in matches.chains.values()]
     return found[0] if len(found) == 1 else {k: v for each in found for k, v in each.items()}
 

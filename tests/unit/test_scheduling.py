@@ -72,7 +72,7 @@ def test_the_terms_of_the_cost_follow_the_formula() -> None:
         "others_ms": pytest.approx(WAITING_TOKENS),
         "prefill_ms": pytest.approx(600),
         "work_ms": pytest.approx(4 * 500),
-        "decode_ms": pytest.approx(2 * 4 + 8 / 2),
+        "decode_ms": pytest.approx(2 * 32 + 8 / 2),
         "cache_ms": pytest.approx(3.0),
     }
 
