@@ -8,6 +8,7 @@ than `--cpu-max` of it is discarded, counted and made again, `--tries` times at 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from dataclasses import asdict
@@ -26,9 +27,11 @@ from bench.routing.run import Plan
 from bench.routing.site import Model
 from bench.routing.trace import Slice, scaled
 from bench.routing.words import demo_words
-from kvatlas.planner.trace import ID_TOKENS, read_trace
+from kvatlas.planner.makers import MAKERS, made
+from kvatlas.planner.trace import ID_TOKENS, Record, read_trace
 
 TRACE = Path(__file__).parents[3] / "shared/data/traces/mooncake_conversation.jsonl"
+MADE_REQUESTS = 20_000
 SHARES = (0.5, 0.8, 1.0)
 """Rates that are compared where none are given, as shares of the one at saturation."""
 
@@ -36,8 +39,7 @@ SHARES = (0.5, 0.8, 1.0)
 def compare(options: argparse.Namespace, console: Console) -> None:
     """Make all runs, printing as they are done."""
     begun, model = time.perf_counter(), _model(options)
-    with options.trace.open("rb") as lines:
-        trace = read_trace(options.trace.name, lines)
+    trace = _trace(options)
     bounds = Bounds(trace, model, options.ttft_limit)
     full = options.saturation or bounds.saturation(Slice(options.start, options.length, 1.0))
     rates = options.rates or [round(share * full, 2) for share in SHARES]
@@ -71,6 +73,13 @@ def compare(options: argparse.Namespace, console: Console) -> None:
     console.print(f"{time.perf_counter() - begun:.0f} s")
 
 
+def _trace(options: argparse.Namespace) -> list[Record]:
+    if options.made:
+        return made(options.made, MADE_REQUESTS, random.Random(options.seed))
+    with options.trace.open("rb") as lines:
+        return read_trace(options.trace.name, lines)
+
+
 def _model(options: argparse.Namespace) -> Model:
     factor = ID_TOKENS / options.tokens_per_id
     return Model(engines=options.engines, factor=factor, time_scale=options.time_scale)
@@ -87,6 +96,7 @@ def main() -> int:
                         help="s of the trace per s of the model")  # fmt: skip
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--trace", type=Path, default=TRACE)
+    parser.add_argument("--made", choices=MAKERS, help="a trace of other traffic in its place")
     parser.add_argument("--start", type=float, default=600.0, help="of the slice, s of the trace")
     parser.add_argument("--length", type=float, default=120.0, help="of the slice, s of the model")
     parser.add_argument("--engines", type=int, default=8)

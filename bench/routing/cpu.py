@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from bench.index.machine import cpu_s
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 MACHINE = "machine"
@@ -53,22 +56,19 @@ def _family(pids: Iterable[int], children: Mapping[int, Sequence[int]]) -> set[i
 def _children() -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _fields(int(entry.name))):
-            found.setdefault(int(fields[1]), []).append(int(entry.name))
+        if entry.name.isdigit():
+            # Others on the machine come and go meanwhile.
+            with contextlib.suppress(OSError):
+                parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                found.setdefault(int(parent), []).append(int(entry.name))
     return found
 
 
-def _fields(pid: int) -> list[str]:
-    """Give the fields of its stat after the name; none of a process that is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return []
-
-
 def _seconds(pid: int) -> float:
-    fields = _fields(pid)
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S if fields else 0.0
+    """Give the CPU time of a process; none of one that is gone."""
+    with contextlib.suppress(OSError):
+        return cpu_s(pid)
+    return 0.0
 
 
 def _machine_s() -> float:
