@@ -43,6 +43,7 @@ def smg(stack: contextlib.ExitStack, site: Site) -> tuple[int, int]:
         *("--worker-urls", *(engine.url for engine in site.engines)),
         *("--policy", "cache_aware", "--backend", "vllm", "--disable-tokenizer-autoload"),
         *("--worker-startup-check-interval", "1", "--log-level", "warn"),
+        *("--shutdown-grace-period-secs", "1"),
         *("--load-monitor-interval", str(max(1, round(10 / site.model.time_scale)))),
     ]
     pid, _ = site.start(stack, "smg", command)
