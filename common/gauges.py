@@ -12,6 +12,7 @@ from kvatlas.common import limits
 
 _NUMBER_MAX: Final = 1e9
 _MS_MAX: Final = 10**15
+_EVERY_MS_MAX: Final = int(limits.SCRAPE_PAUSE_MAX_S * 1e3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class SharedSample:
             raise ValueError("too long for gauges")
         fields = dict(part.split("=", 1) for part in text.split(" "))
         try:
-            at_ms, every_ms = _whole(fields["at"], _MS_MAX), _whole(fields["every"], _MS_MAX)
+            at_ms, every_ms = _whole(fields["at"], _MS_MAX), _whole(fields["every"], _EVERY_MS_MAX)
             if fields["up"] != "1":
                 return cls(at_ms, every_ms, Sample(is_up=False))
             gauges = EngineGauges(

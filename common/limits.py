@@ -121,6 +121,8 @@ GAUGES_STALE_S: Final = 1.0
 """Beyond the time when the next look is due: after it a shared sample is no longer believed."""
 SCRAPE_IDLE_S: Final = 2.0
 """Between two looks at an engine that has nothing to do and whose gauges do not change."""
+SCRAPE_PAUSE_MAX_S: Final = 60.0
+"""Longest pause between two looks that may be set, and that a sample may claim."""
 SCRAPE_AWAY_S: Final = 1.0
 """Between two looks at an engine that does not answer; routers look at it themselves meanwhile."""
 SCRAPES_PER_S_MAX: Final = 400

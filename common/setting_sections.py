@@ -325,7 +325,7 @@ class IndexerSettings(_Section):
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9091
     lease_s: Annotated[float, Field(ge=0.3, le=60.0)] = 3.0
-    metrics_interval_s: Annotated[float, Field(ge=0.02, le=60.0)] = 0.2
+    metrics_interval_s: Annotated[float, Field(ge=0.02, le=limits.SCRAPE_PAUSE_MAX_S)] = 0.2
 
 
 class EngineSettings(_Section):

@@ -119,7 +119,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             connections_max=None,
         )
         stack.push_async_callback(writer.aclose)
-        clients = Clients(index.client, writer)
+        clients = Clients(index.client, writer, settings.router.lookup_s)
         flights = FlightLogs(
             {
                 model: FlightLog(LoadKeys(model), clients, board, metrics)

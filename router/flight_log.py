@@ -52,10 +52,16 @@ def boards_of(settings: Settings) -> dict[ModelName, Board]:
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """Connections to Redis: what is read may come from a replica."""
+    """Connections to Redis.
+
+    Attributes:
+        reader: may be of a replica.
+        limit_s: for Redis to answer while a decision waits.
+    """
 
     reader: Redis
     writer: Redis
+    limit_s: float = field(default_factory=lambda: limits.LOOKUP_S)
 
 
 EntryId = tuple[int, int]
@@ -172,7 +178,7 @@ class FlightLog:
         """Tell whether launches of others stand before this one that its decision did not know."""
         if self.board.routers == 1 or self._is_failing:
             return False
-        with suppress(TimeoutError), Deadline(limits.LOOKUP_S, limits.LOOKUP_GRACE_S):
+        with suppress(TimeoutError), Deadline(self._clients.limit_s, limits.LOOKUP_GRACE_S):
             await flight.entry.is_told.wait()
         place = flight.entry.place
         return place is not None and any(
@@ -242,7 +248,7 @@ class FlightLog:
 
     async def _read(self) -> None:
         try:
-            with guard(), Deadline(limits.LOOKUP_S, limits.LOOKUP_GRACE_S):
+            with guard(), Deadline(self._clients.limit_s, limits.LOOKUP_GRACE_S):
                 reply = await _call(self._clients.reader, *self._what_is_new())
         except IndexUnavailable as error:
             self._metrics.board_errors.labels(error.reason).inc()

@@ -252,9 +252,11 @@ class Board:
         known = self._router(router)
         if launch.number in known.awaiting:
             return
-        flight = Flight(
-            launch.endpoint, launch.tokens, now_s, launch.sketch, is_silent=launch.is_silent
-        )
+        tokens = launch.tokens
+        if launch.sketch is not None:
+            # Who decided at the same moment as others did not know that they compute it.
+            tokens -= int(tokens * self._predictions.share(launch.sketch, launch.endpoint))
+        flight = Flight(launch.endpoint, tokens, now_s, launch.sketch, is_silent=launch.is_silent)
         known.awaiting[launch.number] = flight
         stand = self.stand(launch.endpoint)
         stand.add((router, launch.number), flight)

@@ -21,8 +21,10 @@ from kvatlas.router.endpoint import Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.metrics import RouterMetrics
 
-FIRST_READ_S: Final = 0.25
+FIRST_READ_S: Final = 1.0
 """For what is shared to be read, at the start, before we look ourselves."""
+STALL_S: Final = 0.5
+"""Of our own loop, after which we look at nobody for as long: what is shared lies unread."""
 
 IsFresh = Callable[[Endpoint, float], bool]
 
@@ -62,12 +64,16 @@ class Looks:
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(begun(), FIRST_READ_S)
+        before_s, not_before_s = monotonic(), 0.0
         async with asyncio.TaskGroup() as group:
             while True:
                 now_s = monotonic()
+                if now_s - before_s > STALL_S:
+                    not_before_s = now_s + STALL_S
+                before_s = now_s
                 for endpoint in self._endpoints.all():
                     endpoint.note_requests(now_s)
-                for engine in self._endpoints.engines():
+                for engine in self._endpoints.engines() if now_s >= not_before_s else ():
                     if self._is_needed(engine, now_s):
                         self._looking.add(engine.url)
                         group.create_task(self._look(engine))

@@ -82,6 +82,18 @@ class Predictions:
                 break
         return found
 
+    def share(self, sketch: Sketch, endpoint: EndpointName) -> float:
+        """Tell how much of what a sketch stands for an endpoint is about to have anyway, 0 to 1."""
+        group = self._groups.get(sketch.root)
+        if group is None or endpoint not in group.endpoints:
+            return 0.0
+        known = 0
+        for block in sketch.hashes:
+            if endpoint not in group.points.get(block, ()):
+                break
+            known += 1
+        return known / len(sketch.hashes)
+
     def add(self, sketch: Sketch, endpoint: EndpointName) -> None:
         """Predict a chain; as often as that it must be taken back."""
         group = self._groups.get(sketch.root)

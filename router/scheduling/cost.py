@@ -12,7 +12,7 @@
 Rates and bases are learned from first bytes (`prefill_speed`). Tokens computed again are those
 that the best candidate holds and this one does not. Their price is what they keep from others:
 
-    price = clamp(work_price x pressure, 0.25, 6) x trust / endpoints that hold them
+    price = clamp(work_price x pressure, 0.25, 6) / endpoints that hold them
 
 `pressure` is how many requests await their first byte per endpoint, on average of some seconds. A
 second of work makes each of those that come while the queue lasts wait a second longer, and there
@@ -21,8 +21,9 @@ helps this request, and a full one lives from work not done. What many hold is w
 more copy will be used again, and is charged in parts, so that a hot prefix spreads.
 Where it is not known who holds what, the endpoint that the conversation was on is taken to hold
 most of the prompt.
-The price fades with `trust`: who does not know what the others send where must not follow the warm
-cache as they do.
+The price does not fade with `trust`: a fleet whose routers stop to save work falls over. Who does
+not know what the others send counts each flight of its own for all of them (`Board.go_blind`), so
+that waits outweigh warm caches and routers do not herd.
 
 What comes from scraped gauges can be one scrape old: an engine that fell idle a moment ago still
 looks busy. So strangers that run and `kv_usage` together never weigh as much as HINT_TOKENS tokens
@@ -99,7 +100,7 @@ class CostScorer:
 
     def _price(self, work: Work) -> float:
         price = max(self.work_price_least, self.work_price * work.pressure)
-        return min(self.work_price_max, price) * work.trust
+        return min(self.work_price_max, price)
 
     def _costs(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Sum the terms below, in seconds; written out, for it is run for every candidate."""

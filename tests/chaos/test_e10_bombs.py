@@ -93,7 +93,7 @@ class Indexed:
 
 def name(number: int) -> EndpointName:
     """Name an endpoint."""
-    return EndpointName(f"10.0.0.{number + 1}:8000")
+    return EndpointName(f"127.0.5.{number + 1}:1")
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from kvatlas.common.tasks import EX_CONFIG, run_service
 from kvatlas.indexer.app import REFUSED, Indexer
 from kvatlas.router.app import router
 from tests.chaos.conftest import Report
+from tests.fakes.engines import until
 from tests.fakes.indexed_fleet import indexed_fleet
 from tests.fakes.redis_servers import Server, plain_options, running
 from tests.fakes.upstream import plain, upstream
@@ -120,6 +121,8 @@ async def test_r14_a_router_goes_by_load(server: Server) -> None:
             async with client.post("/v1/chat/completions", json=body) as reply:
                 assert reply.status == 200
                 assert await reply.read() == ANSWER
+            # Its engine is asked for its models and token ids meanwhile.
+            await until(lambda: running_router.readiness() is None, 1.0)
             async with client.get("/readyz") as reply:
                 assert reply.status == 200
             count = running_router.metrics.registry.get_sample_value(

@@ -20,7 +20,7 @@ async def test_many_endpoints_are_followed_at_once(redis_url: str) -> None:
     async with FakePublisher() as publisher:
         gone = [
             {
-                "url": f"http://10.0.{number // 250}.{number % 250}:8000",
+                "url": f"http://127.{1 + number // 250}.0.{number % 250}:1",
                 "model": "m",
                 "events": "tcp://127.0.0.1:9",
                 "replay": "tcp://127.0.0.1:9",
@@ -28,7 +28,7 @@ async def test_many_endpoints_are_followed_at_once(redis_url: str) -> None:
             for number in range(ENDPOINTS)
         ]
         there = {
-            "url": "http://10.1.0.1:8000",
+            "url": "http://127.0.4.1:1",
             "model": "m",
             "events": publisher.events,
             "replay": publisher.replay,
@@ -43,7 +43,7 @@ async def test_many_endpoints_are_followed_at_once(redis_url: str) -> None:
         )
         async with indexing(settings) as indexer:
             await publisher.publish(stored([1, 2], list(range(8))))
-            (last,) = (feed for feed in indexer.feeds if feed.name == "10.1.0.1:8000")
+            (last,) = (feed for feed in indexer.feeds if feed.name == "127.0.4.1:1")
             for _ in range(400):
                 if len(set(last.cache.entries())) == 2 and last.mirror.is_current:
                     break

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,13 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
+from kvatlas.common.gauge_board import GaugeReader
+from kvatlas.common.gauges import Sample, SharedSample
+from kvatlas.common.ids import EndpointName, ModelName
+from kvatlas.common.keyspace import LoadKeys
+from kvatlas.common.redis_client import connect
+from kvatlas.common.setting_sections import RedisSettings
+from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
 from tests.fakes.indexed_fleet import LOOKUP_S, SLACK_S, IndexedFleet, indexed_fleet
 from tests.fakes.redis_servers import Cluster, Server, running_cluster
 
@@ -61,6 +69,25 @@ async def test_replicas_answer_lookups(cluster: Cluster) -> None:
         ran = {port: count - before[port] for port, count in scripts_run(cluster).items()}
         masters = {server.port for server in cluster.masters()}
         assert sum(count for port, count in ran.items() if port not in masters) >= 16 * SHARDS
+
+
+@pytest.mark.parametrize("reads_replicas", [False, True])
+async def test_gauges_are_dated_by_the_masters_that_hold_them(
+    cluster: Cluster, *, reads_replicas: bool
+) -> None:
+    """Each model's gauges are whole on the master of its slot, and as old as they are."""
+    url = cluster.servers[0].url
+    settings = RedisSettings(mode="cluster", url=url, read_from_replicas=reads_replicas)
+    client = connect(settings, timeout_s=2.0, connections_max=None)
+    keys = [LoadKeys(ModelName(f"model {number}")) for number in range(6)]
+    seen = Seen(Sample(is_up=True), time.monotonic() - 2.0, 0.2)
+    for each in keys:
+        await GaugeWriter(client, each).write({EndpointName("e:1"): seen})
+        found = await GaugeReader(client).read(each)
+        shared = SharedSample.from_text(found.texts[EndpointName("e:1")].decode())
+        assert 2_000 <= found.now_ms - shared.at_ms < 3_000
+    assert len({cluster.owner(each.gauges).port for each in keys}) > 1
+    await client.aclose()
 
 
 def scripts_run(cluster: Cluster) -> dict[int, int]:

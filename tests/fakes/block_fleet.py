@@ -200,7 +200,7 @@ def scan(servers: Iterable[Redis], shards: Sequence[Shard]) -> dict[EndpointName
 async def block_fleet(engines: int, shards: int, seed: int = 1) -> AsyncIterator[BlockFleet]:
     """Run such engines until the context ends; as many shards as possible get one."""
     source = random.Random(seed)
-    names = [EndpointName(f"10.0.0.{number}:8000") for number in range(1, 250)]
+    names = [EndpointName(f"127.0.3.{number}:1") for number in range(1, 250)]
     chosen: list[EndpointName] = []
     for number in range(engines):
         wanted = number % shards

@@ -107,7 +107,7 @@ async def busy_fleet(redis: Server, engines: int, seed: int) -> AsyncIterator[Fl
     source = random.Random(seed)
     publishers = [FakePublisher(replay_max=REPLAY_BATCHES) for _ in range(engines)]
     made = [
-        BlockEngine(EndpointName(f"10.0.2.{number}:8000"), publisher, source, prompts_max=200)
+        BlockEngine(EndpointName(f"127.0.2.{number}:1"), publisher, source, prompts_max=200)
         for number, publisher in enumerate(publishers)
     ]
     async with AsyncExitStack() as stack:

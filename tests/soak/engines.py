@@ -90,5 +90,5 @@ async def turning_fleet(count: int, seed: int) -> AsyncIterator[BlockFleet]:
         for number in range(count):
             publisher = FakePublisher(replay_max=REPLAY_BATCHES)
             await stack.enter_async_context(publisher)
-            engines.append(TurningEngine(EndpointName(f"10.0.1.{number}:8000"), publisher, source))
+            engines.append(TurningEngine(EndpointName(f"127.0.1.{number}:1"), publisher, source))
         yield BlockFleet(engines, 1)

@@ -187,7 +187,7 @@ def test_a_prefix_is_predicted_to_a_step(length: int, match: int, shared: int) -
     assert found <= shared
     if shared == length:
         assert found == length
-    elif shared > match:
+    elif shared - match >= step:
         assert found > shared - step
     elif shared < match:
         assert found == 0
@@ -214,6 +214,19 @@ def test_equal_prompts_are_predicted_as_long_as_one_of_them_is_there() -> None:
     seen.ended(OTHER, 2, A)
     assert seen.predicted(chain(4), 0.0) == {B: 4}
     assert seen.predicted([], 0.0) == {}
+
+
+def test_what_is_computed_anyway_counts_once() -> None:
+    """Two that decided at the same moment for one prefix do not make the queue twice as long."""
+    seen = board()
+    for router in (OTHER, ME):
+        seen.launched(router, Launch(1, A, 1_000, sketch=sketch_of(chain(64), 0)), 0.0)
+    assert counts(seen, A) == [(2, 2, 1_000)]
+    half = [*chain(32), *chain(32, seed=2)]
+    seen.launched(ME, Launch(2, A, 1_000, sketch=sketch_of(half, 0)), 0.0)
+    assert counts(seen, A) == [(3, 3, 1_500)]
+    seen.launched(ME, Launch(3, B, 1_000, sketch=sketch_of(half, 0)), 0.0)
+    assert counts(seen, B) == [(1, 1, 1_000)]
 
 
 # --- sessions -------------------------------------------------------------------------------------
@@ -339,8 +352,8 @@ def test_two_boards_agree_and_empty_out(
             mine.stand(each).wait_s(now)
             others.stand(each).wait_s(now)
         assert [x[0] for x in counts(mine, A, B)] == [x[0] for x in counts(others, A, B)]
-    for each, name in live.items():
-        mine.ended(ME, each, name)
+    for left, name in live.items():
+        mine.ended(ME, left, name)
     others.forget(ME) if others.routers > 1 else None
     assert counts(mine, A, B) == counts(others, A, B) == [(0, 0, 0), (0, 0, 0)]
     mine.predicted([BlockHash(1)], now + 60)

@@ -150,7 +150,7 @@ UP = st.builds(
 )
 
 
-@given(st.integers(0, 10**14), st.integers(0, 10**6), UP | st.just(Sample(is_up=False)))
+@given(st.integers(0, 10**14), st.integers(0, 60_000), UP | st.just(Sample(is_up=False)))
 def test_what_is_written_is_what_is_read(at_ms: int, every_ms: int, sample: Sample) -> None:
     """Whatever names adapters have."""
     shared = SharedSample(at_ms, every_ms, sample)
@@ -184,6 +184,7 @@ def test_names_that_do_not_fit_are_left_out() -> None:
     "text",
     [
         "", " ", "at=1", "at=1 every=1", "at=x every=1 up=1", "at=-1 every=1 up=0",
+        "at=1 every=60001 up=0",
         "at=1 every=1 up=1 running=1 waiting=nan kv=0", "at=1 every=1 up=1 running=1 waiting=0",
         "at=1 every=1 up=1 running=-1 waiting=0 kv=0",
         "at=1 every=1 up=1 running=1e300 waiting=0 kv=0",
