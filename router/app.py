@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ def run(settings: Settings) -> int:
 
     async def main(stop: asyncio.Event) -> None:
         async with router(settings) as running:
+            # What was made until here lives as long as the process: to look through it again takes
+            # the collector 25 ms each time.
+            gc.collect()
+            gc.freeze()
             _LOG.info("router.started", port=running.port, admin_port=running.admin_port)
             await stop.wait()
             await running.drain()
