@@ -61,6 +61,8 @@ SESSION_TOKENS: Final = 1.0
 """What the endpoint of the conversation is ahead of others that hold as much: it settles ties."""
 SESSION_SHARE: Final = 0.8
 """Of the prompt that it is taken to hold where no match is known: all but the latest turn."""
+JOINED_PART: Final = 1.0 / 3.0
+"""Of a step, that the last one of a queue holds of it, on average (simulated: 1/4 to 1/2)."""
 HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX + SESSION_TOKENS
 """Most that gauges and sessions weigh together: below the smallest usual block, 16 tokens."""
 WAITING_TOKENS: Final = 1_000
@@ -141,9 +143,11 @@ class CostScorer:
 
     def _joined_tokens(self, load: Load, uncached: int) -> float:
         """Weigh the delay of those whose step a prompt joins: the last one of the queue."""
-        queued, step = load.queued_tokens, self.step_tokens
-        share = 1.0 if queued <= step else step / 2.0 / queued
-        return load.awaiting * share * min(uncached, step / 2.0)
+        queued = load.queued_tokens
+        if not queued:
+            return 0.0
+        share = min(1.0, JOINED_PART * self.step_tokens / queued)
+        return load.awaiting * share * min(uncached, self.step_tokens / 2.0)
 
 
 def _held(work: Work, candidates: Sequence[Candidate]) -> list[int]:

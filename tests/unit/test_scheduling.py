@@ -131,7 +131,7 @@ def test_work_costs_what_it_keeps_from_those_that_wait() -> None:
 
 
 def test_who_joins_a_step_delays_all_in_it() -> None:
-    """Expect the own tokens for each that waits, half where the queue is of many steps."""
+    """Expect the own tokens for each that waits in the last step of the queue."""
 
     def joined(prompt: int, awaiting: int, queued: int) -> float:
         load = Busy(requests=awaiting, awaiting=awaiting, queued_tokens=queued)
@@ -139,9 +139,9 @@ def test_who_joins_a_step_delays_all_in_it() -> None:
         return terms["join_ms"]
 
     assert joined(100, 0, 0) == 0.0
-    assert joined(100, 10, 5_000) == pytest.approx(10 * 100)
-    assert joined(100_000, 10, 5_000) == pytest.approx(10 * 4_096)
-    assert joined(100, 10, 40_960) == pytest.approx(10 * 100 / 10)
+    assert joined(100, 10, 2_000) == pytest.approx(10 * 100)
+    assert joined(100_000, 10, 2_000) == pytest.approx(10 * 4_096)
+    assert joined(100, 10, 81_920) == pytest.approx(10 * 100 / 30)
 
 
 def test_work_has_a_least_price() -> None:
