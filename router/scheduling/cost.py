@@ -46,8 +46,8 @@ from kvatlas.router.scheduling.interfaces import Candidate, Load, Work
 from kvatlas.router.scheduling.parameters import Amount, Count, takes_parameters
 
 OWN_DECODE_S: Final = 0.002
-"""What one request of ours there weighs; exact and live, so not capped. It slows all others there by
-little, but for as long as it decodes: with an eighth of it a hot prompt of 2,000 tokens keeps its
+"""What one request of ours there weighs; exact and live, so not capped. It slows all others there
+by little, but for as long as it decodes: with an eighth of it a hot prompt of 2,000 tokens keeps its
 users on one engine until they get an answer in 13 s instead of 8 (simulated)."""
 OTHERS_DECODE_TOKENS_MAX: Final = 8.0
 """Most that the running requests of strangers weigh, however many."""
