@@ -45,10 +45,6 @@ from pydantic import Field
 from kvatlas.router.scheduling.interfaces import Candidate, Load, Work
 from kvatlas.router.scheduling.parameters import Amount, Count, takes_parameters
 
-OWN_DECODE_S: Final = 0.002
-"""What one request of ours there weighs; exact and live, so not capped. It slows all others there
-by little, but for as long as it decodes: with an eighth of it a hot prompt of 2,000 tokens keeps its
-users on one engine until they get an answer in 13 s instead of 8 (simulated)."""
 OTHERS_DECODE_TOKENS_MAX: Final = 8.0
 """Most that the running requests of strangers weigh, however many."""
 OTHERS_HALF: Final = 8
@@ -82,6 +78,10 @@ class CostScorer:
         work_price_least: least that a millisecond of it costs, so that a burst on an idle fleet
             does not compute the same prefix everywhere.
         work_price_max: most that a millisecond of it costs, in milliseconds.
+        decode_ms: what one request of ours there weighs; exact and live, so not capped. It slows
+            all others there by little, but for as long as it decodes: with an eighth of it a hot
+            prompt of 2,000 tokens keeps its users on one engine until they get an answer in 13 s
+            instead of 8 (simulated).
         step_tokens: that an engine computes in one step (max_num_batched_tokens); None for what it
             computes in STEP_S.
     """
@@ -89,6 +89,7 @@ class CostScorer:
     work_price: Annotated[Amount, Field(le=100)] = 1.0
     work_price_least: Annotated[Amount, Field(le=100)] = 0.25
     work_price_max: Annotated[Amount, Field(le=100)] = 6.0
+    decode_ms: Amount = 2.0
     step_tokens: Count | None = None
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
@@ -104,12 +105,7 @@ class CostScorer:
         held = _held(work, candidates)
         lost = _lost_tokens(held, self._price(work))
         return [
-            _terms(work, each, tokens, lost[tokens])
-            | {
-                "join_ms": self._joined_tokens(each.load, work.prompt_tokens - tokens)
-                * each.load.token_s
-                * 1e3
-            }
+            self._terms(work, each, tokens, lost[tokens])
             for each, tokens in zip(candidates, held, strict=True)
         ]
 
@@ -121,7 +117,7 @@ class CostScorer:
         self, work: Work, candidates: Sequence[Candidate], held: Sequence[int]
     ) -> list[float]:
         """Sum the terms below, in seconds; written out, for it is run for every candidate."""
-        now_s, tokens = work.now_s, work.prompt_tokens
+        now_s, tokens, decode_s = work.now_s, work.prompt_tokens, self.decode_ms / 1e3
         lost = _lost_tokens(held, self._price(work))
         costs = []
         for candidate, has in zip(candidates, held, strict=True):
@@ -129,7 +125,7 @@ class CostScorer:
             weighed = tokens - has + lost[has]
             cost = load.base_s
             if requests := load.requests:
-                cost += requests * OWN_DECODE_S + load.wait_s(now_s)
+                cost += requests * decode_s + load.wait_s(now_s)
                 if load.awaiting:
                     weighed += self._joined_tokens(load, tokens - has)
             if others := load.others_running:
@@ -143,6 +139,25 @@ class CostScorer:
             for i, candidate in enumerate(candidates):
                 costs[i] -= _session_tokens(work, candidate, held[i]) * candidate.load.token_s
         return costs
+
+    def _terms(
+        self, work: Work, candidate: Candidate, has: int, lost: float
+    ) -> Mapping[str, float]:
+        load, uncached = candidate.load, work.prompt_tokens - has
+        token_ms = load.token_s * 1e3
+        terms = {
+            "base_ms": load.base_s * 1e3,
+            "queue_ms": load.wait_s(work.now_s) * 1e3,
+            "others_ms": load.others_waiting * WAITING_TOKENS * token_ms,
+            "prefill_ms": uncached * token_ms,
+            "join_ms": self._joined_tokens(load, uncached) * token_ms,
+            "work_ms": lost * token_ms,
+            "decode_ms": load.requests * self.decode_ms + _strangers_tokens(load) * token_ms,
+            "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
+        }
+        if work.session is not None:
+            terms["session_ms"] = -_session_tokens(work, candidate, has) * token_ms
+        return terms
 
     def _joined_tokens(self, load: Load, uncached: int) -> float:
         """Weigh the delay of those whose step a prompt joins: the last one of the queue."""
@@ -175,23 +190,6 @@ def _lost_tokens(held: Sequence[int], price: float) -> dict[int, float]:
         has: price * (best - has) / (len(ranked) - bisect_left(ranked, (has + best + 1) // 2))
         for has in set(ranked)
     }
-
-
-def _terms(work: Work, candidate: Candidate, has: int, lost: float) -> dict[str, float]:
-    load = candidate.load
-    token_ms = load.token_s * 1e3
-    terms = {
-        "base_ms": load.base_s * 1e3,
-        "queue_ms": load.wait_s(work.now_s) * 1e3,
-        "others_ms": load.others_waiting * WAITING_TOKENS * token_ms,
-        "prefill_ms": (work.prompt_tokens - has) * token_ms,
-        "work_ms": lost * token_ms,
-        "decode_ms": load.requests * OWN_DECODE_S * 1e3 + _strangers_tokens(load) * token_ms,
-        "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
-    }
-    if work.session is not None:
-        terms["session_ms"] = -_session_tokens(work, candidate, has) * token_ms
-    return terms
 
 
 def _strangers_tokens(load: Load) -> float:
