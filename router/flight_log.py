@@ -294,9 +294,11 @@ class FlightLog:
 
     async def _tell_state(self) -> None:
         """Tell everything that is under way; the answer is Redis' clock, by which the dead are."""
+        # What waits to be told goes first: a state knows no sketches.
+        if fields := self._outbox.take(self.board.me):
+            entry, self._entry = self._entry, _Entry()
+            await self._tell(fields, entry)
         awaiting, running = self.board.under_way()
-        # What is not yet told is in the state.
-        self._outbox = Outbox()
         place = await self._write(
             state_fields(self.board.me, awaiting[-limits.STATE_FLIGHTS_MAX :], running)
         )

@@ -12,6 +12,7 @@ from typing import Any
 from bench.routing import peers
 from bench.routing.site import Site, await_ok, kvatlas
 from kvatlas.cli.redis_server import running_redis
+from kvatlas.router.scheduling.build import short_form
 
 PREFIX_IDS = 2
 """Ids of the trace that the consistent hash looks at: all prompts share the first one."""
@@ -50,7 +51,14 @@ def running_router(name: str, site: Site) -> Iterator[Route]:
 def _kvatlas(stack: contextlib.ExitStack, site: Site, *, routers: int, policy: str | None) -> Route:
     redis = stack.enter_context(running_redis(site.folder))
     indexer_port = site.ports.take()
-    options: dict[str, Any] = {} if policy is None else {"policy": policy}
+    # The default profile, with what it believes of engines scaled as these are: they compute fewer
+    # tokens in a step, and all time runs faster.
+    scaled = {
+        "stepTokens": int(site.model.step_tokens / site.model.factor),
+        "decodeMs": 2.0 / site.model.time_scale,
+    }
+    profile = short_form("cost-scorer", "max-score-picker", **scaled)
+    options: dict[str, Any] = {"profile": profile} if policy is None else {"policy": policy}
     sections = {
         "redis": {"url": redis.url},
         "router": {"drain_s": 1.0, **options},

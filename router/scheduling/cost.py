@@ -45,10 +45,6 @@ from pydantic import Field
 from kvatlas.router.scheduling.interfaces import Candidate, Load, Work
 from kvatlas.router.scheduling.parameters import Amount, Count, takes_parameters
 
-OWN_DECODE_TOKENS: Final = 32.0
-"""Prefill tokens that one request of ours there weighs; exact and live, so not capped. It slows all
-others there by little, but for as long as it decodes: with 4 a hot prompt of 2,000 tokens keeps its
-users on one engine until they get an answer in 13 s instead of 8 (simulated)."""
 OTHERS_DECODE_TOKENS_MAX: Final = 8.0
 """Most that the running requests of strangers weigh, however many."""
 OTHERS_HALF: Final = 8
@@ -61,6 +57,11 @@ SESSION_TOKENS: Final = 1.0
 """What the endpoint of the conversation is ahead of others that hold as much: it settles ties."""
 SESSION_SHARE: Final = 0.8
 """Of the prompt that it is taken to hold where no match is known: all but the latest turn."""
+STEP_S: Final = 0.5
+"""Of prompts that an engine computes in one step: 8,192 tokens where it prefills 16,000 a second;
+slower ones are mostly given shorter steps."""
+JOINED_PART: Final = 1.0 / 3.0
+"""Of a step, that the last one of a queue holds of it, on average (simulated: 1/4 to 1/2)."""
 HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX + SESSION_TOKENS
 """Most that gauges and sessions weigh together: below the smallest usual block, 16 tokens."""
 WAITING_TOKENS: Final = 1_000
@@ -77,13 +78,19 @@ class CostScorer:
         work_price_least: least that a millisecond of it costs, so that a burst on an idle fleet
             does not compute the same prefix everywhere.
         work_price_max: most that a millisecond of it costs, in milliseconds.
-        step_tokens: that an engine computes in one step (max_num_batched_tokens).
+        decode_ms: what one request of ours there weighs; exact and live, so not capped. It slows
+            all others there by little, but for as long as it decodes: with an eighth of it a hot
+            prompt of 2,000 tokens keeps its users on one engine until they get an answer in 13 s
+            instead of 8 (simulated).
+        step_tokens: that an engine computes in one step (max_num_batched_tokens); None for what it
+            computes in STEP_S.
     """
 
     work_price: Annotated[Amount, Field(le=100)] = 1.0
     work_price_least: Annotated[Amount, Field(le=100)] = 0.25
     work_price_max: Annotated[Amount, Field(le=100)] = 6.0
-    step_tokens: Count = 8_192
+    decode_ms: Amount = 2.0
+    step_tokens: Count | None = None
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Give one score per candidate; the least cost scores 1."""
@@ -98,12 +105,7 @@ class CostScorer:
         held = _held(work, candidates)
         lost = _lost_tokens(held, self._price(work))
         return [
-            _terms(work, each, tokens, lost[tokens])
-            | {
-                "join_ms": self._joined_tokens(each.load, work.prompt_tokens - tokens)
-                * each.load.token_s
-                * 1e3
-            }
+            self._terms(work, each, tokens, lost[tokens])
             for each, tokens in zip(candidates, held, strict=True)
         ]
 
@@ -115,7 +117,7 @@ class CostScorer:
         self, work: Work, candidates: Sequence[Candidate], held: Sequence[int]
     ) -> list[float]:
         """Sum the terms below, in seconds; written out, for it is run for every candidate."""
-        now_s, tokens = work.now_s, work.prompt_tokens
+        now_s, tokens, decode_s = work.now_s, work.prompt_tokens, self.decode_ms / 1e3
         lost = _lost_tokens(held, self._price(work))
         costs = []
         for candidate, has in zip(candidates, held, strict=True):
@@ -123,8 +125,7 @@ class CostScorer:
             weighed = tokens - has + lost[has]
             cost = load.base_s
             if requests := load.requests:
-                weighed += requests * OWN_DECODE_TOKENS
-                cost += load.wait_s(now_s)
+                cost += requests * decode_s + load.wait_s(now_s)
                 if load.awaiting:
                     weighed += self._joined_tokens(load, tokens - has)
             if others := load.others_running:
@@ -139,11 +140,32 @@ class CostScorer:
                 costs[i] -= _session_tokens(work, candidate, held[i]) * candidate.load.token_s
         return costs
 
+    def _terms(
+        self, work: Work, candidate: Candidate, has: int, lost: float
+    ) -> Mapping[str, float]:
+        load, uncached = candidate.load, work.prompt_tokens - has
+        token_ms = load.token_s * 1e3
+        terms = {
+            "base_ms": load.base_s * 1e3,
+            "queue_ms": load.wait_s(work.now_s) * 1e3,
+            "others_ms": load.others_waiting * WAITING_TOKENS * token_ms,
+            "prefill_ms": uncached * token_ms,
+            "join_ms": self._joined_tokens(load, uncached) * token_ms,
+            "work_ms": lost * token_ms,
+            "decode_ms": load.requests * self.decode_ms + _strangers_tokens(load) * token_ms,
+            "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
+        }
+        if work.session is not None:
+            terms["session_ms"] = -_session_tokens(work, candidate, has) * token_ms
+        return terms
+
     def _joined_tokens(self, load: Load, uncached: int) -> float:
         """Weigh the delay of those whose step a prompt joins: the last one of the queue."""
-        queued, step = load.queued_tokens, self.step_tokens
-        share = 1.0 if queued <= step else step / 2.0 / queued
-        return load.awaiting * share * min(uncached, step / 2.0)
+        queued = load.queued_tokens
+        if not queued:
+            return 0.0
+        step = self.step_tokens or STEP_S / load.token_s
+        return load.awaiting * min(1.0, JOINED_PART * step / queued) * min(uncached, step / 2.0)
 
 
 def _held(work: Work, candidates: Sequence[Candidate]) -> list[int]:
@@ -170,28 +192,9 @@ def _lost_tokens(held: Sequence[int], price: float) -> dict[int, float]:
     }
 
 
-def _terms(work: Work, candidate: Candidate, has: int, lost: float) -> dict[str, float]:
-    load = candidate.load
-    token_ms = load.token_s * 1e3
-    terms = {
-        "base_ms": load.base_s * 1e3,
-        "queue_ms": load.wait_s(work.now_s) * 1e3,
-        "others_ms": load.others_waiting * WAITING_TOKENS * token_ms,
-        "prefill_ms": (work.prompt_tokens - has) * token_ms,
-        "work_ms": lost * token_ms,
-        "decode_ms": _decode_tokens(load) * token_ms,
-        "cache_ms": _cache_tokens(load.kv_usage) * token_ms,
-    }
-    if work.session is not None:
-        terms["session_ms"] = -_session_tokens(work, candidate, has) * token_ms
-    return terms
-
-
-def _decode_tokens(load: Load) -> float:
+def _strangers_tokens(load: Load) -> float:
     others = load.others_running
-    return load.requests * OWN_DECODE_TOKENS + OTHERS_DECODE_TOKENS_MAX * others / (
-        others + OTHERS_HALF
-    )
+    return OTHERS_DECODE_TOKENS_MAX * others / (others + OTHERS_HALF)
 
 
 def _cache_tokens(usage: float) -> float:

@@ -22,6 +22,9 @@ from kvatlas.common.keyspace import LoadKeys
 from kvatlas.common.redis_client import connect
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
+from kvatlas.router.flight_log import Clients, FlightLog, new_router_id
+from kvatlas.router.flights import Board, Launch
+from kvatlas.router.metrics import RouterMetrics
 from tests.fakes.indexed_fleet import LOOKUP_S, SLACK_S, IndexedFleet, indexed_fleet
 from tests.fakes.redis_servers import Cluster, Server, running_cluster
 
@@ -88,6 +91,38 @@ async def test_gauges_are_dated_by_the_masters_that_hold_them(
         assert 2_000 <= found.now_ms - shared.at_ms < 3_000
     assert len({cluster.owner(each.gauges).port for each in keys}) > 1
     await client.aclose()
+
+
+@pytest.mark.parametrize("from_replicas", [False, True])
+async def test_flights_are_told_in_a_cluster(cluster: Cluster, *, from_replicas: bool) -> None:
+    """Written to the master that has the stream, heard by the other router, and gone at the end."""
+    settings = RedisSettings(
+        mode="cluster", url=cluster.servers[0].url, read_from_replicas=from_replicas
+    )
+    logs = []
+    for _ in range(2):
+        reader = connect(settings, timeout_s=1.0, connections_max=None, reads_only=True)
+        writer = connect(settings, timeout_s=1.0, connections_max=None)
+        board, keys = Board(new_router_id(), 1_000.0), LoadKeys(ModelName(f"m{from_replicas}"))
+        logs.append(FlightLog(keys, Clients(reader, writer, 1.0), board, RouterMetrics()))
+    one, two = logs
+    name = EndpointName("e:1")
+
+    async def hears(requests: int) -> None:
+        for _ in range(200):
+            await two.begin_refresh()
+            if two.board.stand(name).requests == requests:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it is not heard of")
+
+    with one.flight(Launch(0, name, 5)):
+        await hears(1)
+    await hears(0)
+    for log in logs:
+        await log.aclose()
+        await log._clients.reader.aclose()
+        await log._clients.writer.aclose()
 
 
 def scripts_run(cluster: Cluster) -> dict[int, int]:

@@ -27,6 +27,9 @@ from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
 from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.targets import BEFORE_FIRST, Opening, Position, Progress, Target
+from kvatlas.router.flight_log import Clients, FlightLog, new_router_id
+from kvatlas.router.flights import Board, Launch
+from kvatlas.router.metrics import RouterMetrics
 from tests.fakes.block_fleet import MODEL
 from tests.fakes.indexed_fleet import indexed_fleet
 from tests.fakes.publisher import CLEARED
@@ -181,6 +184,40 @@ async def test_the_writer_of_routers_leaves_notes(guarded: Guarded) -> None:
     client = connect(settings.for_router_writes(), timeout_s=1.0, connections_max=1)
     await client.hset(DOUBTS, "10.0.0.1:8000", "3 over")
     await client.aclose()
+    assert guarded.refused() == []
+
+
+async def test_routers_tell_each_other_of_flights(guarded: Guarded) -> None:
+    """What is told is written as one user and read as the other; what came before is heard."""
+    settings = RedisSettings(
+        **guarded.settings(
+            "router-read",
+            router_write_user="router-write",
+            router_write_password_file=guarded.folder / "router-write.pw",
+        )
+    )
+    logs = []
+    for _ in range(2):
+        reader = connect(settings, timeout_s=1.0, connections_max=None, reads_only=True)
+        writer = connect(settings.for_router_writes(), timeout_s=1.0, connections_max=None)
+        board = Board(new_router_id(), 1_000.0)
+        logs.append(FlightLog(KEYS, Clients(reader, writer, 1.0), board, RouterMetrics()))
+    one, two = logs
+    name = EndpointName("e:1")
+    await one.begin_refresh()
+    with two.flight(Launch(0, name, 5)):
+        await asyncio.sleep(0.05)
+        await one.begin_refresh()
+        # As if its decision had not heard of the other yet.
+        assert one.board.routers == 2
+        with one.flight(Launch(0, name, 5)) as flight:
+            flight.heard = (0, 0)
+            assert await flight.is_contested()
+            assert one.board.stand(name).requests == 2
+    for log in logs:
+        await log.aclose()
+        await log._clients.reader.aclose()
+        await log._clients.writer.aclose()
     assert guarded.refused() == []
 
 

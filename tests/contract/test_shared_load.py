@@ -135,6 +135,17 @@ async def test_decisions_of_one_moment_share_a_write(redis_url: str) -> None:
             each.__exit__(None, None, None)
 
 
+async def test_a_state_tells_what_waits_first(redis_url: str) -> None:
+    """A launch that has not been told when a state is told is told whole, and before it."""
+    async with flight_log(redis_url) as one, flight_log(redis_url) as two:
+        with one.flight(Launch(0, A, 900, sketch=sketch_of(CHAIN, 50))) as flight:
+            await one._tell_state()
+            assert flight.entry.place is not None
+            await fresh(two)
+            assert counts(two) == (1, 1, 900)
+            assert two.board.predicted(CHAIN, monotonic()) == {A: 200}
+
+
 async def test_a_new_router_knows_all_from_the_start(redis_url: str) -> None:
     """It reads the states of all that live."""
     async with flight_log(redis_url, runs=True) as one:

@@ -73,7 +73,7 @@ def test_the_terms_of_the_cost_follow_the_formula() -> None:
         "prefill_ms": pytest.approx(600),
         "work_ms": pytest.approx(4 * 500),
         "join_ms": 0.0,
-        "decode_ms": pytest.approx(2 * 32 + 8 / 2),
+        "decode_ms": pytest.approx(2 * 2 + 8 / 2),
         "cache_ms": pytest.approx(3.0),
     }
 
@@ -131,17 +131,21 @@ def test_work_costs_what_it_keeps_from_those_that_wait() -> None:
 
 
 def test_who_joins_a_step_delays_all_in_it() -> None:
-    """Expect the own tokens for each that waits, half where the queue is of many steps."""
+    """Expect the own tokens for each that waits in the last step of the queue."""
+    scorer = CostScorer(step_tokens=8_192)
 
     def joined(prompt: int, awaiting: int, queued: int) -> float:
         load = Busy(requests=awaiting, awaiting=awaiting, queued_tokens=queued)
-        (terms,) = COST.terms(Work(prompt), candidates((0, load)))
+        (terms,) = scorer.terms(Work(prompt), candidates((0, load)))
         return terms["join_ms"]
 
     assert joined(100, 0, 0) == 0.0
-    assert joined(100, 10, 5_000) == pytest.approx(10 * 100)
-    assert joined(100_000, 10, 5_000) == pytest.approx(10 * 4_096)
-    assert joined(100, 10, 40_960) == pytest.approx(10 * 100 / 10)
+    assert joined(100, 10, 2_000) == pytest.approx(10 * 100)
+    assert joined(100_000, 10, 2_000) == pytest.approx(10 * 4_096)
+    assert joined(100, 10, 81_920) == pytest.approx(10 * 100 / 30)
+    # Of an engine that prefills 1,000 tokens per second, half a second.
+    scorer = CostScorer()
+    assert joined(1_000, 2, 100) == pytest.approx(2 * 250)
 
 
 def test_work_has_a_least_price() -> None:
