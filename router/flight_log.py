@@ -121,6 +121,8 @@ class OwnFlight:
     def fly_to(self, launch: Launch) -> None:
         """Put it back, perhaps with another endpoint, of which others are told."""
         if launch.endpoint == self.launch.endpoint:
+            # The decision that keeps it here knew of all that was told before it.
+            self.heard = self.entry.place or self.heard
             self.log.board.launched(self.log.board.me, self.launch, monotonic())
         else:
             self.log.move(self, launch)
@@ -263,8 +265,11 @@ class FlightLog:
 
     def _take(self, reply: Any) -> None:
         """Take over what was read; readings overlap, so each entry counts once."""
-        now = monotonic()
-        for entry_id, fields in _entries(reply):
+        now, entries = monotonic(), _entries(reply)
+        if entries:
+            # The newest one says most of how the clocks differ: by it all of them are dated.
+            self._redis_time.local(_place(entries[-1][0])[0] / 1e3, now)
+        for entry_id, fields in entries:
             place = _place(entry_id)
             if place <= self._heard:
                 continue
@@ -295,9 +300,8 @@ class FlightLog:
     async def _tell_state(self) -> None:
         """Tell everything that is under way; the answer is Redis' clock, by which the dead are."""
         # What waits to be told goes first: a state knows no sketches.
-        if fields := self._outbox.take(self.board.me):
-            entry, self._entry = self._entry, _Entry()
-            await self._tell(fields, entry)
+        if (told := self._next_entry()) is not None:
+            await self._tell(*told)
         awaiting, running = self.board.under_way()
         place = await self._write(
             state_fields(self.board.me, awaiting[-limits.STATE_FLIGHTS_MAX :], running)
@@ -329,18 +333,25 @@ class FlightLog:
 
     def _flush(self) -> None:
         self._flushing = None
-        fields = self._outbox.take(self.board.me)
-        if not fields:
+        told = self._next_entry()
+        if told is None:
             return
-        entry, self._entry = self._entry, _Entry()
         if len(self._writes) >= limits.FLIGHT_WRITES_MAX:
             # Redis does not keep up; the next state will say it all.
             self._metrics.board_errors.labels("dropped").inc()
-            entry.is_told.set()
+            told[1].is_told.set()
             return
-        task = asyncio.ensure_future(self._tell(fields, entry))
+        task = asyncio.ensure_future(self._tell(*told))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
+
+    def _next_entry(self) -> tuple[Fields, _Entry] | None:
+        """Take what there is to tell, and the entry that its flights wait for."""
+        fields = self._outbox.take(self.board.me)
+        if not fields:
+            return None
+        entry, self._entry = self._entry, _Entry()
+        return fields, entry
 
     async def _tell(self, fields: Fields, entry: _Entry) -> None:
         """Append an entry, and hear what was told before it."""

@@ -182,7 +182,7 @@ class _Router:
     """What is known of one router.
 
     Attributes:
-        heard: when it last gave a sign, by Redis' clock.
+        heard_s: when it last gave a sign, by Redis' clock.
         running: flights whose prompts are computed, by endpoint.
     """
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -159,6 +160,37 @@ async def test_a_new_router_knows_all_from_the_start(redis_url: str) -> None:
                 await fresh(two)
                 assert (counts(two, A), counts(two, B)) == ((1, 1, 900), (1, 0, 0))
                 assert two.board.routers == 2
+
+
+async def test_a_new_router_learns_true_speeds_from_what_was_before(redis_url: str) -> None:
+    """What it reads late is dated as it was: an engine is not taken for a hundred times faster."""
+    async with Redis.from_url(redis_url) as client:
+        now_ms = int(time.time() * 1e3) - 3_000
+        for number in range(12):
+            launched = f'[[{number},"{A}",100,false,null,"",""]]'
+            at_ms = now_ms + 200 * number
+            await client.xadd(KEYS.flights, {"router": "r", "launched": launched}, id=f"{at_ms}-0")
+            told = {"router": "r", "began": f"[{number}]"}
+            await client.xadd(KEYS.flights, told, id=f"{at_ms + 100}-0")
+    async with flight_log(redis_url) as log:
+        await fresh(log)
+        assert log.board.stand(A).speed.line.answers >= 8
+        assert 700 < log.board.stand(A).speed.line.tokens_per_s < 1_300
+
+
+async def test_a_decision_that_stands_is_made_again_once(redis_url: str) -> None:
+    """A contested flight that stays where it is has heard all that was told before it."""
+    async with flight_log(redis_url) as one, flight_log(redis_url) as two:
+        with two.flight(Launch(0, B, 5)):
+            await asyncio.sleep(0.02)
+            await fresh(one)
+            with one.flight(Launch(0, A, 5)) as flight:
+                flight.heard = (0, 0)
+                assert await flight.is_contested()
+                flight.lift()
+                flight.fly_to(Launch(0, A, 5))
+                assert not await flight.is_contested()
+                assert counts(one) == (1, 1, 5)
 
 
 async def test_what_was_missed_is_made_good(redis_url: str) -> None:
