@@ -16,7 +16,7 @@ from kvatlas.planner.policy import Choice, Gauges, Sight
 from kvatlas.router.flights import Board, Launch, RouterId, Stand
 from kvatlas.router.predictions import sketch_of
 from kvatlas.router.scheduling import Adapters, Candidate, Chance, Profile, Work
-from kvatlas.router.stand_load import StandLoad
+from kvatlas.router.stand_load import StandLoad, strangers
 
 _NO_ADAPTERS = Adapters()
 _NO_GAUGES = Gauges(0, 0, 0.0)
@@ -46,11 +46,10 @@ class SimulatedLoad(StandLoad):
         self.others_running = self.others_waiting = self._waiting_before = 0
 
     def observe(self, gauges: Gauges, now_s: float) -> None:
-        """Take over a scrape, as the router does (`router/endpoint.py`)."""
+        """Take over a scrape, as `Endpoint.observe` does."""
         self.gauges, self.scraped_s = gauges, now_s
-        own = self.stand.requests
-        self.others_running = max(0, gauges.running - own)
-        waiting = max(0, gauges.waiting - max(0, own - gauges.running))
+        ours = self.stand.requests
+        self.others_running, waiting = strangers(gauges.running, gauges.waiting, ours)
         self.others_waiting = min(waiting, self._waiting_before)
         self._waiting_before = waiting
 

@@ -13,7 +13,7 @@ from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.router.flights import Stand
 from kvatlas.router.recent_counts import RecentCounts
-from kvatlas.router.stand_load import StandLoad
+from kvatlas.router.stand_load import StandLoad, strangers
 from kvatlas.router.usage_habit import UsageHabit
 
 FAILURES_UNHEALTHY: Final = 3
@@ -127,12 +127,10 @@ class Endpoint(StandLoad):
 
     def observe(self, gauges: EngineGauges, looked_s: float) -> None:
         """Take over a look; our routers' requests are in its numbers and are taken out."""
-        ours = self.ours_at(looked_s)
         running, waiting = int(gauges.running), int(gauges.waiting)
-        self.others_running = max(0, running - ours)
-        others_waiting = max(0, waiting - max(0, ours - running))
-        self.others_waiting = min(others_waiting, self._waiting_before)
-        self._waiting_before = others_waiting
+        self.others_running, waiting = strangers(running, waiting, self.ours_at(looked_s))
+        self.others_waiting = min(waiting, self._waiting_before)
+        self._waiting_before = waiting
         self.gauges, self.looked_s = gauges, looked_s
         self.asked = True
 

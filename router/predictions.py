@@ -109,7 +109,7 @@ class Predictions:
                 counts[endpoint] = counts.get(endpoint, 0) + 1
 
     def expire(self, sketch: Sketch, endpoint: EndpointName, due_s: float) -> None:
-        """Take a prediction back when its time has come; times never fall from call to call."""
+        """Take a prediction back when its time has come, and that of those told of before it."""
         self._due.append((due_s, sketch, endpoint))
 
     def remove(self, sketch: Sketch, endpoint: EndpointName) -> None:

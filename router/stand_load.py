@@ -5,6 +5,20 @@ from __future__ import annotations
 from kvatlas.router.flights import Stand
 
 
+def strangers(running: int, waiting: int, ours: int) -> tuple[int, int]:
+    """Tell how many of an engine's requests came through none of our routers.
+
+    Args:
+        running: that its gauges count as such.
+        waiting: alike.
+        ours: that our routers had under way there at that moment; they run first.
+
+    Returns:
+        Strangers that run, and that wait.
+    """
+    return max(0, running - ours), max(0, waiting - max(0, ours - running))
+
+
 class StandLoad:
     """The part of `scheduling.Load` that is read off a stand."""
 

@@ -169,9 +169,10 @@ async def test_a_new_router_learns_true_speeds_from_what_was_before(redis_url: s
         for number in range(12):
             launched = f'[[{number},"{A}",100,false,null,"",""]]'
             at_ms = now_ms + 200 * number
+            began = f"[{number}]"
             await client.xadd(KEYS.flights, {"router": "r", "launched": launched}, id=f"{at_ms}-0")
-            told = {"router": "r", "began": f"[{number}]"}
-            await client.xadd(KEYS.flights, told, id=f"{at_ms + 100}-0")
+            at_ms += 100
+            await client.xadd(KEYS.flights, {"router": "r", "began": began}, id=f"{at_ms}-0")
     async with flight_log(redis_url) as log:
         await fresh(log)
         assert log.board.stand(A).speed.line.answers >= 8
