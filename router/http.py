@@ -32,7 +32,7 @@ from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
-from kvatlas.router.proof import Case, Proof, Sent
+from kvatlas.router.proof import EVENT_STREAM, Case, Proof, Sent
 from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
 from kvatlas.router.sessions import answer_headers
 from kvatlas.router.trip import Trip, chosen_id
@@ -197,7 +197,10 @@ class RouterHttp:
                     # An answer that refuses says nothing about prompts.
                     job.flight.began()
 
-            delivery = Delivery(self._our_headers(trip, decision, judged), reader, first_byte)
+            is_stream = answer.content_type == EVENT_STREAM
+            gaps = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
+            headers = self._our_headers(trip, decision, judged)
+            delivery = Delivery(headers, reader, first_byte, gaps)
             response = await self._proxy.relay(job.request, answer, endpoint, delivery)
             if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
                 trip.cached_tokens = usage.cached_tokens
@@ -267,6 +270,9 @@ class RouterHttp:
     def _finish(self, trip: Trip) -> None:
         status = str(trip.status) if trip.status else "none"
         self._metrics.requests.labels(trip.model, trip.path, status).inc()
+        self._metrics.request_seconds.labels(trip.model).observe(trip.spent_s())
+        if (reason := trip.error()) is not None:
+            self._metrics.errors.labels(trip.model, reason).inc()
         trip.log()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.log import logger
@@ -48,6 +49,16 @@ class Trip:
         self.first_byte_ms = spent * 1e3
         return spent
 
+    def spent_s(self) -> float:
+        """Tell how long it has taken so far."""
+        return monotonic() - self.begun
+
+    def error(self) -> str | None:
+        """Say why it was not answered well, in one of a closed set of words; None if it was."""
+        if self.outcome != "answered":
+            return self.outcome
+        return f"engine_{self.status // 100}xx" if self.status >= HTTPStatus.BAD_REQUEST else None
+
     def log(self) -> None:
         """Write the line."""
         _LOG.info(
@@ -65,5 +76,5 @@ class Trip:
             retries=self.retries,
             handed_over=self.is_handed_over,
             first_byte_ms=self.first_byte_ms and round(self.first_byte_ms, 2),
-            total_ms=round((monotonic() - self.begun) * 1e3, 2),
+            total_ms=round(self.spent_s() * 1e3, 2),
         )
