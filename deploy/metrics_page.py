@@ -21,6 +21,9 @@ On the admin ports, `/metrics` in Prometheus' text format. This page is written 
 configuration and closed sets only; a model that is not served is `unknown`. Should a metric have
 over 10,000 combinations of labels, the rest is counted as `other`. Histograms have the usual
 `_bucket`, `_sum` and `_count`.
+
+`deploy/grafana/kvatlas.json` is a dashboard to import into Grafana, `deploy/prometheus/alerts.yaml`
+are alert rules for Prometheus.
 """
 AFTER_INDEXER: Final = """
 `/readyz` says why not: Redis is not reached, refuses the user or a command, or holds a key of ours
