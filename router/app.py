@@ -32,6 +32,7 @@ from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.openapi import OPENAPI_PATH, openapi
 from kvatlas.router.pipeline import Pipeline, Stages
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
@@ -217,6 +218,7 @@ def _public(running: Running, body_bytes_max: int) -> web.Application:
         app.router.add_post(path, running.http.generate)
     app.router.add_get("/v1/models", running.http.models, allow_head=False)
     app.router.add_get("/readyz", readyz_handler(running.readiness))
+    app.router.add_get(OPENAPI_PATH, openapi, allow_head=False)
     return app
 
 
