@@ -122,7 +122,7 @@ async def _read(redis_url: str) -> None:
 
 
 def _looks(metrics: IndexerMetrics) -> float:
-    return float(metrics.scrapes.labels("answered")._value.get())  # noqa: SLF001 - the client has no other way
+    return float(metrics.scrapes.labels("answered").value)
 
 
 def main() -> None:

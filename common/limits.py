@@ -378,4 +378,7 @@ SIMULATED_ENDPOINTS_MAX: Final = 4_096
 SIMULATED_ROUTERS_MAX: Final = 256
 
 # --- labels and logs --------------------------------------------------------------------------
+METRIC_CHILDREN_MAX: Final = 10_000
+"""Combinations of labels' values per metric; more are counted as "other". Values come from the
+configuration and closed sets, so that only a fleet beyond every plan gets there."""
 LOG_LINE_CHARS_MAX: Final = 8_192

@@ -281,6 +281,8 @@ class RouterSettings(_Section):
         idle_probe_s: after so long without a request an engine gets one of a single token, so
             that it tells of a cache that was cleared meanwhile; 0 for never.
         handover_check_share: share of the handed-over prompts that are checked, 0 to 1.
+        trace_url: of an OpenTelemetry collector that takes traces over OTLP and HTTP.
+        trace_share: share of the requests without a traceparent that are traced, 0 to 1.
     """
 
     host: str = "127.0.0.1"
@@ -306,6 +308,8 @@ class RouterSettings(_Section):
     first_byte_s: Seconds = limits.FIRST_BYTE_S
     stream_idle_s: Seconds = limits.STREAM_IDLE_S
     drain_s: Seconds = limits.DRAIN_S
+    trace_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:

@@ -2,109 +2,179 @@
 
 from __future__ import annotations
 
-import contextlib
-
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from kvatlas.common.metrics import Metrics, counter, gauge
 
 
-class IndexerMetrics:
-    """The indexer's metrics, on a registry of their own."""
+class IndexerMetrics(Metrics):
+    """The table of the indexer's metrics."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.batches = self._counter("batches", "Batches of events applied.", "endpoint")
-        self.events = self._counter("events", "Events applied.", "endpoint")
-        self.unknown_events = self._counter("unknown_events", "Events with an unknown tag.")
-        self.rejected = self._counter(
-            "batches_rejected", "Batches that could not be read.", "endpoint", "reason"
-        )
-        self.orphans = self._counter(
-            "orphan_blocks", "Stored blocks without a known parent, not indexed.", "endpoint"
-        )
-        self.unknown_removed = self._counter(
-            "unknown_removals", "Removals of blocks that were not present.", "endpoint"
-        )
-        self.over_limit = self._counter(
-            "blocks_over_limit", "Stored blocks beyond the bounds, not indexed.", "endpoint"
-        )
-        self.sequence = self._counter(
-            "sequence_events",
-            "Gaps, duplicates, replays, holes in replays, batches skipped or dropped.",
-            "endpoint",
-            "what",
-        )
-        self.epochs = self._counter("epochs", "Epochs opened.", "endpoint", "reason")
-        self.doubts = self._counter(
-            "doubts", "Times routers found an endpoint's predictions too long.", "endpoint"
-        )
-        self.unmatched = Gauge(
-            "kvatlas_indexer_unmatched",
-            "1 for an endpoint that cannot match: its KV-cache groups cannot be followed, or its"
-            " blocks are of another size than configured.",
-            ("endpoint",),
-            registry=self.registry,
-        )
-        self.rewrites = self._counter(
-            "rewrites", "Times an endpoint was written from memory.", "reason"
-        )
-        self.store_errors = self._counter(
-            "store_errors", "Writes that Redis did not confirm.", "reason"
-        )
-        self.foreign = self._counter(
-            "foreign_entries", "Entries left out, their buckets being keys of another type."
-        )
-        self.full = Gauge(
-            "kvatlas_indexer_store_full",
-            "Endpoints whose new blocks wait because Redis is at its maxmemory.",
-            registry=self.registry,
-        )
-        self.policy_unsafe = Gauge(
-            "kvatlas_indexer_store_policy_unsafe",
-            "1 when the policy of a Redis lets it drop keys of the index.",
-            registry=self.registry,
-        )
-        self.entries_written = self._counter("entries_written", "Entries changed in Redis.")
-        self.entries_swept = self._counter("entries_swept", "Entries of past epochs cleaned.")
-        self.lag = Gauge(
-            "kvatlas_indexer_lag_seconds",
-            "From the newest event's time stamp to its being in Redis.",
-            ("endpoint",),
-            registry=self.registry,
-        )
-        self.endpoints = Gauge(
-            "kvatlas_indexer_endpoints",
-            "Endpoints by phase.",
-            ("phase",),
-            registry=self.registry,
-        )
+    prefix = "kvatlas_indexer_"
 
-        self.epoch = self._gauge("epoch", "Epoch that readers see.", "endpoint")
-        self.seq = self._gauge("sequence", "Newest batch that has been taken in.", "endpoint")
-        self.blocks = self._gauge("blocks", "Blocks that an endpoint holds, by pool.", "endpoint")
-        self.owned = Gauge(
-            "kvatlas_indexer_owned_endpoints",
-            "Endpoints that this indexer follows.",
-            registry=self.registry,
-        )
-        self.scraped = Gauge(
-            "kvatlas_indexer_scraped_engines",
-            "Engines whose gauges this indexer reads for all.",
-            registry=self.registry,
-        )
-        self.scrapes = self._counter("scrapes", "Looks at engines' gauges, by outcome.", "outcome")
-        self.claims = self._counter(
-            "claims", "Endpoints taken: their memory was resumed, or begun anew.", "how"
-        )
-        self.lost = self._counter("lost_endpoints", "Endpoints that another indexer has taken.")
+    # --- endpoints --------------------------------------------------------------------------
+    endpoints = gauge(
+        "endpoints",
+        "phase",
+        "endpoints",
+        "Endpoints by how they are followed.",
+        "`stale` or `connecting` for long: is the engine there, does a policy block its event"
+        " ports? They are sent requests by load. `waiting` for long: see"
+        " `batches_rejected_total` and `epochs_total`",
+    )
+    owned = gauge(
+        "owned_endpoints",
+        "",
+        "endpoints",
+        "Endpoints that this indexer follows.",
+        "far from its share for minutes: do all indexers read the same configuration?",
+    )
+    claims = counter(
+        "claims",
+        "how",
+        "endpoints",
+        "Endpoints taken: `resumed` where another stopped, or `anew`.",
+        "`anew` at a rate: successors find nothing to go on with (no replay socket, a Redis that"
+        " loses data)",
+    )
+    lost = counter(
+        "lost_endpoints",
+        "",
+        "endpoints",
+        "Endpoints that another indexer took, because a lease ran out.",
+        "this process was paused, starved, or cut off from Redis for longer than `indexer.lease_s`",
+    )
+    epoch = gauge("epoch", "endpoint", "number", "Epoch that readers see.")
+    seq = gauge(
+        "sequence",
+        "endpoint",
+        "number",
+        "Newest batch that has been taken in.",
+        "behind the engine's: see `lag_seconds`",
+    )
+    blocks = gauge("blocks", "endpoint", "blocks", "Blocks that an endpoint holds.")
+    lag = gauge(
+        "lag_seconds",
+        "endpoint",
+        "seconds",
+        "From the newest event's time stamp to its being in Redis.",
+        "above a second: Redis is slow, or the indexer's core is full",
+    )
+    # --- events -----------------------------------------------------------------------------
+    batches = counter("batches", "endpoint", "batches", "Batches of events applied.")
+    events = counter("events", "endpoint", "events", "Events applied.")
+    sequence = counter(
+        "sequence_events",
+        "endpoint what",
+        "times",
+        "`gap`, `duplicate`, `replay`, `replay_hole`, `replay_failed`, `skipped`, `dropped`.",
+        "`replay_failed`: the replay socket does not answer. `dropped` at a rate: one endpoint"
+        " sends more than can be read",
+    )
+    epochs = counter(
+        "epochs",
+        "endpoint reason",
+        "epochs",
+        "How often what was known was forgotten (reasons: [REDIS.md](REDIS.md)).",
+        "`gap`, `lost`, `replay_failed`, `malformed` at a rate: that engine's feed is bad",
+    )
+    doubts = counter(
+        "doubts", "endpoint", "notes", "Notes of doubt from routers.", "see OPERATIONS.md"
+    )
+    rejected = counter(
+        "batches_rejected",
+        "endpoint reason",
+        "batches",
+        "Batches that could not be read: `frames`, `msgpack`, `schema`, `too_large`.",
+        "an engine of another version, or something else at its address",
+    )
+    unknown_events = counter(
+        "unknown_events", "", "events", "Events with an unknown tag.", "nothing; vLLM grows"
+    )
+    unmatched = gauge(
+        "unmatched",
+        "endpoint",
+        "0 or 1",
+        "1: nothing of it can match: groups that cannot be followed, or blocks of another size"
+        " than `models[].block_size` (`endpoint.incompatible`).",
+        "correct the configuration, or leave `block_size` out",
+    )
+    orphans = counter(
+        "orphan_blocks",
+        "endpoint",
+        "blocks",
+        "Stored blocks without a known parent, not indexed.",
+        "at a rate after the start: doubt that endpoint's feed",
+    )
+    unknown_removed = counter(
+        "unknown_removals",
+        "endpoint",
+        "blocks",
+        "Removals of blocks that were not present.",
+        "alike",
+    )
+    over_limit = counter(
+        "blocks_over_limit",
+        "endpoint",
+        "blocks",
+        "Stored blocks beyond the bounds, not indexed.",
+        "alike",
+    )
+    # --- Redis ------------------------------------------------------------------------------
+    rewrites = counter(
+        "rewrites",
+        "reason",
+        "endpoints",
+        "Endpoints written again from memory.",
+        "`index_lost`: Redis came back empty or lost keys; `evicted`: it drops them; `overflow`:"
+        " it is too slow",
+    )
+    store_errors = counter(
+        "store_errors",
+        "reason",
+        "calls",
+        "Calls that Redis did not confirm.",
+        "`oom`, `noperm`, `wrongtype` need an operator; the others pass",
+    )
+    full = gauge(
+        "store_full",
+        "",
+        "endpoints",
+        "Endpoints whose new blocks wait: Redis is at `maxmemory` (`store.full`).",
+        "raise `maxmemory`; what is removed is still applied, so nothing is matched wrongly",
+    )
+    policy_unsafe = gauge(
+        "store_policy_unsafe",
+        "",
+        "0 or 1",
+        "1: `maxmemory-policy` may drop keys of the index (`store.policy_unsafe`).",
+        "set `noeviction`; keys that went are written again at most every 10 s (`store.evicted`)",
+    )
+    foreign = counter(
+        "foreign_entries",
+        "",
+        "entries",
+        "Entries left out, their buckets being keys of another type (`store.foreign_keys`).",
+        "find who writes under `kvatlas:`, delete the key",
+    )
+    entries_written = counter("entries_written", "", "entries", "Entries changed in Redis.")
+    entries_swept = counter("entries_swept", "", "entries", "Entries of past epochs cleaned.")
+    # --- engines' gauges ----------------------------------------------------------------------
+    scraped = gauge(
+        "scraped_engines",
+        "",
+        "engines",
+        "Engines whose gauges this indexer reads for all.",
+        "their sum over all indexers is the number of engines; less for longer than a lease: an"
+        " owner is gone",
+    )
+    scrapes = counter(
+        "scrapes",
+        "outcome",
+        "looks",
+        "Looks at engines' gauges: `answered`, `no_page` (it is there, without metrics), `silent`.",
+        "`silent` for engines that are well: may the indexer reach their HTTP port?",
+    )
 
     def forget(self, endpoint: str) -> None:
         """Drop the gauges of an endpoint that is followed no longer."""
-        for gauge in (self.lag, self.unmatched, self.epoch, self.seq, self.blocks):
-            with contextlib.suppress(KeyError):
-                gauge.remove(endpoint)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"kvatlas_indexer_{name}", text, labels, registry=self.registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"kvatlas_indexer_{name}", text, labels, registry=self.registry)
+        for each in (self.lag, self.unmatched, self.epoch, self.seq, self.blocks):
+            each.remove(endpoint)

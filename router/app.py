@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from aiohttp import web
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, readyz_handler, serving
 from kvatlas.common.clock import monotonic
-from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.keyspace import LoadKeys, shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.prompt.probe_set import probe_set
@@ -30,6 +32,7 @@ from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.openapi import OPENAPI_PATH, openapi
 from kvatlas.router.pipeline import Pipeline, Stages
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
@@ -38,6 +41,7 @@ from kvatlas.router.proxy import Proxy
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.shared_gauges import SharedGauges
+from kvatlas.router.tracing import Tracer
 
 _LOG = logger("router")
 
@@ -150,6 +154,9 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(relearning.aclose)
         proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
         http = RouterHttp(settings, pipeline, proxy, proof, metrics)
+        if settings.router.trace_url is not None:
+            http.tracer = _tracer(settings.router.trace_url, settings.router.trace_share)
+            stack.push_async_callback(asyncio.to_thread, http.tracer.close)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         gauges = _shared_gauges(settings, endpoints, metrics)
         stack.push_async_callback(gauges.aclose)
@@ -190,12 +197,28 @@ def _shared_gauges(
     return SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
 
 
+def _tracer(url: str, share: float) -> Tracer:
+    """Make what traces requests.
+
+    Raises:
+        ConfigError: the packages for it are missing.
+    """
+    try:
+        otel = importlib.import_module("kvatlas.router.otel")
+    except ModuleNotFoundError as error:
+        fault = f"router.trace_url: {error.name} is missing: pip install 'kvatlas[otel]'"
+        raise ConfigError([fault]) from None
+    chance = random.Random()  # noqa: S311 - ids of traces guard nothing
+    return Tracer(otel.otlp(url), share, chance)
+
+
 def _public(running: Running, body_bytes_max: int) -> web.Application:
     app = web.Application(middlewares=[errors_middleware], client_max_size=body_bytes_max)
     for path in PROMPT_PATHS:
         app.router.add_post(path, running.http.generate)
     app.router.add_get("/v1/models", running.http.models, allow_head=False)
     app.router.add_get("/readyz", readyz_handler(running.readiness))
+    app.router.add_get(OPENAPI_PATH, openapi, allow_head=False)
     return app
 
 

@@ -143,6 +143,9 @@ class Endpoints:
             self._by_name[name] = engine, added
             self._metrics.healthy.labels(name).set_function(partial(_healthy, added))
             self._metrics.in_flight.labels(name).set_function(partial(_in_flight, added))
+            self._metrics.awaiting.labels(name).set_function(partial(_awaiting, added))
+            self._metrics.queued_tokens.labels(name).set_function(partial(_queued_tokens, added))
+            self._metrics.engine_waiting.labels(name).set_function(partial(_waiting, added))
             self._metrics.gauges_age.labels(name).set_function(partial(_gauges_age_s, added))
 
     def _learn_adapters(self) -> None:
@@ -175,6 +178,18 @@ def _healthy(endpoint: Endpoint) -> float:
 
 def _in_flight(endpoint: Endpoint) -> float:
     return endpoint.stand.own_requests
+
+
+def _awaiting(endpoint: Endpoint) -> float:
+    return endpoint.awaiting
+
+
+def _queued_tokens(endpoint: Endpoint) -> float:
+    return endpoint.queued_tokens
+
+
+def _waiting(endpoint: Endpoint) -> float:
+    return endpoint.waiting
 
 
 def _gauges_age_s(endpoint: Endpoint) -> float:

@@ -32,9 +32,10 @@ from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
-from kvatlas.router.proof import Case, Proof, Sent
+from kvatlas.router.proof import EVENT_STREAM, Case, Proof, Sent
 from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
 from kvatlas.router.sessions import answer_headers
+from kvatlas.router.tracing import TRACEPARENT, Tracer
 from kvatlas.router.trip import Trip, chosen_id
 from kvatlas.router.usage import Unread
 
@@ -59,7 +60,11 @@ class Job:
 
 
 class RouterHttp:
-    """Handlers of the public port, and of /explain."""
+    """Handlers of the public port, and of /explain.
+
+    Attributes:
+        tracer: None where nothing is traced.
+    """
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class RouterHttp:
         self._proxy = proxy
         self._proof = proof
         self._metrics = metrics
+        self.tracer: Tracer | None = None
         self.open_requests = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -84,6 +90,8 @@ class RouterHttp:
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Route a chat or a completion."""
         trip = Trip(chosen_id(request.headers.get("x-request-id")), request.path)
+        if self.tracer is not None:
+            trip.trace = self.tracer.begin(request.headers.getall(TRACEPARENT, ()))
         self.open_requests += 1
         self.idle.clear()
         try:
@@ -142,6 +150,7 @@ class RouterHttp:
 
     async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
         raw = await self._body(request)
+        trip.received()
         fields = parse_object(raw)
         trip.model = self._check(fields)
         body = client_body(raw, fields)
@@ -155,6 +164,7 @@ class RouterHttp:
         with self._pipeline.flight(decision, is_silent=is_silent) as flight:
             decision = await self._pipeline.settle(decision, flight)
             self._pipeline.note(decision)
+            trip.decided(decision.timings_ms)
             return await self._forward(Job(request, trip, body, decision, flight))
 
     async def _forward(self, job: Job) -> web.StreamResponse:
@@ -182,6 +192,7 @@ class RouterHttp:
         trip.endpoint, trip.match_tokens = endpoint.name, judged.match_tokens
         case = job.case(judged)
         async with AsyncExitStack() as stack:
+            stack.callback(trip.attempted)
             sent, answer = await self._send(stack, job, case)
             trip.status, trip.is_handed_over = answer.status, sent.is_handed_over
             is_readable = answer.status == HTTPStatus.OK and not answer.headers.get(
@@ -197,7 +208,10 @@ class RouterHttp:
                     # An answer that refuses says nothing about prompts.
                     job.flight.began()
 
-            delivery = Delivery(self._our_headers(trip, decision, judged), reader, first_byte)
+            is_stream = answer.content_type == EVENT_STREAM
+            gaps = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
+            headers = self._our_headers(trip, decision, judged)
+            delivery = Delivery(headers, reader, first_byte, gaps)
             response = await self._proxy.relay(job.request, answer, endpoint, delivery)
             if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
                 trip.cached_tokens = usage.cached_tokens
@@ -267,11 +281,16 @@ class RouterHttp:
     def _finish(self, trip: Trip) -> None:
         status = str(trip.status) if trip.status else "none"
         self._metrics.requests.labels(trip.model, trip.path, status).inc()
+        self._metrics.request_seconds.labels(trip.model).observe(trip.spent_s())
+        if (reason := trip.error()) is not None:
+            self._metrics.errors.labels(trip.model, reason).inc()
         trip.log()
 
 
 def _outgoing(job: Job, sent: Sent) -> Outgoing:
     ours = [("X-Request-Id", job.trip.request_id)]
+    if job.trip.trace is not None:
+        ours.append((TRACEPARENT, job.trip.trace.header()))
     if sent.asked == "us":
         # What is to be taken out again must be readable.
         ours.append(("Accept-Encoding", "identity"))

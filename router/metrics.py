@@ -2,163 +2,322 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from kvatlas.common.metrics import Metrics, counter, gauge, histogram
 
 STAGE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 TTFT_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+GAP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0)
+WHOLE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 
 
-class RouterMetrics:
-    """The router's metrics, on a registry of their own."""
+class RouterMetrics(Metrics):
+    """The table of the router's metrics."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = self._counter("requests", "Requests by outcome.", "model", "path", "status")
-        self.fallbacks = self._counter(
-            "fallbacks", "Requests routed by load alone.", "stage", "reason"
-        )
-        self.retries = self._counter("retries", "Requests sent to a second endpoint.", "model")
-        self.upstream_errors = self._counter(
-            "upstream_errors", "Engines that failed.", "endpoint", "kind"
-        )
-        self.plugin_faults = self._counter(
-            "plugin_faults",
-            "Calls of scheduling plugins that failed: raised, or gave a wrong count, scores out of"
-            " range or wrong positions. The request was answered without them.",
-            "plugin",
-            "fault",
-        )
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens routed.", "model")
-        self.match_tokens = self._counter(
-            "match_tokens", "Prompt tokens predicted to be cached where they went.", "model"
-        )
-        self.members_cut = self._counter(
-            "members_cut", "Members that steer engines, cut out of clients' bodies.", "member"
-        )
-        self.usage_reports = self._counter(
-            "usage_reports",
-            "Answers that were read for usage, by whether it tells the cached tokens. Only"
-            " `without_cached`: start the engine with --enable-prompt-tokens-details.",
-            "endpoint",
-            "kind",
-        )
-        self.streams_not_done = self._counter(
-            "streams_not_done", "Streams that ended cleanly, but without [DONE].", "endpoint"
-        )
-        self.predictions = self._counter(
-            "predictions",
-            "Predicted hits against the engine's cached_tokens: exact, over, under, or of another"
-            " prompt than the engine's (its tokens are not ours).",
-            "endpoint",
-            "outcome",
-        )
-        self.predicted_hit_tokens = self._counter(
-            "predicted_hit_tokens", "Cached tokens as predicted, of compared answers.", "endpoint"
-        )
-        self.actual_hit_tokens = self._counter(
-            "actual_hit_tokens", "Cached tokens as the engine reported them, of these.", "endpoint"
-        )
-        self.over_tokens = self._counter(
-            "over_tokens", "Tokens predicted and not there; for long: doubt.", "endpoint"
-        )
-        self.under_tokens = self._counter(
-            "under_tokens", "Tokens there and not predicted; for long: the index lags.", "endpoint"
-        )
-        self.doubts = self._counter(
-            "doubts", "Endpoints put into doubt: noted, failed or dropped.", "endpoint", "outcome"
-        )
-        self.relearned = self._counter(
-            "relearned", "Requests that made an engine announce what they hit.", "endpoint"
-        )
-        self.idle_probes = self._counter(
-            "idle_probes",
-            "Requests of one token to idle engines: answered or failed.",
-            "endpoint",
-            "outcome",
-        )
-        self.handovers = self._counter(
-            "handovers",
-            "Chats of models with token_handover: handed_over, refused by the engine and sent again"
-            " without, or why not.",
-            "model",
-            "outcome",
-        )
-        self.handover_checks = self._counter(
-            "handover_checks", "Comparisons with the engine's own token ids.", "model", "outcome"
-        )
-        self.handover_on = self._gauge(
-            "handover_on", "0 when a comparison found a difference: no more handovers.", "model"
-        )
-        self.stage_seconds = Histogram(
-            "kvatlas_router_stage_seconds",
-            "Time in each stage of a decision.",
-            ("stage",),
-            buckets=STAGE_BUCKETS,
-            registry=self.registry,
-        )
-        self.first_byte_seconds = Histogram(
-            "kvatlas_router_first_byte_seconds",
-            "From the request's arrival to the first byte of the answer.",
-            ("model",),
-            buckets=TTFT_BUCKETS,
-            registry=self.registry,
-        )
-        self.windows_undecided = Gauge(
-            "kvatlas_router_windows_undecided",
-            "Matches of hybrid endpoints given up because their windows lie too far back.",
-            registry=self.registry,
-        )
-        self.in_flight = self._gauge("in_flight", "Own requests under way.", "endpoint")
-        self.board_errors = self._counter(
-            "board_errors", "Reads and writes of the flight log that failed, by reason.", "reason"
-        )
-        self.contested = self._counter(
-            "contested",
-            "Decisions made again, since other routers decided at the same moment.",
-            "model",
-        )
-        self.routers = self._gauge(
-            "routers", "Routers known to live, this one among them.", "model"
-        )
-        self.gauges_age = self._gauge(
-            "gauges_age_seconds",
-            "Since the newest look at an engine's gauges, ours or an indexer's; +Inf before one.",
-            "endpoint",
-        )
-        self.gauge_errors = self._counter(
-            "gauge_errors", "Readings of shared gauges that failed, by reason.", "reason"
-        )
-        self.looks = self._counter(
-            "looks",
-            "Looks of our own at engines, since nothing fresh was shared or they failed us.",
-            "outcome",
-        )
-        self.healthy = self._gauge("endpoint_healthy", "1 when it answers.", "endpoint")
-        self.tokenizer_agrees = self._gauge(
-            "tokenizer_agrees",
-            "1 when its /tokenize gives our token ids, 0 when it does not: then its model's "
-            "requests go by load. Absent while it has not been asked or cannot be.",
-            "endpoint",
-        )
-        self.serves_model = self._gauge(
-            "endpoint_serves_model",
-            "1 when it lists the model that it is configured for, 0 when it does not: then it "
-            "gets no requests. Absent where it does not tell.",
-            "endpoint",
-        )
-        self.renders = self._counter(
-            "renders",
-            "Prompts asked from a render service; `cached` cost it nothing, what begins with "
-            "render_ went by load.",
-            "model",
-            "outcome",
-        )
-        self.probes = self._counter(
-            "probes", "Rounds of tokenizer probes by outcome.", "endpoint", "outcome"
-        )
+    prefix = "kvatlas_router_"
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"kvatlas_router_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"kvatlas_router_{name}", text, labels, registry=self.registry)
+    # --- requests ---------------------------------------------------------------------------
+    requests = counter(
+        "requests",
+        "model path status",
+        "requests",
+        "Requests by outcome; those for a model that is not served are of the model `unknown`.",
+        "5xx: see `errors_total`",
+    )
+    errors = counter(
+        "errors",
+        "model reason",
+        "requests",
+        "Requests that were not answered well: the error's code, `torn` behind the first byte,"
+        " `client_closed`, or `engine_4xx`, `engine_5xx` for what an engine answered itself.",
+        "`torn`, `upstream_...`: which engine, say `upstream_errors_total`. `no_endpoints`: all"
+        " of a model's engines are away",
+    )
+    first_byte_seconds = histogram(
+        "first_byte_seconds",
+        "model",
+        TTFT_BUCKETS,
+        "From the request's arrival to the first byte of the answer: TTFT of streams, all of it"
+        " for other answers.",
+        "rises with `awaiting`: add engines. Without it: see `stage_seconds`",
+    )
+    gap_seconds = histogram(
+        "inter_token_seconds",
+        "model",
+        GAP_BUCKETS,
+        "Between two pieces of a stream as they come from the engine: a token, or some that came"
+        " together.",
+        "rises with `in_flight`: engines are full",
+    )
+    request_seconds = histogram(
+        "request_seconds",
+        "model",
+        WHOLE_BUCKETS,
+        "From the request's arrival to the end of the answer.",
+    )
+    prompt_tokens = counter(
+        "prompt_tokens",
+        "model",
+        "tokens",
+        "Prompt tokens routed, where they are known.",
+    )
+    match_tokens = counter(
+        "match_tokens",
+        "model",
+        "tokens",
+        "Prompt tokens predicted to be cached where they went.",
+        "its share of `prompt_tokens_total` falls: other traffic, too small caches, or an index"
+        " that lags",
+    )
+    input_tokens = counter(
+        "input_tokens", "model", "tokens", "Prompt tokens as engines reported them."
+    )
+    cached_tokens = counter(
+        "cached_tokens", "model", "tokens", "Those of them that engines found in their caches."
+    )
+    output_tokens = counter(
+        "output_tokens", "model", "tokens", "Tokens of answers as engines reported them."
+    )
+    # --- decisions --------------------------------------------------------------------------
+    stage_seconds = histogram(
+        "stage_seconds",
+        "stage",
+        STAGE_BUCKETS,
+        "Time in each stage of a decision: `render`, `tokenize`, `hash`, `lookup`, `score`.",
+        "`lookup` near `router.lookup_s`: Redis is slow",
+    )
+    fallbacks = counter(
+        "fallbacks",
+        "stage reason",
+        "requests",
+        "Requests routed by load alone.",
+        "OPERATIONS.md has a line per reason; `lookup:paused`: Redis failed five lookups in a row"
+        " and is asked once a second",
+    )
+    contested = counter(
+        "contested",
+        "model",
+        "decisions",
+        "Decisions made again, since other routers decided at the same moment.",
+        "as often as requests: they come in bursts; nothing to do",
+    )
+    plugin_faults = counter(
+        "plugin_faults",
+        "plugin fault",
+        "calls",
+        "Calls of scheduling plugins that failed and were done without: `raised`, `count`,"
+        " `range`, `positions` (`plugin.failed`).",
+        "mend the plugin; those of ours: tell us",
+    )
+    windows_undecided = gauge(
+        "windows_undecided",
+        "",
+        "matches",
+        "Matches of hybrid endpoints given up because their windows lie too far back.",
+    )
+    renders = counter(
+        "renders",
+        "model outcome",
+        "prompts",
+        "Prompts asked from a render service; `cached` cost it nothing, what begins with `render_`"
+        " went by load.",
+        "`render_...` at a rate: is the service there, and fast enough?",
+    )
+    members_cut = counter(
+        "members_cut", "member", "members", "Members that steer engines, cut out of bodies."
+    )
+    # --- engines ----------------------------------------------------------------------------
+    upstream_errors = counter(
+        "upstream_errors",
+        "endpoint kind",
+        "attempts",
+        "Engines that failed: `connect`, `connect_timeout`, `disconnected`, `protocol`,"
+        " `first_byte_timeout`, and behind the first byte `idle`, `broken`.",
+        "one endpoint only: look at that engine; all at once: look at the network",
+    )
+    retries = counter(
+        "retries",
+        "model",
+        "requests",
+        "Requests sent to a second endpoint.",
+        "at a rate: see `upstream_errors_total`",
+    )
+    ejections = counter(
+        "ejections",
+        "endpoint reason",
+        "ejections",
+        "The place of ejections, which this router does not make: endpoints that do not answer are"
+        " asked last (`endpoint_healthy`), not taken out.",
+    )
+    streams_not_done = counter(
+        "streams_not_done",
+        "endpoint",
+        "streams",
+        "Streams that ended cleanly, but without [DONE].",
+        "at a rate: something between router and engine cuts answers short",
+    )
+    in_flight = gauge("in_flight", "endpoint", "requests", "Own requests under way.")
+    awaiting = gauge(
+        "awaiting",
+        "endpoint",
+        "requests",
+        "The queue: requests of all routers that await their first byte there.",
+        "rises everywhere: add engines; at one only: look at it",
+    )
+    queued_tokens = gauge(
+        "queued_tokens",
+        "endpoint",
+        "tokens",
+        "Their prompt tokens that have to be computed.",
+    )
+    engine_waiting = gauge(
+        "engine_waiting",
+        "endpoint",
+        "requests",
+        "Requests that wait there, as the engine itself says; as old as `gauges_age_seconds`.",
+    )
+    healthy = gauge(
+        "endpoint_healthy",
+        "endpoint",
+        "0 or 1",
+        "1 when it answers.",
+        "0: see OPERATIONS.md",
+    )
+    serves_model = gauge(
+        "endpoint_serves_model",
+        "endpoint",
+        "0 or 1",
+        "1 when it lists the model that it is configured for, 0 when it does not: then it gets no"
+        " requests. Absent where it does not tell.",
+        "0: see OPERATIONS.md",
+    )
+    tokenizer_agrees = gauge(
+        "tokenizer_agrees",
+        "endpoint",
+        "0 or 1",
+        "1 when its /tokenize gives our token ids, 0 when it does not: then its model's requests"
+        " go by load. Absent while it has not been asked or cannot be.",
+        "0: see OPERATIONS.md",
+    )
+    gauges_age = gauge(
+        "gauges_age_seconds",
+        "endpoint",
+        "seconds",
+        "Since the newest look at an engine's gauges, ours or an indexer's; +Inf before one.",
+        "above 3 s: nobody reaches the engine's metrics",
+    )
+    looks = counter(
+        "looks",
+        "outcome",
+        "looks",
+        "Looks of our own at engines, since nothing fresh was shared or they failed us.",
+        "at a rate: no indexer tells of some engines, Redis is away, or engines fail",
+    )
+    gauge_errors = counter(
+        "gauge_errors",
+        "reason",
+        "readings",
+        "Readings of shared gauges that failed.",
+        "`noperm`: the ACL file is older than the router",
+    )
+    probes = counter(
+        "probes",
+        "endpoint outcome",
+        "rounds",
+        "Rounds of tokenizer probes.",
+        "`differs`: see OPERATIONS.md",
+    )
+    idle_probes = counter(
+        "idle_probes",
+        "endpoint outcome",
+        "requests",
+        "Requests of one token to idle engines: answered or failed.",
+    )
+    # --- routers together ---------------------------------------------------------------------
+    routers = gauge(
+        "routers",
+        "model",
+        "routers",
+        "Routers known to live, this one among them.",
+        "fewer than run: one cannot write its flights (`board_errors_total` there)",
+    )
+    board_errors = counter(
+        "board_errors",
+        "reason",
+        "calls",
+        "Reads and writes of the flight log that failed; `dropped`: Redis does not keep up;"
+        " `foreign_entry`: entries that cannot be read.",
+        "at a rate: this router is blind, counts its own requests for all, and looks at engines"
+        " itself",
+    )
+    # --- belief and truth -----------------------------------------------------------------------
+    predictions = counter(
+        "predictions",
+        "endpoint outcome",
+        "answers",
+        "Predicted hits against the engine's cached_tokens: `exact`, `over`, `under`, or of"
+        " `other_prompt` (its tokens are not ours).",
+        "`over` for long becomes a doubt by itself; `under` for long: the index lags",
+    )
+    predicted_hit_tokens = counter(
+        "predicted_hit_tokens",
+        "endpoint",
+        "tokens",
+        "Cached tokens as predicted, of compared answers.",
+    )
+    actual_hit_tokens = counter(
+        "actual_hit_tokens",
+        "endpoint",
+        "tokens",
+        "Cached tokens as the engine reported them, of these.",
+    )
+    over_tokens = counter(
+        "over_tokens", "endpoint", "tokens", "Tokens predicted and not there.", "for long: doubt"
+    )
+    under_tokens = counter(
+        "under_tokens",
+        "endpoint",
+        "tokens",
+        "Tokens there and not predicted.",
+        "for long: the index lags",
+    )
+    usage_reports = counter(
+        "usage_reports",
+        "endpoint kind",
+        "answers",
+        "Answers that were read for usage, by whether it tells the cached tokens.",
+        "only `without_cached`: start the engine with `--enable-prompt-tokens-details`",
+    )
+    doubts = counter(
+        "doubts",
+        "endpoint outcome",
+        "doubts",
+        "Endpoints put into doubt: noted, failed or dropped.",
+        "`failed`: the router may not write its notes",
+    )
+    relearned = counter(
+        "relearned",
+        "endpoint",
+        "requests",
+        "Requests that made an engine announce what they hit.",
+    )
+    handovers = counter(
+        "handovers",
+        "model outcome",
+        "requests",
+        "Chats of models with token_handover: `handed_over`, `refused` by the engine and sent"
+        " again without, or why not.",
+        "`refused` at a rate: is the engine vLLM 0.32 or later?",
+    )
+    handover_checks = counter(
+        "handover_checks",
+        "model outcome",
+        "comparisons",
+        "Comparisons with the engine's own token ids.",
+    )
+    handover_on = gauge(
+        "handover_on",
+        "model",
+        "0 or 1",
+        "0 when a comparison found a difference: no more handovers.",
+        "0: see OPERATIONS.md",
+    )

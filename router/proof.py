@@ -166,8 +166,12 @@ class Proof:
         usage = reader.usage
         if usage is None:
             return None
+        metrics, model = self._metrics, case.decision.model
+        metrics.input_tokens.labels(model).inc(usage.prompt_tokens)
+        metrics.cached_tokens.labels(model).inc(usage.cached_tokens or 0)
+        metrics.output_tokens.labels(model).inc(usage.output_tokens)
         kind = "without_cached" if usage.cached_tokens is None else "with_cached"
-        self._metrics.usage_reports.labels(case.endpoint.name, kind).inc()
+        metrics.usage_reports.labels(case.endpoint.name, kind).inc()
         if (prediction := case.prediction) is not None:
             self._note_prediction(case.endpoint, prediction, usage)
         return usage

@@ -16,12 +16,14 @@ import orjson
 from aiohttp import web
 
 from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import (
     UpstreamConnect,
     UpstreamError,
     UpstreamProtocol,
     UpstreamTimeout,
 )
+from kvatlas.common.metrics import HistogramChild
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_client import RANK_HEADER
@@ -69,11 +71,13 @@ class Delivery:
         headers: that the router sets.
         reader: sees every piece and may hold some back.
         first_byte: called when the engine sends the first piece.
+        gaps: what is told the seconds between two pieces of a stream; None for other answers.
     """
 
     headers: list[Header]
     reader: AnswerReader
     first_byte: Callable[[], None]
+    gaps: HistogramChild | None = None
 
 
 class Torn(ConnectionResetError):
@@ -167,11 +171,15 @@ class Proxy:
             response.headers.popall("Content-Length", None)
         await response.prepare(request)
         delivery.first_byte()
-        tail = b""
+        tail, gaps, came_s = b"", delivery.gaps, monotonic()
         while piece:
             tail = await _pass_on(response, reader.feed(piece), tail)
             try:
                 piece = await self._next_piece(answer, endpoint)
+                if gaps is not None and piece:
+                    now_s = monotonic()
+                    gaps.observe(now_s - came_s)
+                    came_s = now_s
             except Torn:
                 tail = await _pass_on(response, reader.end(), tail)
                 is_stream = answer.content_type == "text/event-stream"

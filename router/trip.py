@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.log import logger
 from kvatlas.router.headers import request_id
+from kvatlas.router.tracing import Trace
 
 _LOG = logger("router")
 
@@ -25,6 +28,7 @@ class Trip:
         match_tokens: the predicted hit.
         cached_tokens: the actual one, as the engine reported it.
         is_handed_over: whether the engine was given our token ids.
+        trace: None where the request is not traced.
     """
 
     request_id: str
@@ -41,6 +45,7 @@ class Trip:
     is_handed_over: bool = False
     first_byte_ms: float | None = None
     outcome: str = "answered"
+    trace: Trace | None = None
 
     def began(self) -> float:
         """Note the first byte; give the seconds that it took."""
@@ -48,11 +53,63 @@ class Trip:
         self.first_byte_ms = spent * 1e3
         return spent
 
+    def spent_s(self) -> float:
+        """Tell how long it has taken so far."""
+        return monotonic() - self.begun
+
+    def error(self) -> str | None:
+        """Say why it was not answered well, in one of a closed set of words; None if it was."""
+        if self.outcome != "answered":
+            return self.outcome
+        return f"engine_{self.status // 100}xx" if self.status >= HTTPStatus.BAD_REQUEST else None
+
+    def received(self) -> None:
+        """Note that the body is there."""
+        if self.trace is not None:
+            self.trace.end_stage("receive", {})
+
+    def decided(self, timings_ms: Mapping[str, float]) -> None:
+        """Note that it is decided where to send it."""
+        if self.trace is not None:
+            self.trace.end_stage("decide", {"kvatlas.fallback": self.fallback}, timings_ms)
+
+    def attempted(self) -> None:
+        """Note that an engine is done with it, well or not."""
+        if self.trace is not None:
+            told = {
+                "kvatlas.endpoint": self.endpoint,
+                "kvatlas.match_tokens": self.match_tokens,
+                "http.response.status_code": self.status or None,
+                "kvatlas.first_byte_ms": self.first_byte_ms,
+            }
+            self.trace.end_stage("engine", told)
+
+    def _end_trace(self, trace: Trace) -> None:
+        told = {
+            "http.request.method": "POST",
+            "url.path": self.path,
+            "http.response.status_code": self.status or None,
+            "gen_ai.request.model": self.model,
+            "gen_ai.usage.input_tokens": self.prompt_tokens,
+            "kvatlas.request_id": self.request_id,
+            "kvatlas.endpoint": self.endpoint,
+            "kvatlas.match_tokens": self.match_tokens,
+            "kvatlas.cached_tokens": self.cached_tokens,
+            "kvatlas.fallback": self.fallback,
+            "kvatlas.retries": self.retries,
+            "kvatlas.outcome": self.outcome,
+        }
+        is_error = self.status >= HTTPStatus.INTERNAL_SERVER_ERROR or self.outcome == "torn"
+        trace.end(told, is_error=is_error)
+
     def log(self) -> None:
-        """Write the line."""
+        """Write the line, and end the trace."""
+        if self.trace is not None:
+            self._end_trace(self.trace)
         _LOG.info(
             "request.finished",
             request_id=self.request_id,
+            trace_id=self.trace and self.trace.trace_id,
             path=self.path,
             model=self.model,
             status=self.status,
@@ -65,5 +122,5 @@ class Trip:
             retries=self.retries,
             handed_over=self.is_handed_over,
             first_byte_ms=self.first_byte_ms and round(self.first_byte_ms, 2),
-            total_ms=round((monotonic() - self.begun) * 1e3, 2),
+            total_ms=round(self.spent_s() * 1e3, 2),
         )

@@ -27,10 +27,12 @@ class Usage:
     Attributes:
         prompt_tokens: its length.
         cached_tokens: how many of them it found in its cache; None where it does not tell.
+        output_tokens: length of the answer; 0 where it does not tell.
     """
 
     prompt_tokens: int
     cached_tokens: int | None
+    output_tokens: int = 0
 
 
 class AnswerReader(Protocol):
@@ -60,7 +62,12 @@ def usage_from(value: Any) -> Usage | None:
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     if not _is_count(prompt_tokens):
         return None
-    return Usage(prompt_tokens, cached if _is_count(cached) else None)
+    output = value.get("completion_tokens")
+    return Usage(
+        prompt_tokens,
+        cached if _is_count(cached) else None,
+        output if _is_count(output) else 0,
+    )
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

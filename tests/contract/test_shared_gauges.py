@@ -141,7 +141,7 @@ async def test_two_indexers_and_two_routers_look_once() -> None:
         # One look per 0.1 s, and what the tick of the loop adds; two would be 13 and more.
         assert 5 < rate <= 11.5
         assert here.own_looks() == 0
-        scrapes = [each.metrics.scrapes.labels("answered")._value.get() for each in here.indexers]
+        scrapes = [each.metrics.scrapes.labels("answered").value for each in here.indexers]
         assert sum(scrapes) >= here.looks()
 
 
@@ -436,4 +436,4 @@ async def test_a_foreign_key_is_no_board(redis_url: str) -> None:
             await until(lambda: one.readiness() is None)
             (endpoint,) = one.endpoints.all()
             await until(lambda: endpoint.others_running == 1)
-            assert one.metrics.gauge_errors.labels("wrongtype")._value.get() > 0
+            assert one.metrics.gauge_errors.labels("wrongtype").value > 0

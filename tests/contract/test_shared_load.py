@@ -277,8 +277,8 @@ async def test_entries_of_a_foreign_hand_harm_nothing(redis_url: str) -> None:
             with two.flight(Launch(0, A, 5)):
                 await asyncio.sleep(0.02)
         errors = two._metrics.board_errors
-        assert errors.labels("foreign_entry")._value.get() == 1
-        assert errors.labels("wrongtype")._value.get() >= 2
+        assert errors.labels("foreign_entry").value == 1
+        assert errors.labels("wrongtype").value >= 2
 
 
 # --- whole routers --------------------------------------------------------------------------------

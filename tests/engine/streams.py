@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from prometheus_client import Counter
 from prometheus_client.samples import Sample
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,7 @@ from rich.table import Table
 from kvatlas.cli.processes import free_port
 from kvatlas.cli.redis_server import running_redis
 from kvatlas.common.log import configure_logs
+from kvatlas.common.metrics import Counter
 from kvatlas.common.settings import Settings
 from kvatlas.router.app import Running, router
 from kvatlas.router.endpoint import EngineFacts

@@ -12,9 +12,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from prometheus_client import Counter, Gauge
 
 from kvatlas.common import limits
+from kvatlas.common.metrics import Counter, Gauge
 from kvatlas.common.prompt import CHAT_PATH, PromptBuilder, demo_model_path
 from kvatlas.common.settings import ModelSettings, Settings
 from kvatlas.indexer.app import Indexer
@@ -113,7 +113,7 @@ class Place:
 
     def count(self, metric: Counter | Gauge, *labels: str) -> float:
         """Read one number."""
-        return float(metric.labels(*labels)._value.get())
+        return metric.labels(*labels).value
 
     async def settled(self) -> None:
         """Wait until Redis knows all that the engine has announced, and nothing is under way.
