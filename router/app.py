@@ -194,7 +194,8 @@ def _public(running: Running, body_bytes_max: int) -> web.Application:
     app = web.Application(middlewares=[errors_middleware], client_max_size=body_bytes_max)
     for path in PROMPT_PATHS:
         app.router.add_post(path, running.http.generate)
-    app.router.add_get("/v1/models", running.http.models, allow_head=False)
+    app.router.add_get("/v1/models", running.http.catalog.models, allow_head=False)
+    app.router.add_get("/v1/models/{id:.+}", running.http.catalog.model, allow_head=False)
     app.router.add_get("/readyz", readyz_handler(running.readiness))
     return app
 

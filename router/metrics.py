@@ -35,6 +35,9 @@ class RouterMetrics:
         self.members_cut = self._counter(
             "members_cut", "Members that steer engines, cut out of clients' bodies.", "member"
         )
+        self.rewrites = self._counter(
+            "rewrites", "Requests whose model's name was rewritten.", "asked", "target"
+        )
         self.usage_reports = self._counter(
             "usage_reports",
             "Answers that were read for usage, by whether it tells the cached tokens. Only"
