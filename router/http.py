@@ -1,4 +1,4 @@
-"""The router's HTTP: bodies in, answers out, every error in OpenAI's shape."""
+"""The router's HTTP: bodies in, answers out, every error in the path's shape."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 import orjson
@@ -24,9 +24,9 @@ from kvatlas.common.errors import (
     UpstreamConnect,
 )
 from kvatlas.common.ids import ModelName
-from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
+from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS
 from kvatlas.common.settings import Settings
-from kvatlas.router.answers import error_response, explanation, parse_object
+from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
 from kvatlas.router.flight_log import OwnFlight
@@ -40,8 +40,6 @@ from kvatlas.router.rewrites import Rewrites
 from kvatlas.router.sessions import answer_headers
 from kvatlas.router.trip import Trip, chosen_id
 from kvatlas.router.usage import AnswerReader, Unread
-
-PROMPT_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ class RouterHttp:
             return await self._generate(request, trip)
         except HttpError as error:
             trip.status, trip.outcome = error.status, error.code
-            return error_response(error, trip.request_id)
+            return error_response(error, trip.path, trip.request_id)
         except Torn:
             trip.outcome = "torn"
             raise
@@ -190,7 +188,7 @@ class RouterHttp:
 
             headers = self._our_headers(trip, decision, judged)
             seen = _in_clients_words(job, reader, answer) if is_readable else reader
-            delivery = Delivery(headers, seen, first_byte)
+            delivery = Delivery(headers, seen, first_byte, torn_event(trip.path))
             response = await self._proxy.relay(job.request, answer, endpoint, delivery)
             if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
                 trip.cached_tokens = usage.cached_tokens

@@ -19,7 +19,7 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, NoEndpoints, PromptUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
-from kvatlas.common.prompt import COMPLETIONS_PATH, Prompt
+from kvatlas.common.prompt import COMPLETIONS_PATH, PROMPT_PATHS, Prompt
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.settings import Settings
 from kvatlas.router.accuracy import reads_cache
@@ -44,6 +44,8 @@ from kvatlas.router.sessions import Session, read, resolve
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
+NO_PROMPT: Final = "path:no_prompt"
+"""Why a request goes by load whose path is none of those that become prompts."""
 CACHE_UNREAD: Final = "lookup:cache_unread"
 """Why a request goes by load whose engine will not look into its cache."""
 NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "wrongtype"})
@@ -340,6 +342,9 @@ class Pipeline:
         """Find how much of the prompt each endpoint holds, or why that is not known."""
         matches = _Matches()
         model = request.served.model
+        if request.path not in PROMPT_PATHS:
+            matches.fallback = NO_PROMPT
+            return matches
         try:
             prompt = await self._prompt(request, matches)
         except PromptUnavailable as error:

