@@ -262,6 +262,12 @@ class SessionSettings(_Section):
         return f"{{{', '.join(f'{name}: {value}' for name, value in told.items())}}}"
 
 
+LoadPath = Literal[
+    "/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/rerank", "/v1/rerank", "/v2/rerank",
+    "/score", "/v1/score", "/v1/audio/transcriptions", "/v1/audio/translations",
+]  # fmt: skip
+"""A closed set, so that no typing error opens an engine's administrative paths to clients."""
+
 Targets = Annotated[
     dict[ModelId, Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]],
     Field(min_length=1, max_length=limits.REWRITE_TARGETS_MAX),
@@ -281,6 +287,8 @@ class RouterSettings(_Section):
         session: how a conversation is kept on its endpoint.
         prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
         work_price: what prefill done again costs, in parts of the requests that wait per endpoint.
+        load_paths: of engines, to serve beside those that become prompts; they go by load.
+        tokenize_paths: serve /tokenize and /detokenize, alike.
         lookup_s: for Redis to answer, per request; then it goes by load.
         metrics_interval_s: time between two looks of its own at an engine's metrics, where no
             indexer tells of them.
@@ -304,6 +312,8 @@ class RouterSettings(_Section):
     session: SessionSettings = SessionSettings()
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
     work_price: Annotated[float, Field(ge=0, le=100)] = 1.0
+    load_paths: list[LoadPath] = []
+    tokenize_paths: bool = False
     lookup_s: Annotated[float, Field(gt=0, le=10)] = Field(default_factory=lambda: limits.LOOKUP_S)
     metrics_interval_s: Seconds = 0.5
     probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0

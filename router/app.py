@@ -16,7 +16,6 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.keyspace import LoadKeys, shards_of
 from kvatlas.common.log import configure_logs, logger
-from kvatlas.common.prompt import PROMPT_PATHS
 from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
@@ -31,7 +30,7 @@ from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.paths import COUNT_TOKENS_PATH
+from kvatlas.router.paths import posted_paths
 from kvatlas.router.pipeline import Pipeline, Stages
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
@@ -194,7 +193,7 @@ def _shared_gauges(
 
 def _public(running: Running, body_bytes_max: int) -> web.Application:
     app = web.Application(middlewares=[errors_middleware], client_max_size=body_bytes_max)
-    for path in (*PROMPT_PATHS, COUNT_TOKENS_PATH):
+    for path in posted_paths(running.settings):
         app.router.add_post(path, running.http.generate)
     app.router.add_get("/v1/models", running.http.catalog.models, allow_head=False)
     app.router.add_get("/v1/models/{id:.+}", running.http.catalog.model, allow_head=False)

@@ -72,11 +72,13 @@ class ClientBody:
         raw: as it goes on; byte-identical to the client's but for the members that were cut.
         fields: what it says.
         cut: names of the members that were cut.
+        is_unread: whether it is no JSON and passes unread; `fields` is what is known beside it.
     """
 
     raw: bytes
     fields: Body
     cut: tuple[str, ...]
+    is_unread: bool = False
 
 
 def client_body(raw: bytes, fields: Body) -> ClientBody:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,12 +16,9 @@ from aiohttp import web
 
 from kvatlas.common import limits
 from kvatlas.common.errors import (
-    BodyTimeout,
-    BodyTooLarge,
     HttpError,
     InvalidRequest,
     NoEndpoints,
-    UnsupportedEncoding,
     UpstreamConnect,
 )
 from kvatlas.common.ids import ModelName
@@ -31,6 +29,7 @@ from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
 from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
+from kvatlas.router.intake import Intake
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import EVENT_STREAM, Case, Proof, Sent
@@ -59,7 +58,7 @@ class Job:
 
     def case(self, judged: Judged) -> Case:
         """Put it together with an endpoint."""
-        return Case(self.request.path, self.body, self.decision, judged)
+        return Case(self.trip.path, self.body, self.decision, judged)
 
 
 class RouterHttp:
@@ -79,6 +78,7 @@ class RouterHttp:
         self._proxy = proxy
         self._proof = proof
         self._metrics = metrics
+        self._intake = Intake(settings)
         self._rewrites = Rewrites(settings.models, settings.router)
         self.catalog = Catalog(settings, pipeline, self._rewrites)
         self.open_requests = 0
@@ -112,7 +112,7 @@ class RouterHttp:
 
     async def explain(self, request: web.Request) -> web.Response:
         """Say what would be decided for a body, and why; nothing is sent to an engine."""
-        content = parse_object(await self._body(request))
+        content = parse_object(await self._intake.body(request))
         path, body = content.get("path", CHAT_PATH), content.get("body")
         if path not in PROMPT_PATHS:
             raise InvalidRequest(f"path is one of {', '.join(PROMPT_PATHS)}", "path")
@@ -128,19 +128,18 @@ class RouterHttp:
     # --- a request's way ----------------------------------------------------------------------
 
     async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
-        raw = await self._body(request)
-        fields = parse_object(raw)
-        body, asked_name = self._rewritten(client_body(raw, fields), trip.request_id)
+        taken = await self._intake.take(request)
+        body, asked_name = self._rewritten(taken, trip.request_id)
         trip.model = self._check(body.fields)
         if asked_name is not None:
             self._metrics.rewrites.labels(asked_name, body.fields["model"]).inc()
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()
         decision = await self._pipeline.decide(
-            request.path, body.fields, len(raw), headers=request.headers
+            trip.path, body.fields, len(body.raw), headers=request.headers
         )
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
-        is_silent = fields.get("stream") is not True
+        is_silent = body.fields.get("stream") is not True
         with self._pipeline.flight(decision, is_silent=is_silent) as flight:
             decision = await self._pipeline.settle(decision, flight)
             self._pipeline.note(decision)
@@ -226,8 +225,11 @@ class RouterHttp:
         target = self._rewrites.target(asked, request_id) if isinstance(asked, str) else asked
         if not isinstance(asked, str) or target == asked:
             return body, None
+        fields = {**body.fields, "model": target}
+        if body.is_unread:
+            return dataclasses.replace(body, fields=fields), asked
         raw = replace(body.raw, "model", orjson.dumps(target))
-        return ClientBody(raw, {**body.fields, "model": target}, body.cut), asked
+        return ClientBody(raw, fields, body.cut), asked
 
     def _check(self, body: Mapping[str, Any]) -> ModelName:
         """Check the fields that decide where a request may go; give its (base) model."""
@@ -238,30 +240,6 @@ class RouterHttp:
         if served is None:
             raise model_not_found(model)
         return served.model
-
-    async def _body(self, request: web.Request) -> bytes:
-        """Read a body within its bounds.
-
-        Raises:
-            UnsupportedEncoding, BodyTooLarge, BodyTimeout: the client's.
-        """
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UnsupportedEncoding("compressed bodies are not taken")
-        most = self._router.body_bytes_max
-        if (request.content_length or 0) > most:
-            raise BodyTooLarge(f"the body is over {most} bytes")
-        pieces: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self._router.body_read_s):
-                while piece := await request.content.readany():
-                    size += len(piece)
-                    if size > most:
-                        raise BodyTooLarge(f"the body is over {most} bytes")
-                    pieces.append(piece)
-        except TimeoutError:
-            raise BodyTimeout("the body did not arrive in time") from None
-        return b"".join(pieces)
 
     def _finish(self, trip: Trip) -> None:
         status = str(trip.status) if trip.status else "none"
@@ -274,7 +252,11 @@ def _outgoing(job: Job, sent: Sent) -> Outgoing:
     if sent.asked == "us" or job.asked_name is not None:
         # What is to be taken out, or written anew, must be readable.
         ours.append(("Accept-Encoding", "identity"))
-    return Outgoing(job.request.path_qs, list(job.request.headers.items()), ours, sent.body)
+    # The path that was matched, however the client spelled it.
+    _, mark, query = job.request.path_qs.partition("?")
+    return Outgoing(
+        job.trip.path + mark + query, list(job.request.headers.items()), ours, sent.body
+    )
 
 
 def _in_clients_words(
@@ -284,7 +266,7 @@ def _in_clients_words(
     is_stream = answer.content_type == EVENT_STREAM
     if job.asked_name is None or not (is_stream or answer.content_type == "application/json"):
         return reader
-    parent = PARENTS.get(job.request.path, b"")
+    parent = PARENTS.get(job.trip.path, b"")
     return Renamed(reader, Names(job.asked_name, parent, is_stream=is_stream))
 
 
