@@ -8,10 +8,12 @@ from kvatlas.common.prompt import MESSAGES_PATH, PROMPT_PATHS
 from kvatlas.common.settings import RouterSettings
 
 COUNT_TOKENS_PATH: Final = f"{MESSAGES_PATH}/count_tokens"
+RESPONSES_PATH: Final = "/v1/responses"
 TOKENIZE_PATHS: Final = ("/tokenize", "/detokenize")
 
 
 def posted_paths(router: RouterSettings) -> tuple[str, ...]:
     """List the paths that take requests for engines; all others lead nowhere."""
     tokenize = TOKENIZE_PATHS if router.tokenize_paths else ()
-    return (*PROMPT_PATHS, COUNT_TOKENS_PATH, *tokenize, *dict.fromkeys(router.load_paths))
+    always = (*PROMPT_PATHS, COUNT_TOKENS_PATH, RESPONSES_PATH)
+    return (*always, *tokenize, *dict.fromkeys(router.load_paths))

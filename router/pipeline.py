@@ -31,10 +31,12 @@ from kvatlas.router.flights import Board, Launch
 from kvatlas.router.holders import Match
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.paths import RESPONSES_PATH
 from kvatlas.router.predictions import sketch_of
 from kvatlas.router.profiles import build_profile
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
+from kvatlas.router.response_ids import able
 from kvatlas.router.scheduling import (
     Candidate,
     Work,
@@ -232,13 +234,16 @@ class Pipeline:
             explains: say what scores are made of.
 
         Raises:
-            InvalidRequest: a field has a wrong type. The client's.
+            InvalidRequest: a field has a wrong type, or refers to a response that no endpoint
+                keeps. The client's.
             NoEndpoints: the model has none.
         """
         served = self.served(body["model"])
-        endpoints = self._endpoints.candidates(served) if served else []
+        endpoints: Sequence[Endpoint] = self._endpoints.candidates(served) if served else []
         if served is None or not endpoints:
             raise NoEndpoints("no endpoint serves this model")
+        if path == RESPONSES_PATH:
+            endpoints = able(body, endpoints)
         request = _Request(served, path, body, body_bytes, read(self._sessions, headers))
         matches = await self._match(request, endpoints)
         log = self._flights.of(served.model)

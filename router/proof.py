@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import Final
+
+import orjson
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
-from kvatlas.router import handover, relearning
+from kvatlas.router import handover, relearning, response_ids
 from kvatlas.router.accuracy import Prediction, Window, compare, is_comparable
 from kvatlas.router.body import ClientBody, add, cut
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.paths import RESPONSES_PATH
 from kvatlas.router.pipeline import Decision, Judged
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.usage import (
@@ -105,6 +109,9 @@ class Proof:
     def prepare(self, case: Case, *, may_hand_over: bool = True) -> Sent:
         """Write the body for an engine: the client's, and what we add for this engine."""
         raw = case.body.raw
+        if case.path == RESPONSES_PATH and response_ids.MEMBER not in case.body.fields:
+            made = response_ids.new_id(case.endpoint.name, uuid.uuid4().hex)
+            raw = add(raw, response_ids.MEMBER, orjson.dumps(made))
         if case.path not in REPORTING_PATHS:
             return Sent(raw, None, is_handed_over=False)
         asked = self._asked(case)

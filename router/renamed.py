@@ -13,6 +13,8 @@ from typing import Final, Literal
 
 import orjson
 
+from kvatlas.common.prompt import MESSAGES_PATH
+from kvatlas.router.paths import RESPONSES_PATH
 from kvatlas.router.usage import AnswerReader, Usage
 
 _OUTSIDE: Final = re.compile(rb'["{}\[\],:]')
@@ -29,7 +31,7 @@ _KEY_BYTES_MAX: Final = 16
 _MODEL: Final = b"model"
 _MEMBER: Final = b'"model"'
 
-PARENTS: Final[Mapping[str, bytes]] = {"/v1/messages": b"message", "/v1/responses": b"response"}
+PARENTS: Final[Mapping[str, bytes]] = {MESSAGES_PATH: b"message", RESPONSES_PATH: b"response"}
 """Objects in which events of a path name the model, beside the answer itself."""
 
 _Text = Literal["none", "key", "name", "other"]
