@@ -19,7 +19,7 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, NoEndpoints, PromptUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
-from kvatlas.common.prompt import COMPLETIONS_PATH, PROMPT_PATHS, Prompt
+from kvatlas.common.prompt import COMPLETIONS_PATH, PROMPT_PATHS, RESPONSES_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.settings import Settings
 from kvatlas.router.accuracy import reads_cache
@@ -31,7 +31,6 @@ from kvatlas.router.flights import Board, Launch
 from kvatlas.router.holders import Match
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.paths import RESPONSES_PATH
 from kvatlas.router.predictions import sketch_of
 from kvatlas.router.profiles import build_profile
 from kvatlas.router.prompts import Prompts

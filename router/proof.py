@@ -10,7 +10,7 @@ import orjson
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.ids import EndpointName
-from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
+from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH
 from kvatlas.common.settings import Settings
 from kvatlas.router import handover, relearning, response_ids
 from kvatlas.router.accuracy import Prediction, Window, compare, is_comparable
@@ -19,7 +19,6 @@ from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.paths import RESPONSES_PATH
 from kvatlas.router.pipeline import Decision, Judged
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.usage import (

@@ -13,8 +13,7 @@ from typing import Final, Literal
 
 import orjson
 
-from kvatlas.common.prompt import MESSAGES_PATH
-from kvatlas.router.paths import RESPONSES_PATH
+from kvatlas.common.prompt import MESSAGES_PATH, RESPONSES_PATH
 from kvatlas.router.usage import AnswerReader, Usage
 
 _OUTSIDE: Final = re.compile(rb'["{}\[\],:]')

@@ -15,7 +15,7 @@ import orjson
 
 from kvatlas.common.errors import PromptUnavailable
 from kvatlas.common.ids import ModelName
-from kvatlas.common.prompt import COMPLETIONS_PATH, MESSAGES_PATH
+from kvatlas.common.prompt import COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
 from kvatlas.router.engine_answers import read_json, token_ids_of
 
 RenderApi = Literal["render", "tokenize"]
@@ -133,7 +133,7 @@ def _token_ids(api: RenderApi, result: Any) -> array[int]:
 
 def _for_tokenize(path: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Keep what `/tokenize` reads, if it reads all that matters."""
-    if path == MESSAGES_PATH:
+    if path in (MESSAGES_PATH, RESPONSES_PATH):
         raise PromptUnavailable("render_unsupported")
     chat = path != COMPLETIONS_PATH
     given = {name for name, value in asked.items() if value is not None}

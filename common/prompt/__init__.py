@@ -1,8 +1,8 @@
 """A request body becomes the token ids that the engine will see.
 
 `PromptBuilder.prepare` normalises and renders (`chat`, `messages`, `tools`, `template`,
-`completion`; `anthropic` before it), `PromptBuilder.tokenize` gives token ids (`tokenizer`).
-Router, simulator and `kvatlas render` share this code.
+`completion`; before it `anthropic` and `responses`), `PromptBuilder.tokenize` gives token ids
+(`tokenizer`). Router, simulator and `kvatlas render` share this code.
 """
 
 from kvatlas.common.prompt.builder import (
@@ -10,6 +10,7 @@ from kvatlas.common.prompt.builder import (
     COMPLETIONS_PATH,
     MESSAGES_PATH,
     PROMPT_PATHS,
+    RESPONSES_PATH,
     PromptBuilder,
 )
 from kvatlas.common.prompt.demo import demo_model_path
@@ -23,6 +24,7 @@ __all__ = [
     "MESSAGES_PATH",
     "PROMPT_PATHS",
     "REASONS",
+    "RESPONSES_PATH",
     "Prompt",
     "PromptBuilder",
     "Reason",

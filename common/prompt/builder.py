@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from kvatlas.common.errors import ConfigError, PromptUnavailable
-from kvatlas.common.prompt.anthropic import chat_of
+from kvatlas.common.prompt import anthropic, responses
 from kvatlas.common.prompt.chat import ChatRenderer
 from kvatlas.common.prompt.completion import read_completion
 from kvatlas.common.prompt.corpus import CORPUS
@@ -25,7 +25,8 @@ from kvatlas.common.settings import ModelSettings
 CHAT_PATH: Final = "/v1/chat/completions"
 COMPLETIONS_PATH: Final = "/v1/completions"
 MESSAGES_PATH: Final = "/v1/messages"
-PROMPT_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH)
+RESPONSES_PATH: Final = "/v1/responses"
+PROMPT_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH)
 """Paths whose bodies become prompts."""
 _OF_THE_TEMPLATE: Final = frozenset({"no_template", "template_error", "unsure"})
 """Reasons that say nothing of a request where the engine does not use the template."""
@@ -113,7 +114,9 @@ class PromptBuilder:
         if path == COMPLETIONS_PATH:
             return read_completion(body, id_max=self._id_max, max_model_len=self._max_model_len)
         if path == MESSAGES_PATH:
-            body = chat_of(body)
+            body = anthropic.chat_of(body)
+        elif path == RESPONSES_PATH:
+            body = responses.chat_of(body)
         if self._own_renderer is None:
             return self._chat.render(body)
         try:

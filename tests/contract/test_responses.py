@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvatlas.router.paths import RESPONSES_PATH
+from kvatlas.common.prompt import RESPONSES_PATH
 from kvatlas.router.response_ids import new_id
 from tests.contract.test_proxy import one_engine, routed, settings_for
 from tests.fakes.upstream import Exchange, plain, upstream
