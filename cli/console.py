@@ -24,7 +24,8 @@ def output() -> Console:
 
 def messages() -> Console:
     """Give the console for progress and faults, which are not results."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    # Without emoji: `:x:` in what a user typed is no cross.
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def progress(console: Console) -> Progress:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from typing import Any, Final
 import yaml
 
 from kvatlas.cli.bound import bound_command
+from kvatlas.cli.processes import Ports
 from kvatlas.cli.redis_server import RedisServer, running_redis
 from kvatlas.common.errors import KvatlasError
 from kvatlas.common.prompt import demo_model_path
@@ -33,8 +32,6 @@ START_S: Final = 60.0
 STOP_S: Final = 8.0
 POLL_S: Final = 0.05
 LOG_TAIL_CHARS: Final = 2_000
-PORTS: Final = range(20_000, 32_000)
-"""Where free ports are looked for: below those that the system gives to outgoing connections."""
 DRAIN_S: Final = 2.0
 """For open streams when the fleet is stopped; shorter than STOP_S."""
 
@@ -157,7 +154,7 @@ def running_fleet(
 
 
 def _plan_ports(plan: FleetPlan, redis: RedisServer, folder: Path) -> Fleet:
-    ports = _Ports()
+    ports = Ports()
     first = plan.port
     engines = tuple(
         EnginePorts(
@@ -175,32 +172,6 @@ def _plan_ports(plan: FleetPlan, redis: RedisServer, folder: Path) -> Fleet:
     )
     indexer = ports.take(first and first + 1_020)
     return Fleet(engines, routers, indexer, redis, folder / "kvatlas.yaml", folder, {})
-
-
-class _Ports:
-    """Hand out free loopback ports, each once."""
-
-    def __init__(self) -> None:
-        self._taken: set[int] = set()
-
-    def take(self, wanted: int) -> int:
-        """Give the wanted port if it is free, else any free one."""
-        for port in (wanted, *random.SystemRandom().sample(PORTS, 100)):
-            if port and port not in self._taken and self._is_free(port):
-                self._taken.add(port)
-                return port
-        raise FleetError("no free port on 127.0.0.1")
-
-    @staticmethod
-    def _is_free(port: int) -> bool:
-        with socket.socket() as probe:
-            # As servers bind, so that ports of connections just closed count as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                return False
-            return True
 
 
 def _write_config(plan: FleetPlan, fleet: Fleet) -> None:

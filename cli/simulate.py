@@ -46,6 +46,7 @@ def simulate(
         float, typer.Option(min=0, help="Until other routers know of a decision.")
     ] = 2.0,
     own_only: Annotated[bool, typer.Option(help="Routers hear nothing of each other.")] = False,
+    races: Annotated[bool, typer.Option(help="Decisions of one moment stay as they are.")] = False,
     ttft_limit_s: Annotated[float, typer.Option(min=0, help="For `in time`.")] = 5.0,
     seed: Annotated[int, typer.Option(help="The same seed, the same figures.")] = 1,
     json_file: Annotated[
@@ -69,7 +70,7 @@ def simulate(
         cache_blocks,
         block_size,
     )
-    sharing = Sharing(share_delay_ms / 1e3, own_only)
+    sharing = Sharing(share_delay_ms / 1e3, own_only, races)
     fleet = Fleet(endpoints, routers, engine, event_delay_ms / 1e3, scrape_ms / 1e3, sharing)
     cut = Cut(requests, start_s, duration_s, speedup, spread_ms, copies)
     question = Question(trace, cut, fleet, policy or DEFAULT, seed, ttft_limit_s, config)

@@ -171,7 +171,7 @@ GAUGES_FORGET_S: Final = 10.0
 SKETCH_HASHES_MAX: Final = 32
 """Hashes that tell of a chain that is about to be cached: a prefix is known to a 32nd of it."""
 DRAW_BLOCKS: Final = 16
-"""Prompts that share so many blocks draw alike; to compute those again costs little."""
+"""Prompts that share so many blocks behind the longest match draw alike."""
 EVENT_DUE_S: Final = 0.25
 """After a first byte until the event that follows it is in the index; 20 ms are usual."""
 PRESSURE_S: Final = 5.0

@@ -99,12 +99,12 @@ class ConsistentHash(_Counting):
 
     def __init__(self, endpoints: int, block_size: int, chance: Chance) -> None:
         super().__init__(endpoints, block_size, chance)
-        points = [(_mix(e * POINTS + p + 1), e) for e in range(endpoints) for p in range(POINTS)]
+        points = [(mixed(e * POINTS + p + 1), e) for e in range(endpoints) for p in range(POINTS)]
         self._ring = sorted(points)
 
     def choose(self, job: Job, sight: Sight) -> Choice:
         """Walk the ring."""
-        key = _mix(-job.runs[0].number if job.runs else -job.number)
+        key = mixed(-job.runs[0].number if job.runs else -job.number)
         full = BOUND * (sum(self._requests) + 1) / len(self._requests)
         at = bisect_right(self._ring, (key, 0))
         endpoint = 0
@@ -184,7 +184,7 @@ class GaugeScores(_Counting):
         return self._to(job, self._least(costs), sight)
 
 
-def _mix(number: int) -> int:
+def mixed(number: int) -> int:
     """Spread numbers over 64 bits (splitmix64)."""
     mask = (1 << 64) - 1
     mixed = (number * 0x9E3779B97F4A7C15) & mask

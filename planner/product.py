@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from itertools import chain as joined
 from typing import ClassVar
 
+from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, EndpointName
 from kvatlas.planner.engine import Served
 from kvatlas.planner.jobs import Job
+from kvatlas.planner.peers import mixed
 from kvatlas.planner.policy import Choice, Gauges, Sight
 from kvatlas.router.flights import Board, Launch, RouterId, Stand
 from kvatlas.router.predictions import sketch_of
 from kvatlas.router.scheduling import Adapters, Candidate, Chance, Profile, Work
+from kvatlas.router.stand_load import StandLoad
 
 _NO_ADAPTERS = Adapters()
 _NO_GAUGES = Gauges(0, 0, 0.0)
@@ -21,7 +24,7 @@ _RUN_BITS = 24
 """Blocks of one run that get hashes of their own; above a million tokens at any block size."""
 
 
-class SimulatedLoad:
+class SimulatedLoad(StandLoad):
     """What a router knows of an endpoint."""
 
     __slots__ = (
@@ -52,21 +55,6 @@ class SimulatedLoad:
         self._waiting_before = waiting
 
     @property
-    def requests(self) -> int:
-        """Count all flights there."""
-        return self.stand.requests
-
-    @property
-    def awaiting(self) -> int:
-        """Count those whose prompts are not known to be computed."""
-        return self.stand.awaiting
-
-    @property
-    def queued_tokens(self) -> int:
-        """Sum their uncached prompt tokens."""
-        return self.stand.tokens
-
-    @property
     def waiting(self) -> int:
         """Give the engine's own count."""
         return self.gauges.waiting
@@ -75,20 +63,6 @@ class SimulatedLoad:
     def kv_usage(self) -> float:
         """Give the share of its cache that running jobs hold."""
         return self.gauges.usage
-
-    @property
-    def token_s(self) -> float:
-        """Give the learned time of a token."""
-        return self.stand.speed.line.token_s
-
-    @property
-    def base_s(self) -> float:
-        """Give the learned time beside the tokens."""
-        return self.stand.speed.line.base_s
-
-    def wait_s(self, now_s: float) -> float:
-        """Estimate the wait for a turn."""
-        return self.stand.wait_s(now_s)
 
     def gauges_age_s(self, now_s: float) -> float:
         """Tell how old the gauges are."""
@@ -143,6 +117,10 @@ class Product:
         self._chance = chance
         self.board = Board(_router(me), setup.believed_tokens_per_s)
         self._loads = [SimulatedLoad(self.board.stand(name)) for name in setup.names]
+        self._cold = [
+            Candidate(name, 0, 0, load) for name, load in zip(setup.names, self._loads, strict=True)
+        ]
+        self._places = {name: at for at, name in enumerate(setup.names)}
         self._turn = 0
         self._scraped_s = float("-inf")
         if setup.knowledge.copies:
@@ -163,6 +141,7 @@ class Product:
             turn=self._turn,
             trust=self._setup.knowledge.trust,
             pressure=self.board.pressure(len(candidates), sight.now_s),
+            draw=_draw(chain, max(sight.blocks.values(), default=0)),
         )
         self._turn += 1
         at = self._setup.profile.run(work, candidates, self._chance).order[0]
@@ -197,19 +176,26 @@ class Product:
     def _candidates(
         self, job: Job, sight: Sight, predicted: Mapping[EndpointName, int]
     ) -> list[Candidate]:
-        size = self._setup.block_size
-        most = job.usable_blocks * size
-        blocks = sight.blocks
-        candidates = []
-        for at, (name, load) in enumerate(zip(self._setup.names, self._loads, strict=True)):
-            held = min(blocks.get(at, 0) * size, most)
-            coming = min(predicted.get(name, 0) * size, most)
-            candidates.append(Candidate(name, held, max(held, coming), load))
+        """Say who holds what; most of a large fleet hold nothing and are the same each time."""
+        size, places = self._setup.block_size, self._places
+        most = job.usable_blocks
+        held = {at: min(blocks, most) for at, blocks in sight.blocks.items()}
+        coming = {places[name]: min(blocks, most) for name, blocks in predicted.items()}
+        candidates = self._cold.copy()
+        for at in held.keys() | coming.keys():
+            cold, has = candidates[at], held.get(at, 0)
+            soon = max(has, coming.get(at, 0))
+            candidates[at] = Candidate(cold.endpoint, has * size, soon * size, cold.load)
         return candidates
 
 
 def _router(number: int) -> RouterId:
     return RouterId(f"router-{number}")
+
+
+def _draw(chain: Sequence[BlockHash], matched: int) -> int | None:
+    """Draw from what follows the longest match, as the router does."""
+    return mixed(chain[: matched + limits.DRAW_BLOCKS][-1]) if chain else None
 
 
 def _chain(job: Job) -> list[BlockHash]:

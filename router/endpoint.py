@@ -13,6 +13,7 @@ from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.router.flights import Stand
 from kvatlas.router.recent_counts import RecentCounts
+from kvatlas.router.stand_load import StandLoad
 from kvatlas.router.usage_habit import UsageHabit
 
 FAILURES_UNHEALTHY: Final = 3
@@ -44,7 +45,7 @@ class EngineFacts:
 
 
 @dataclass(slots=True, eq=False)
-class Endpoint:
+class Endpoint(StandLoad):
     """One routable engine rank, with its live load.
 
     Attributes:
@@ -95,35 +96,6 @@ class Endpoint:
     def asked_rank(self) -> int | None:
         """Give the rank that a request has to name: without it an engine of several chooses one."""
         return self.rank if self.ranks > 1 else None
-
-    @property
-    def requests(self) -> int:
-        """Count the requests that all routers have under way there."""
-        return self.stand.requests
-
-    @property
-    def awaiting(self) -> int:
-        """Count those of them whose prompts are not known to be computed."""
-        return self.stand.awaiting
-
-    @property
-    def queued_tokens(self) -> int:
-        """Sum the uncached prompt tokens of those that await their first byte."""
-        return self.stand.tokens
-
-    @property
-    def token_s(self) -> float:
-        """Give the seconds that it takes to prefill a token."""
-        return self.stand.speed.line.token_s
-
-    @property
-    def base_s(self) -> float:
-        """Give the seconds that a request takes there beside its tokens."""
-        return self.stand.speed.line.base_s
-
-    def wait_s(self, now_s: float) -> float:
-        """Estimate how long a prompt would wait until its turn."""
-        return self.stand.wait_s(now_s)
 
     @property
     def waiting(self) -> int:

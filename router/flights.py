@@ -124,7 +124,11 @@ class Stand:
         speed = self.speed.line
         base_s, token_s = speed.base_s, speed.token_s
         first_s = base_s + first.tokens * token_s
-        done_s = now_s - self.progressed_s
+        # Told late, the end of one before it may be older than its launch.
+        since_s = self.progressed_s
+        if since_s < first.launched_s:  # noqa: PLR1730 - max() takes three times as long
+            since_s = first.launched_s
+        done_s = now_s - since_s
         if done_s > first_s:
             done_s = first_s
         elif done_s < 0.0:

@@ -67,9 +67,10 @@ class _Matches:
 
     @property
     def draw(self) -> int | None:
-        """Draw from the beginning of the prompt."""
+        """Draw from what follows the longest match: prompts often begin alike, all of them."""
         longest = max(self.chains.values(), key=len, default=())
-        return longest[: limits.DRAW_BLOCKS][-1] if longest else None
+        matched = max((match.blocks for match in self.by_endpoint.values()), default=0)
+        return longest[: matched + limits.DRAW_BLOCKS][-1] if longest else None
 
     fallback: str | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)

@@ -4,6 +4,8 @@
     queue_ms     the wait for its turn: (queued tokens - those computed since) / rate
     others_ms    tokens of strangers that queue there / rate
     prefill_ms   uncached tokens / rate
+    join_ms      the delay of those that wait there: first tokens come when a step is over, and
+                 the tokens that join a step make it longer for all in it
     work_ms      price x tokens computed again / rate: what the fleet loses by them
     decode_ms    running requests slow the prefill, and one more slows them
     cache_ms     a little when running requests fill the cache
@@ -41,7 +43,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from kvatlas.router.scheduling.interfaces import Candidate, Load, Work
-from kvatlas.router.scheduling.parameters import Amount, takes_parameters
+from kvatlas.router.scheduling.parameters import Amount, Count, takes_parameters
 
 OWN_DECODE_TOKENS: Final = 32.0
 """Prefill tokens that one request of ours there weighs; exact and live, so not capped. It slows all
@@ -59,6 +61,8 @@ SESSION_TOKENS: Final = 1.0
 """What the endpoint of the conversation is ahead of others that hold as much: it settles ties."""
 SESSION_SHARE: Final = 0.8
 """Of the prompt that it is taken to hold where no match is known: all but the latest turn."""
+JOINED_PART: Final = 1.0 / 3.0
+"""Of a step, that the last one of a queue holds of it, on average (simulated: 1/4 to 1/2)."""
 HINT_TOKENS: Final = OTHERS_DECODE_TOKENS_MAX + KV_USAGE_TOKENS_MAX + SESSION_TOKENS
 """Most that gauges and sessions weigh together: below the smallest usual block, 16 tokens."""
 WAITING_TOKENS: Final = 1_000
@@ -75,15 +79,17 @@ class CostScorer:
         work_price_least: least that a millisecond of it costs, so that a burst on an idle fleet
             does not compute the same prefix everywhere.
         work_price_max: most that a millisecond of it costs, in milliseconds.
+        step_tokens: that an engine computes in one step (max_num_batched_tokens).
     """
 
     work_price: Annotated[Amount, Field(le=100)] = 1.0
     work_price_least: Annotated[Amount, Field(le=100)] = 0.25
     work_price_max: Annotated[Amount, Field(le=100)] = 6.0
+    step_tokens: Count = 8_192
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Give one score per candidate; the least cost scores 1."""
-        costs = self._costs(work, candidates)
+        costs = self._costs(work, candidates, _held(work, candidates))
         least = min(costs, default=0.0)
         if least <= 0.0:
             return [1.0 if cost <= least else 0.0 for cost in costs]
@@ -95,6 +101,11 @@ class CostScorer:
         lost = _lost_tokens(held, self._price(work))
         return [
             _terms(work, each, tokens, lost[tokens])
+            | {
+                "join_ms": self._joined_tokens(each.load, work.prompt_tokens - tokens)
+                * each.load.token_s
+                * 1e3
+            }
             for each, tokens in zip(candidates, held, strict=True)
         ]
 
@@ -102,10 +113,11 @@ class CostScorer:
         price = max(self.work_price_least, self.work_price * work.pressure)
         return min(self.work_price_max, price)
 
-    def _costs(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
+    def _costs(
+        self, work: Work, candidates: Sequence[Candidate], held: Sequence[int]
+    ) -> list[float]:
         """Sum the terms below, in seconds; written out, for it is run for every candidate."""
         now_s, tokens = work.now_s, work.prompt_tokens
-        held = _held(work, candidates)
         lost = _lost_tokens(held, self._price(work))
         costs = []
         for candidate, has in zip(candidates, held, strict=True):
@@ -115,6 +127,8 @@ class CostScorer:
             if requests := load.requests:
                 weighed += requests * OWN_DECODE_TOKENS
                 cost += load.wait_s(now_s)
+                if load.awaiting:
+                    weighed += self._joined_tokens(load, tokens - has)
             if others := load.others_running:
                 weighed += OTHERS_DECODE_TOKENS_MAX * others / (others + OTHERS_HALF)
             if waiting := load.others_waiting:
@@ -126,6 +140,14 @@ class CostScorer:
             for i, candidate in enumerate(candidates):
                 costs[i] -= _session_tokens(work, candidate, held[i]) * candidate.load.token_s
         return costs
+
+    def _joined_tokens(self, load: Load, uncached: int) -> float:
+        """Weigh the delay of those whose step a prompt joins: the last one of the queue."""
+        queued = load.queued_tokens
+        if not queued:
+            return 0.0
+        share = min(1.0, JOINED_PART * self.step_tokens / queued)
+        return load.awaiting * share * min(uncached, self.step_tokens / 2.0)
 
 
 def _held(work: Work, candidates: Sequence[Candidate]) -> list[int]:
@@ -152,7 +174,7 @@ def _lost_tokens(held: Sequence[int], price: float) -> dict[int, float]:
     }
 
 
-def _terms(work: Work, candidate: Candidate, has: int, lost: float) -> Mapping[str, float]:
+def _terms(work: Work, candidate: Candidate, has: int, lost: float) -> dict[str, float]:
     load = candidate.load
     token_ms = load.token_s * 1e3
     terms = {

@@ -112,8 +112,9 @@ class Work:
         trust: how much of the fleet's load is known, from 0 (nothing of others) to 1.
         pressure: requests that await their first byte per endpoint, smoothed.
         is_matched: whether it is known who holds what of the prompt.
-        draw: drawn from the beginning of the prompt: routers that decide at the same moment, not
-            knowing of each other, settle ties of the same prefix alike. None where it is unknown.
+        draw: drawn from what follows the longest match of the prompt: routers that decide at the
+            same moment, not knowing of each other, settle ties of the same prefix alike. None where
+            it is unknown.
     """
 
     prompt_tokens: int

@@ -23,8 +23,9 @@ from typer.testing import CliRunner
 
 from kvatlas.cli.doctor import Report, Row, show
 from kvatlas.cli.doctor_facts import Finding
-from kvatlas.cli.fleet import MODEL, Fleet, FleetPlan, _answers_ok, _Ports, running_fleet
+from kvatlas.cli.fleet import MODEL, Fleet, FleetPlan, _answers_ok, running_fleet
 from kvatlas.cli.main import app
+from kvatlas.cli.processes import Ports
 from tests.fakes.engines import other_tokenizer
 
 SECRET = "an unusual word: quokka"  # noqa: S105 - a word to look for, not a password
@@ -121,7 +122,7 @@ def test_a_healthy_fleet_is_fine(fleet: Fleet, doctor: Doctor) -> None:
 
 def test_an_engine_that_is_away_is_named(doctor: Doctor) -> None:
     """Nothing listens at its address."""
-    port = _Ports().take(0)
+    port = Ports().take()
     doctor.config["endpoints"].append({"url": f"http://127.0.0.1:{port}", "model": MODEL})
     assert "does not answer (connection)" in doctor.fault("reachable", f"127.0.0.1:{port}")["found"]
 
@@ -129,7 +130,7 @@ def test_an_engine_that_is_away_is_named(doctor: Doctor) -> None:
 @contextlib.contextmanager
 def another_engine(folder: Path, model: dict[str, str], *events: str) -> Iterator[int]:
     """Run one more engine as a process; give its port."""
-    port = _Ports().take(0)
+    port = Ports().take()
     file = folder / "engine.yaml"
     file.write_text(yaml.safe_dump({"models": [model]}))
     line = [sys.executable, "-m", "kvatlas.cli.main", "engine", "--config", str(file)]
@@ -174,7 +175,7 @@ def test_an_engine_with_another_model_is_told(doctor: Doctor, tmp_path: Path) ->
 def test_a_wrong_events_port_is_told_with_the_right_one(fleet: Fleet, doctor: Doctor) -> None:
     """The engine names its own; a port where nothing publishes is told as well."""
     first = fleet.engines[0]
-    doctor.config["endpoints"][0]["events"] = f"tcp://127.0.0.1:{_Ports().take(0)}"
+    doctor.config["endpoints"][0]["events"] = f"tcp://127.0.0.1:{Ports().take()}"
     fault = doctor.fault("events", first.name)
     assert f"on port {first.events}" in fault["found"]
     doctor.config["endpoints"][0]["events"] = f"tcp://127.0.0.1:{first.replay}"
@@ -221,7 +222,7 @@ def test_a_render_service_that_does_not_render_is_told(fleet: Fleet, doctor: Doc
 
 def test_a_redis_that_is_away_is_told(doctor: Doctor) -> None:
     """Once, and not again for every endpoint."""
-    doctor.config["redis"]["url"] = f"redis://127.0.0.1:{_Ports().take(0)}/0"
+    doctor.config["redis"]["url"] = f"redis://127.0.0.1:{Ports().take()}/0"
     faults = [one for one in doctor.findings() if one["level"] == "fault"]
     assert [(one["where"], one["check"]) for one in faults] == [("redis", "reachable")]
 

@@ -89,11 +89,14 @@ class ChaosPlace:
         """Find how the indexer follows an engine."""
         return next(feed for feed in self.indexer.feeds if feed.name == engine.name)
 
-    async def ask(self, engine: ChaosEngine) -> Answer:
-        """Send an engine's chat to the router."""
+    async def ask(self, engine: ChaosEngine, more: str | None = None) -> Answer:
+        """Send an engine's chat, or one that begins otherwise, to the router."""
+        chat = engine.chat
+        if more is not None:
+            chat = {**chat, "messages": [{"role": "system", "content": more}, *chat["messages"]]}
         began = time.monotonic()
         secret = {"Authorization": f"Bearer {self.canary.text}", "x-secret": self.canary.text}
-        async with self.session.post(CHAT_PATH, json=engine.chat, headers=secret) as reply:
+        async with self.session.post(CHAT_PATH, json=chat, headers=secret) as reply:
             await reply.read()
             return Answer(
                 reply.status,

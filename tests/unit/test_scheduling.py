@@ -72,6 +72,7 @@ def test_the_terms_of_the_cost_follow_the_formula() -> None:
         "others_ms": pytest.approx(WAITING_TOKENS),
         "prefill_ms": pytest.approx(600),
         "work_ms": pytest.approx(4 * 500),
+        "join_ms": 0.0,
         "decode_ms": pytest.approx(2 * 32 + 8 / 2),
         "cache_ms": pytest.approx(3.0),
     }
@@ -127,6 +128,20 @@ def test_work_costs_what_it_keeps_from_those_that_wait() -> None:
     half = CostScorer(0.5, work_price_max=1.0)
     assert prices(Work(1_000, pressure=1.0), 100, 0, scorer=half)[1] == pytest.approx(50)
     assert prices(FULL, 100, 0, scorer=half)[1] == pytest.approx(100)
+
+
+def test_who_joins_a_step_delays_all_in_it() -> None:
+    """Expect the own tokens for each that waits in the last step of the queue."""
+
+    def joined(prompt: int, awaiting: int, queued: int) -> float:
+        load = Busy(requests=awaiting, awaiting=awaiting, queued_tokens=queued)
+        (terms,) = COST.terms(Work(prompt), candidates((0, load)))
+        return terms["join_ms"]
+
+    assert joined(100, 0, 0) == 0.0
+    assert joined(100, 10, 2_000) == pytest.approx(10 * 100)
+    assert joined(100_000, 10, 2_000) == pytest.approx(10 * 4_096)
+    assert joined(100, 10, 81_920) == pytest.approx(10 * 100 / 30)
 
 
 def test_work_has_a_least_price() -> None:
@@ -254,8 +269,9 @@ def test_others_that_wait_count_as_whole_requests() -> None:
 
 def test_among_equal_matches_the_less_busy_wins() -> None:
     """Expect own and others' running requests each to tip an even balance."""
-    assert chosen(WORK, (0, IDLE), (0, Busy(requests=1))) == 0
-    assert chosen(WORK, (0, Busy(others_running=31)), (0, Busy(others_running=32))) == 0
+    short = replace(WORK, prompt_tokens=16)
+    assert chosen(short, (0, Busy(requests=1)), (0, IDLE)) == 1
+    assert chosen(short, (0, Busy(others_running=8)), (0, Busy(others_running=4))) == 1
 
 
 @given(

@@ -1,0 +1,1 @@
+"""The tables of docs/SIMULATION.md and of docs/SCALING.md, simulated."""
