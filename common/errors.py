@@ -14,6 +14,7 @@
     |   |-- NoEndpoints            503 no_endpoints
     |   |-- UpstreamConnect        502 upstream_connect
     |   |-- UpstreamProtocol       502 upstream_protocol
+    |   |-- UpstreamTorn           upstream_failed: at the end of a stream, which has its status
     |   `-- UpstreamTimeout        504 upstream_timeout
     |-- PromptUnavailable          no token ids for this request here: route by load
     |-- IndexUnavailable           the shared index did not answer: route by load
@@ -142,6 +143,12 @@ class UpstreamProtocol(UpstreamError):
     """The engine answered something that is not HTTP."""
 
     code = "upstream_protocol"
+
+
+class UpstreamTorn(UpstreamError):
+    """The engine failed after the first byte of its answer."""
+
+    code = "upstream_failed"
 
 
 class UpstreamTimeout(UpstreamError):

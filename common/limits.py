@@ -97,6 +97,12 @@ ADAPTERS_PER_ENDPOINT_MAX: Final = 1_000
 """Adapters of one engine that are known; those listed beyond it are not."""
 ADAPTERS_PER_MODEL_MAX: Final = 1_000
 """Adapters of one model in the configuration."""
+ALIASES_PER_MODEL_MAX: Final = 100
+"""Further names of one model; all are in the answer of /v1/models."""
+REWRITES_MAX: Final = 1_000
+"""Names that are rewritten; alike."""
+REWRITE_TARGETS_MAX: Final = 16
+"""Names that one may become: canaries are few, and the choice goes through them."""
 RENDERS_AT_ONCE_MAX: Final = 64
 """Requests under way with one model's render service; more go by load at once."""
 RENDER_ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024

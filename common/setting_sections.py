@@ -142,6 +142,7 @@ class ModelSettings(_Section):
             `tool_choice` is "none"; the same as their option of this name.
         index_shards: hash slots that the model's index is spread over.
         lora_adapters: names of adapters that are known before an engine has named its own.
+        aliases: further names for it; engines are sent `name`, and clients read the one they sent.
         render_url: a service that renders what cannot be rendered here, or None.
         render_api: what it is asked with: vLLM's render endpoints, or /tokenize.
         render_timeout_s: for one answer of it; then the request goes by load.
@@ -161,6 +162,7 @@ class ModelSettings(_Section):
     max_model_len: Annotated[int, Field(ge=1)] | None = None
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
     lora_adapters: Annotated[list[ModelId], Field(max_length=limits.ADAPTERS_PER_MODEL_MAX)] = []
+    aliases: Annotated[list[ModelId], Field(max_length=limits.ALIASES_PER_MODEL_MAX)] = []
     render_url: HttpAddress | None = None
     render_api: Literal["render", "tokenize"] = "render"
     render_timeout_s: Annotated[float, Field(gt=0, le=limits.MATCH_S_MAX)] = 0.25
@@ -260,6 +262,18 @@ class SessionSettings(_Section):
         return f"{{{', '.join(f'{name}: {value}' for name, value in told.items())}}}"
 
 
+LoadPath = Literal[
+    "/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/rerank", "/v1/rerank", "/v2/rerank",
+    "/score", "/v1/score", "/v1/audio/transcriptions", "/v1/audio/translations",
+]  # fmt: skip
+"""A closed set, so that no typing error opens an engine's administrative paths to clients."""
+
+Targets = Annotated[
+    dict[ModelId, Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]],
+    Field(min_length=1, max_length=limits.REWRITE_TARGETS_MAX),
+]
+
+
 class RouterSettings(_Section):
     """The router.
 
@@ -268,9 +282,13 @@ class RouterSettings(_Section):
             there to compare with.
         profile: plugins and how they make up the way to choose, instead of a policy; read by
             `router/profiles.py`.
+        rewrites: names of models that clients may ask for, each with the names that engines are
+            sent instead and their weights.
         session: how a conversation is kept on its endpoint.
         prefill_tokens_per_s: how fast an engine prefills, to write tokens as milliseconds.
         work_price: what prefill done again costs, in parts of the requests that wait per endpoint.
+        load_paths: of engines, to serve beside those that become prompts; they go by load.
+        tokenize_paths: serve /tokenize and /detokenize, alike.
         lookup_s: for Redis to answer, per request; then it goes by load.
         metrics_interval_s: time between two looks of its own at an engine's metrics, where no
             indexer tells of them.
@@ -292,9 +310,12 @@ class RouterSettings(_Section):
     debug_headers: bool = False
     policy: Literal["prefix", "least-load", "round-robin"] = "prefix"
     profile: dict[str, Any] | None = None
+    rewrites: Annotated[dict[ModelId, Targets], Field(max_length=limits.REWRITES_MAX)] = {}
     session: SessionSettings = SessionSettings()
     prefill_tokens_per_s: Annotated[float, Field(gt=0, le=1e9)] = 8_000.0
     work_price: Annotated[float, Field(ge=0, le=100)] = 1.0
+    load_paths: list[LoadPath] = []
+    tokenize_paths: bool = False
     lookup_s: Annotated[float, Field(gt=0, le=10)] = Field(default_factory=lambda: limits.LOOKUP_S)
     metrics_interval_s: Seconds = 0.5
     probe_wait_s: Annotated[float, Field(ge=0, le=600)] = 5.0

@@ -56,6 +56,8 @@ __all__ = [
 
 ENV_PREFIX = "KVATLAS_"
 
+_Entries = list[tuple[int, dict[str, Any]]]
+
 
 class Settings(BaseSettings):
     """Everything that the commands read."""
@@ -130,10 +132,48 @@ def _cross_faults(data: dict[str, Any]) -> list[str]:
             if "model" in endpoint and str(endpoint["model"]) not in names
         ),
         *(f"endpoints: {url} is there twice" for url in _repeated(urls)),
+        *_alias_faults(models, {*names, *adapters}),
+        *_rewrite_faults(models, data.get("router"), {*names, *adapters}),
     ]
 
 
-def _mappings(items: Any) -> list[tuple[int, dict[str, Any]]]:
+def _alias_faults(models: _Entries, served: set[str]) -> list[str]:
+    """Find aliases that are there twice, or are what engines serve."""
+    given = [(i, alias) for i, model in models for alias in _texts(model.get("aliases"))]
+    return [
+        *(
+            f"models.{i}.aliases: {alias!r} is a model or an adapter itself"
+            for i, alias in given
+            if alias in served
+        ),
+        *(f"models: alias {alias!r} is there twice" for alias in _repeated([a for _, a in given])),
+    ]
+
+
+def _rewrite_faults(models: _Entries, router: Any, served: set[str]) -> list[str]:
+    """Find rewrites of aliases, and to names that no engine serves."""
+    section = router.model_dump() if isinstance(router, BaseModel) else router
+    rewrites = section.get("rewrites") if isinstance(section, dict) else None
+    if not isinstance(rewrites, dict):
+        return []
+    aliases = {alias for _, model in models for alias in _texts(model.get("aliases"))}
+    return [
+        *(f"router.rewrites.{name}: is an alias, too" for name in rewrites if name in aliases),
+        *(
+            f"router.rewrites.{name}: {target!r} is neither one of models nor of their"
+            " lora_adapters"
+            for name, targets in rewrites.items()
+            for target in (targets if isinstance(targets, dict) else ())
+            if target not in served
+        ),
+    ]
+
+
+def _texts(items: Any) -> list[str]:
+    return [str(item) for item in items] if isinstance(items, list) else []
+
+
+def _mappings(items: Any) -> _Entries:
     """Give the entries of a list that are mappings or sections, with their positions."""
     if not isinstance(items, list):
         return []

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from kvatlas.common import limits
 from kvatlas.common.ids import Epoch
-from kvatlas.common.prompt import CHAT_PATH
+from kvatlas.common.prompt import CHAT_PATH, MESSAGES_PATH, RESPONSES_PATH
 from kvatlas.router.usage import Usage
 
 Outcome = Literal["exact", "over", "under", "other_prompt"]
@@ -65,6 +65,9 @@ def reads_cache(path: str, body: Mapping[str, Any]) -> bool:
     `echo` asks for them as well: in a chat unless `top_logprobs` is null, in a completion where
     `logprobs` is given. Source: vLLM 0.32, sampling_params.py and the two protocol.py.
     """
+    if path in (MESSAGES_PATH, RESPONSES_PATH):
+        # None of these is a member there.
+        return True
     if body.get("prompt_logprobs") is not None:
         return False
     asked = body.get("top_logprobs", 0) if path == CHAT_PATH else body.get("logprobs")

@@ -1,4 +1,4 @@
-"""What the router reads and writes as JSON: bodies, explanations, errors in OpenAI's shape."""
+"""What the router reads and writes as JSON: bodies, explanations, errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,22 @@ from kvatlas.common.errors import (
     MethodNotAllowed,
     NoEndpoints,
     RouteNotFound,
+    UpstreamTorn,
 )
+from kvatlas.common.prompt import MESSAGES_PATH
+from kvatlas.router.paths import COUNT_TOKENS_PATH
 from kvatlas.router.pipeline import STAGES, Decision
 
 RETRY_AFTER_S: Final = "1"
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_TORN: Final = UpstreamTorn("the engine failed while it was answering")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -64,18 +76,16 @@ def explanation(decision: Decision) -> dict[str, Any]:
     }
 
 
-def error_response(error: HttpError, trip_id: str | None = None) -> web.Response:
-    """Write an error in OpenAI's shape."""
-    content = {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
+def torn_event(path: str) -> bytes:
+    """Write what a stream ends with whose engine failed."""
+    name = b"event: error\n" if _is_anthropic(path) else b""
+    return name + b"data: " + _content(_TORN, path) + b"\n\n"
+
+
+def error_response(error: HttpError, path: str, trip_id: str | None = None) -> web.Response:
+    """Write an error in the shape that clients of a path expect: OpenAI's or Anthropic's."""
     response = web.Response(
-        status=error.status, body=orjson.dumps(content), content_type="application/json"
+        status=error.status, body=_content(error, path), content_type="application/json"
     )
     if trip_id:
         response.headers["X-Request-Id"] = trip_id
@@ -84,17 +94,34 @@ def error_response(error: HttpError, trip_id: str | None = None) -> web.Response
     return response
 
 
+def _is_anthropic(path: str) -> bool:
+    return path in (MESSAGES_PATH, COUNT_TOKENS_PATH)
+
+
+def _content(error: HttpError, path: str) -> bytes:
+    if _is_anthropic(path):
+        kind = _ANTHROPIC_TYPES.get(error.status, error.type)
+        return orjson.dumps({"type": "error", "error": {"type": kind, "message": error.message}})
+    told = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    return orjson.dumps({"error": told})
+
+
 @web.middleware
 async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error in OpenAI's shape, those of the HTTP library too."""
+    """Answer every error in the path's shape, those of the HTTP library too."""
     try:
         return await handler(request)
     except HttpError as error:
-        return error_response(error)
+        return error_response(error, request.path)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        response = error_response(MethodNotAllowed(f"allowed: {allowed}"))
+        response = error_response(MethodNotAllowed(f"allowed: {allowed}"), request.path)
         response.headers["Allow"] = allowed
         return response
     except web.HTTPNotFound:
-        return error_response(RouteNotFound("there is nothing at this path"))
+        return error_response(RouteNotFound("there is nothing at this path"), request.path)

@@ -27,12 +27,13 @@ from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
 from kvatlas.router.handover_check import HandoverChecks
-from kvatlas.router.http import PROMPT_PATHS, RouterHttp
+from kvatlas.router.http import RouterHttp
 from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.openapi import OPENAPI_PATH, openapi
+from kvatlas.router.paths import posted_paths
 from kvatlas.router.pipeline import Pipeline, Stages
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
@@ -214,9 +215,10 @@ def _tracer(url: str, share: float) -> Tracer:
 
 def _public(running: Running, body_bytes_max: int) -> web.Application:
     app = web.Application(middlewares=[errors_middleware], client_max_size=body_bytes_max)
-    for path in PROMPT_PATHS:
+    for path in posted_paths(running.settings):
         app.router.add_post(path, running.http.generate)
-    app.router.add_get("/v1/models", running.http.models, allow_head=False)
+    app.router.add_get("/v1/models", running.http.catalog.models, allow_head=False)
+    app.router.add_get("/v1/models/{id:.+}", running.http.catalog.model, allow_head=False)
     app.router.add_get("/readyz", readyz_handler(running.readiness))
     app.router.add_get(OPENAPI_PATH, openapi, allow_head=False)
     return app

@@ -1,4 +1,4 @@
-"""Cut members out of a JSON body, and add them, without writing it anew. Pure.
+"""Cut members out of a JSON body, add and replace them, without writing it anew. Pure.
 
 What is not cut passes byte for byte: white space, the order and spelling of keys, numbers. Keys are
 compared as a parser reads them, so an escape does not hide one, and of a key that is there twice
@@ -72,11 +72,13 @@ class ClientBody:
         raw: as it goes on; byte-identical to the client's but for the members that were cut.
         fields: what it says.
         cut: names of the members that were cut.
+        is_unread: whether it is no JSON and passes unread; `fields` is what is known beside it.
     """
 
     raw: bytes
     fields: Body
     cut: tuple[str, ...]
+    is_unread: bool = False
 
 
 def client_body(raw: bytes, fields: Body) -> ClientBody:
@@ -121,6 +123,26 @@ def add(raw: bytes, key: str, value: bytes) -> bytes:
     is_empty = raw[:end].strip(_BLANK) == b"{"
     member = b'"%b":%b' % (key.encode(), value)
     return b"".join((raw[:end], b"" if is_empty else b",", member, raw[end:]))
+
+
+def replace(raw: bytes, key: str, value: bytes) -> bytes:
+    """Put another value in the place of a member's, wherever it occurs.
+
+    Args:
+        raw: a JSON object.
+        key: of its outermost members.
+        value: JSON.
+
+    Cost: as `cut`.
+    """
+    members, _ = _members(raw, raw.index(b"{"))
+    pieces: list[bytes] = []
+    at = 0
+    for member in members:
+        if member.key == key:
+            pieces += (raw[at : member.value], value)
+            at = member.value + len(raw[member.value : member.end].rstrip(_BLANK))
+    return b"".join((*pieces, raw[at:]))
 
 
 def _kept(raw: bytes, start: int, path: Path) -> Iterator[bytes]:

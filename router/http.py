@@ -1,12 +1,14 @@
-"""The router's HTTP: bodies in, answers out, every error in OpenAI's shape."""
+"""The router's HTTP: bodies in, answers out, every error in the path's shape."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 import orjson
@@ -14,49 +16,50 @@ from aiohttp import web
 
 from kvatlas.common import limits
 from kvatlas.common.errors import (
-    BodyTimeout,
-    BodyTooLarge,
     HttpError,
     InvalidRequest,
-    ModelNotFound,
     NoEndpoints,
-    UnsupportedEncoding,
     UpstreamConnect,
 )
 from kvatlas.common.ids import ModelName
-from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
+from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS
 from kvatlas.common.settings import Settings
-from kvatlas.router.answers import error_response, explanation, parse_object
-from kvatlas.router.body import ClientBody, client_body
+from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
+from kvatlas.router.body import ClientBody, client_body, replace
+from kvatlas.router.catalog import Catalog, model_not_found
 from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
+from kvatlas.router.intake import Intake
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import EVENT_STREAM, Case, Proof, Sent
 from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
+from kvatlas.router.renamed import PARENTS, Names, Renamed
+from kvatlas.router.rewrites import Rewrites
 from kvatlas.router.sessions import answer_headers
 from kvatlas.router.tracing import TRACEPARENT, Tracer
 from kvatlas.router.trip import Trip, chosen_id
-from kvatlas.router.usage import Unread
-
-PROMPT_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
-STARTED: Final = 1_795_000_000
-"""`created` of every model: a constant, so that replicas answer the same."""
+from kvatlas.router.usage import AnswerReader, Unread
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request that has been decided on."""
+    """A request that has been decided on.
+
+    Attributes:
+        asked_name: of the model, as the client wrote it, where engines are sent another one.
+    """
 
     request: web.Request
     trip: Trip
     body: ClientBody
     decision: Decision
     flight: OwnFlight
+    asked_name: str | None
 
     def case(self, judged: Judged) -> Case:
         """Put it together with an endpoint."""
-        return Case(self.request.path, self.body, self.decision, judged)
+        return Case(self.trip.path, self.body, self.decision, judged)
 
 
 class RouterHttp:
@@ -81,6 +84,9 @@ class RouterHttp:
         self._proof = proof
         self._metrics = metrics
         self.tracer: Tracer | None = None
+        self._intake = Intake(settings)
+        self._rewrites = Rewrites(settings.models, settings.router)
+        self.catalog = Catalog(settings, pipeline, self._rewrites)
         self.open_requests = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -98,7 +104,7 @@ class RouterHttp:
             return await self._generate(request, trip)
         except HttpError as error:
             trip.status, trip.outcome = error.status, error.code
-            return error_response(error, trip.request_id)
+            return error_response(error, trip.path, trip.request_id)
         except Torn:
             trip.outcome = "torn"
             raise
@@ -112,60 +118,42 @@ class RouterHttp:
                 self.idle.set()
             self._finish(trip)
 
-    async def models(self, _request: web.Request) -> web.Response:
-        """List the models, and the adapters that are known."""
-        entries = [
-            {"id": model.name, "object": "model", "created": STARTED, "owned_by": "kvatlas"}
-            | ({"max_model_len": model.max_model_len} if model.max_model_len else {})
-            for model in self._settings.models
-        ]
-        adapters = [
-            {
-                "id": served.adapter,
-                "object": "model",
-                "created": STARTED,
-                "owned_by": "kvatlas",
-                "parent": served.model,
-            }
-            for served in self._pipeline.adapters()
-        ]
-        return web.json_response({"object": "list", "data": entries + adapters})
-
     async def explain(self, request: web.Request) -> web.Response:
         """Say what would be decided for a body, and why; nothing is sent to an engine."""
-        content = parse_object(await self._body(request))
+        content = parse_object(await self._intake.body(request))
         path, body = content.get("path", CHAT_PATH), content.get("body")
         if path not in PROMPT_PATHS:
             raise InvalidRequest(f"path is one of {', '.join(PROMPT_PATHS)}", "path")
         if not isinstance(body, dict):
             raise InvalidRequest("body is not an object", "body")
-        self._check(body)
+        request_id = chosen_id(request.headers.get("x-request-id"))
         raw = orjson.dumps(body)
-        decision = await self._pipeline.decide(
-            path, client_body(raw, body).fields, len(raw), explains=True
-        )
+        read, _ = self._rewritten(client_body(raw, body), request_id)
+        self._check(read.fields)
+        decision = await self._pipeline.decide(path, read.fields, len(raw), explains=True)
         return web.json_response(explanation(decision))
 
     # --- a request's way ----------------------------------------------------------------------
 
     async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
-        raw = await self._body(request)
+        taken = await self._intake.take(request)
         trip.received()
-        fields = parse_object(raw)
-        trip.model = self._check(fields)
-        body = client_body(raw, fields)
+        body, asked_name = self._rewritten(taken, trip.request_id)
+        trip.model = self._check(body.fields)
+        if asked_name is not None:
+            self._metrics.rewrites.labels(asked_name, body.fields["model"]).inc()
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()
         decision = await self._pipeline.decide(
-            request.path, body.fields, len(raw), headers=request.headers
+            trip.path, body.fields, len(body.raw), headers=request.headers
         )
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
-        is_silent = fields.get("stream") is not True
+        is_silent = body.fields.get("stream") is not True
         with self._pipeline.flight(decision, is_silent=is_silent) as flight:
             decision = await self._pipeline.settle(decision, flight)
             self._pipeline.note(decision)
             trip.decided(decision.timings_ms)
-            return await self._forward(Job(request, trip, body, decision, flight))
+            return await self._forward(Job(request, trip, body, decision, flight, asked_name))
 
     async def _forward(self, job: Job) -> web.StreamResponse:
         """Send to the best endpoint, and to one other if that one cannot be reached."""
@@ -211,7 +199,8 @@ class RouterHttp:
             is_stream = answer.content_type == EVENT_STREAM
             gaps = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
             headers = self._our_headers(trip, decision, judged)
-            delivery = Delivery(headers, reader, first_byte, gaps)
+            seen = _in_clients_words(job, reader, answer) if is_readable else reader
+            delivery = Delivery(headers, seen, first_byte, torn_event(trip.path), gaps)
             response = await self._proxy.relay(job.request, answer, endpoint, delivery)
             if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
                 trip.cached_tokens = usage.cached_tokens
@@ -243,40 +232,27 @@ class RouterHttp:
                 headers.append(("x-kvatlas-fallback", decision.fallback))
         return headers
 
-    def _check(self, body: dict[str, Any]) -> ModelName:
+    def _rewritten(self, body: ClientBody, request_id: str) -> tuple[ClientBody, str | None]:
+        """Put the name that engines know in the place of the client's, which is given too."""
+        asked = body.fields.get("model")
+        target = self._rewrites.target(asked, request_id) if isinstance(asked, str) else asked
+        if not isinstance(asked, str) or target == asked:
+            return body, None
+        fields = {**body.fields, "model": target}
+        if body.is_unread:
+            return dataclasses.replace(body, fields=fields), asked
+        raw = replace(body.raw, "model", orjson.dumps(target))
+        return ClientBody(raw, fields, body.cut), asked
+
+    def _check(self, body: Mapping[str, Any]) -> ModelName:
         """Check the fields that decide where a request may go; give its (base) model."""
         model = body.get("model")
         if not isinstance(model, str):
             raise InvalidRequest("model is not a string", "model")
         served = self._pipeline.served(model)
         if served is None:
-            shown = model[: limits.MODEL_NAME_CHARS_MAX]
-            raise ModelNotFound(f"the model {shown!r} does not exist", "model")
+            raise model_not_found(model)
         return served.model
-
-    async def _body(self, request: web.Request) -> bytes:
-        """Read a body within its bounds.
-
-        Raises:
-            UnsupportedEncoding, BodyTooLarge, BodyTimeout: the client's.
-        """
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UnsupportedEncoding("compressed bodies are not taken")
-        most = self._router.body_bytes_max
-        if (request.content_length or 0) > most:
-            raise BodyTooLarge(f"the body is over {most} bytes")
-        pieces: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self._router.body_read_s):
-                while piece := await request.content.readany():
-                    size += len(piece)
-                    if size > most:
-                        raise BodyTooLarge(f"the body is over {most} bytes")
-                    pieces.append(piece)
-        except TimeoutError:
-            raise BodyTimeout("the body did not arrive in time") from None
-        return b"".join(pieces)
 
     def _finish(self, trip: Trip) -> None:
         status = str(trip.status) if trip.status else "none"
@@ -291,10 +267,25 @@ def _outgoing(job: Job, sent: Sent) -> Outgoing:
     ours = [("X-Request-Id", job.trip.request_id)]
     if job.trip.trace is not None:
         ours.append((TRACEPARENT, job.trip.trace.header()))
-    if sent.asked == "us":
-        # What is to be taken out again must be readable.
+    if sent.asked == "us" or job.asked_name is not None:
+        # What is to be taken out, or written anew, must be readable.
         ours.append(("Accept-Encoding", "identity"))
-    return Outgoing(job.request.path_qs, list(job.request.headers.items()), ours, sent.body)
+    # The path that was matched, however the client spelled it.
+    _, mark, query = job.request.path_qs.partition("?")
+    return Outgoing(
+        job.trip.path + mark + query, list(job.request.headers.items()), ours, sent.body
+    )
+
+
+def _in_clients_words(
+    job: Job, reader: AnswerReader, answer: aiohttp.ClientResponse
+) -> AnswerReader:
+    """Give the model the name that the client asked for, where engines were sent another."""
+    is_stream = answer.content_type == EVENT_STREAM
+    if job.asked_name is None or not (is_stream or answer.content_type == "application/json"):
+        return reader
+    parent = PARENTS.get(job.trip.path, b"")
+    return Renamed(reader, Names(job.asked_name, parent, is_stream=is_stream))
 
 
 def _demand_one_alive(decision: Decision) -> None:

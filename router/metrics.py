@@ -125,6 +125,13 @@ class RouterMetrics(Metrics):
     members_cut = counter(
         "members_cut", "member", "members", "Members that steer engines, cut out of bodies."
     )
+    rewrites = counter(
+        "rewrites",
+        "asked target",
+        "requests",
+        "Requests whose model's name was rewritten (`aliases`, `router.rewrites`).",
+        "shows the shares of a canary",
+    )
     # --- engines ----------------------------------------------------------------------------
     upstream_errors = counter(
         "upstream_errors",

@@ -19,7 +19,7 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, NoEndpoints, PromptUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
-from kvatlas.common.prompt import COMPLETIONS_PATH, Prompt
+from kvatlas.common.prompt import COMPLETIONS_PATH, PROMPT_PATHS, RESPONSES_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.settings import Settings
 from kvatlas.router.accuracy import reads_cache
@@ -35,6 +35,7 @@ from kvatlas.router.predictions import sketch_of
 from kvatlas.router.profiles import build_profile
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
+from kvatlas.router.response_ids import able
 from kvatlas.router.scheduling import (
     Candidate,
     Work,
@@ -44,6 +45,8 @@ from kvatlas.router.sessions import Session, read, resolve
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
+NO_PROMPT: Final = "path:no_prompt"
+"""Why a request goes by load whose path is none of those that become prompts."""
 CACHE_UNREAD: Final = "lookup:cache_unread"
 """Why a request goes by load whose engine will not look into its cache."""
 NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "wrongtype"})
@@ -231,13 +234,16 @@ class Pipeline:
             explains: say what scores are made of.
 
         Raises:
-            InvalidRequest: a field has a wrong type. The client's.
+            InvalidRequest: a field has a wrong type, or refers to a response that no endpoint
+                keeps. The client's.
             NoEndpoints: the model has none.
         """
         served = self.served(body["model"])
-        endpoints = self._endpoints.candidates(served) if served else []
+        endpoints: Sequence[Endpoint] = self._endpoints.candidates(served) if served else []
         if served is None or not endpoints:
             raise NoEndpoints("no endpoint serves this model")
+        if path == RESPONSES_PATH:
+            endpoints = able(body, endpoints)
         request = _Request(served, path, body, body_bytes, read(self._sessions, headers))
         matches = await self._match(request, endpoints)
         log = self._flights.of(served.model)
@@ -341,6 +347,9 @@ class Pipeline:
         """Find how much of the prompt each endpoint holds, or why that is not known."""
         matches = _Matches()
         model = request.served.model
+        if request.path not in PROMPT_PATHS:
+            matches.fallback = NO_PROMPT
+            return matches
         try:
             prompt = await self._prompt(request, matches)
         except PromptUnavailable as error:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from typing import Final
 
+import orjson
+
 from kvatlas.common.clock import monotonic
 from kvatlas.common.ids import EndpointName
+from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH
 from kvatlas.common.settings import Settings
-from kvatlas.router import handover, relearning
+from kvatlas.router import handover, relearning, response_ids
 from kvatlas.router.accuracy import Prediction, Window, compare, is_comparable
 from kvatlas.router.body import ClientBody, add, cut
 from kvatlas.router.doubts import Doubts
@@ -30,6 +34,8 @@ from kvatlas.router.usage_habit import Asked
 from kvatlas.router.usage_stream import UsageStream
 
 EVENT_STREAM: Final = "text/event-stream"
+REPORTING_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
+"""Paths whose answers tell their usage in OpenAI's words; elsewhere nothing is asked or added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,11 @@ class Proof:
     def prepare(self, case: Case, *, may_hand_over: bool = True) -> Sent:
         """Write the body for an engine: the client's, and what we add for this engine."""
         raw = case.body.raw
+        if case.path == RESPONSES_PATH and response_ids.MEMBER not in case.body.fields:
+            made = response_ids.new_id(case.endpoint.name, uuid.uuid4().hex)
+            raw = add(raw, response_ids.MEMBER, orjson.dumps(made))
+        if case.path not in REPORTING_PATHS:
+            return Sent(raw, None, is_handed_over=False)
         asked = self._asked(case)
         if asked == "us":
             if STREAM_OPTIONS in case.body.fields:
@@ -151,6 +162,8 @@ class Proof:
 
     def reader(self, case: Case, sent: Sent, content_type: str) -> AnswerReader:
         """Give what looks at a successful answer on its way."""
+        if case.path not in REPORTING_PATHS:
+            return Unread()
         if content_type == EVENT_STREAM:
             is_ours = sent.asked == "us"
             return UsageStream(takes_out=is_ours, stamps=is_ours and case.endpoint.usage.stamps)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
-import orjson
 from aiohttp import web
 
 from kvatlas.common import limits
@@ -31,17 +30,6 @@ from kvatlas.router.headers import Header, to_client, to_engine
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.usage import AnswerReader
 
-TORN: Final = b"data: " + orjson.dumps(
-    {
-        "error": {
-            "message": "the engine failed while it was answering",
-            "type": "api_error",
-            "param": None,
-            "code": "upstream_failed",
-        }
-    }
-)
-TORN_EVENT: Final = TORN + b"\n\n"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _EVENT_END_BYTES: Final = 4
 
@@ -71,12 +59,14 @@ class Delivery:
         headers: that the router sets.
         reader: sees every piece and may hold some back.
         first_byte: called when the engine sends the first piece.
+        torn_event: what a stream ends with whose engine failed.
         gaps: what is told the seconds between two pieces of a stream; None for other answers.
     """
 
     headers: list[Header]
     reader: AnswerReader
     first_byte: Callable[[], None]
+    torn_event: bytes
     gaps: HistogramChild | None = None
 
 
@@ -185,7 +175,7 @@ class Proxy:
                 is_stream = answer.content_type == "text/event-stream"
                 # Inside of an event a message of ours would be read as the rest of it.
                 if is_stream and tail.endswith(_EVENT_ENDS):
-                    await response.write(TORN_EVENT)
+                    await response.write(delivery.torn_event)
                 raise
         await _pass_on(response, reader.end(), tail)
         await response.write_eof()

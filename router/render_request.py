@@ -15,7 +15,7 @@ import orjson
 
 from kvatlas.common.errors import PromptUnavailable
 from kvatlas.common.ids import ModelName
-from kvatlas.common.prompt import COMPLETIONS_PATH
+from kvatlas.common.prompt import COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
 from kvatlas.router.engine_answers import read_json, token_ids_of
 
 RenderApi = Literal["render", "tokenize"]
@@ -133,6 +133,8 @@ def _token_ids(api: RenderApi, result: Any) -> array[int]:
 
 def _for_tokenize(path: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Keep what `/tokenize` reads, if it reads all that matters."""
+    if path in (MESSAGES_PATH, RESPONSES_PATH):
+        raise PromptUnavailable("render_unsupported")
     chat = path != COMPLETIONS_PATH
     given = {name for name, value in asked.items() if value is not None}
     if given & _NOT_FOR_TOKENIZE or asked.get("tool_choice") not in (None, "auto"):

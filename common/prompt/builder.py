@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from kvatlas.common.errors import ConfigError, PromptUnavailable
+from kvatlas.common.prompt import anthropic, responses
 from kvatlas.common.prompt.chat import ChatRenderer
 from kvatlas.common.prompt.completion import read_completion
 from kvatlas.common.prompt.corpus import CORPUS
@@ -23,6 +24,10 @@ from kvatlas.common.settings import ModelSettings
 
 CHAT_PATH: Final = "/v1/chat/completions"
 COMPLETIONS_PATH: Final = "/v1/completions"
+MESSAGES_PATH: Final = "/v1/messages"
+RESPONSES_PATH: Final = "/v1/responses"
+PROMPT_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH)
+"""Paths whose bodies become prompts."""
 _OF_THE_TEMPLATE: Final = frozenset({"no_template", "template_error", "unsure"})
 """Reasons that say nothing of a request where the engine does not use the template."""
 _WARMING: Final[dict[str, Body]] = {
@@ -99,7 +104,7 @@ class PromptBuilder:
         """Render a request.
 
         Args:
-            path: "/v1/chat/completions" or "/v1/completions".
+            path: one of PROMPT_PATHS.
             body: the request's JSON.
 
         Raises:
@@ -108,6 +113,10 @@ class PromptBuilder:
         """
         if path == COMPLETIONS_PATH:
             return read_completion(body, id_max=self._id_max, max_model_len=self._max_model_len)
+        if path == MESSAGES_PATH:
+            body = anthropic.chat_of(body)
+        elif path == RESPONSES_PATH:
+            body = responses.chat_of(body)
         if self._own_renderer is None:
             return self._chat.render(body)
         try:

@@ -17,6 +17,7 @@ Reason = Literal[
     "no_template",
     "template_error",
     "unsure",  # the engine may take it, but how it renders it has not been measured
+    "stored",  # it goes on from a response that one engine keeps
     "too_many_messages",
     "too_many_prompts",
     "too_long",

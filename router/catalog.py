@@ -1,0 +1,69 @@
+"""The models that clients may ask for: `/v1/models`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from kvatlas.common import limits
+from kvatlas.common.errors import ModelNotFound
+from kvatlas.common.settings import Settings
+from kvatlas.router.pipeline import Pipeline
+from kvatlas.router.rewrites import Rewrites
+
+CREATED: Final = 1_795_000_000
+"""`created` of every model: a constant, so that replicas answer the same."""
+
+Entry = dict[str, Any]
+
+
+class Catalog:
+    """Answer for all models of the configuration, their adapters and the names that stand for them.
+
+    What a name stands for, and in which shares, is nobody's business but the operator's: it is
+    listed like a model.
+    """
+
+    def __init__(self, settings: Settings, pipeline: Pipeline, rewrites: Rewrites) -> None:
+        self._models = {model.name: model for model in settings.models}
+        self._pipeline = pipeline
+        self._rewrites = rewrites
+
+    async def models(self, _request: web.Request) -> web.Response:
+        """List them: models, adapters, other names."""
+        return web.json_response({"object": "list", "data": list(self._entries().values())})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Describe one; its id may hold slashes, as they are or escaped.
+
+        Raises:
+            ModelNotFound: there is none of this name.
+        """
+        name = request.match_info["id"]
+        if (entry := self._entries().get(name)) is None:
+            raise model_not_found(name)
+        return web.json_response(entry)
+
+    def _entries(self) -> dict[str, Entry]:
+        lengths = {name: model.max_model_len for name, model in self._models.items()}
+        entries = {name: _entry(name, length) for name, length in lengths.items()}
+        for served in self._pipeline.adapters():
+            if served.adapter is not None:
+                entries[served.adapter] = _entry(served.adapter, None) | {"parent": served.model}
+        for name, targets in self._rewrites.names().items():
+            known = [lengths.get(target) for target in targets]
+            shortest = min((each for each in known if each), default=None) if all(known) else None
+            entries[name] = _entry(name, shortest)
+        return entries
+
+
+def model_not_found(name: str) -> ModelNotFound:
+    """Say that there is no such model."""
+    shown = name[: limits.MODEL_NAME_CHARS_MAX]
+    return ModelNotFound(f"the model {shown!r} does not exist", "model")
+
+
+def _entry(name: str, max_model_len: int | None) -> Entry:
+    entry: Entry = {"id": name, "object": "model", "created": CREATED, "owned_by": "kvatlas"}
+    return entry | ({"max_model_len": max_model_len} if max_model_len else {})
