@@ -4,6 +4,8 @@
     |-- ConfigError                the operator's: the configuration cannot be used
     |-- RequestError               the client's; each has an HTTP status and an OpenAI code
     |   |-- InvalidRequest         400 invalid_request_error
+    |   |-- KeyUnknown             401 invalid_api_key
+    |   |-- KeyRefused             403 permission_denied
     |   |-- ModelNotFound          404 model_not_found
     |   |-- RouteNotFound          404 not_found
     |   |-- MethodNotAllowed       405 method_not_allowed
@@ -57,6 +59,7 @@ class HttpError(KvatlasError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "api_error"
     code: ClassVar[str] = "internal_error"
+    anthropic_type: ClassVar[str] = "api_error"
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -70,10 +73,27 @@ class RequestError(HttpError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
 
 
 class InvalidRequest(RequestError):
     """The body is not a request that the router can read."""
+
+
+class KeyUnknown(RequestError):
+    """The client showed no API key, or one that is not known; it is not told which."""
+
+    status = 401
+    code = "invalid_api_key"
+    anthropic_type = "authentication_error"
+
+
+class KeyRefused(RequestError):
+    """The client's API key is not good for this."""
+
+    status = 403
+    code = "permission_denied"
+    anthropic_type = "permission_error"
 
 
 class ModelNotFound(RequestError):

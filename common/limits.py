@@ -24,6 +24,18 @@ MODEL_NAME_CHARS_MAX: Final = 256
 CACHE_SALT_CHARS_MAX: Final = 128
 """vLLM's own bound."""
 
+# --- keys of clients --------------------------------------------------------------------------
+API_KEYS_MAX: Final = 10_000
+"""Keys in the file."""
+API_KEYS_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of the file: 10,000 entries take under 2 MB."""
+API_KEY_CHARS_MAX: Final = 1_024
+"""Of a key that a client shows; a longer one is no key."""
+API_KEY_FAULTS_MAX: Final = 16
+"""Faults of the file that are told at once."""
+API_KEYS_LOOK_S: Final = 1.0
+"""Between two looks at the file: a key that is taken out is refused so soon."""
+
 # --- deadlines --------------------------------------------------------------------------------
 LOOKUP_S: Final = 0.020
 """For Redis, per request; then the request goes by load."""

@@ -274,6 +274,8 @@ class RouterSettings(_Section):
         lookup_s: for Redis to answer, per request; then it goes by load.
         metrics_interval_s: time between two looks of its own at an engine's metrics, where no
             indexer tells of them.
+        api_keys_file: hashes of the keys that clients must show, and whose they are; without it
+            everybody is let in. Read again when it changes.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
         ask_usage: ask for the usage of streams whose clients did not, and take it out again.
@@ -288,6 +290,7 @@ class RouterSettings(_Section):
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9090
     debug_headers: bool = False
+    api_keys_file: Path | None = None
     policy: Literal["prefix", "least-load", "round-robin"] = "prefix"
     profile: dict[str, Any] | None = None
     session: SessionSettings = SessionSettings()

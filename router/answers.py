@@ -18,6 +18,8 @@ from kvatlas.common.errors import (
 from kvatlas.router.pipeline import STAGES, Decision
 
 RETRY_AFTER_S: Final = "1"
+ANTHROPIC_PATHS: Final = ("/v1/messages",)
+"""Whose clients read errors in Anthropic's shape; what begins with one, too."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -84,12 +86,22 @@ def error_response(error: HttpError, trip_id: str | None = None) -> web.Response
     return response
 
 
+def _anthropic_response(error: HttpError) -> web.Response:
+    """Write an error in Anthropic's shape."""
+    told = {"type": error.anthropic_type, "message": error.message}
+    response = error_response(error)
+    response.body = orjson.dumps({"type": "error", "error": told})
+    return response
+
+
 @web.middleware
 async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error in OpenAI's shape, those of the HTTP library too."""
+    """Answer every error in the shape of its path, those of the HTTP library too."""
     try:
         return await handler(request)
     except HttpError as error:
+        if request.path.startswith(ANTHROPIC_PATHS):
+            return _anthropic_response(error)
         return error_response(error)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))

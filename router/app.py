@@ -20,6 +20,7 @@ from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.router.access import Access
 from kvatlas.router.answers import errors_middleware
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
@@ -110,6 +111,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         metrics = RouterMetrics()
+        access = Access.of(settings.router.api_keys_file, metrics)
         boards = boards_of(settings)
         endpoints = Endpoints(settings, metrics, boards)
         prompts = Prompts(settings.models)
@@ -171,6 +173,8 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             "relearning": relearning.run(),
         }.items():
             tasks.start(work, name)
+        if access is not None:
+            tasks.start(access.run(), "access")
         if options.idle_probe_s:
             idle = IdleProbes(proxy.session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
@@ -178,7 +182,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             serving(_admin(running), options.admin_host, options.admin_port)
         )
         running.port = await stack.enter_async_context(
-            serving(_public(running, options.body_bytes_max), options.host, options.port)
+            serving(_public(running, access), options.host, options.port)
         )
         yield running
 
@@ -190,8 +194,12 @@ def _shared_gauges(
     return SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
 
 
-def _public(running: Running, body_bytes_max: int) -> web.Application:
-    app = web.Application(middlewares=[errors_middleware], client_max_size=body_bytes_max)
+def _public(running: Running, access: Access | None) -> web.Application:
+    guards = [access.middleware] if access else []
+    app = web.Application(
+        middlewares=[errors_middleware, *guards],
+        client_max_size=running.settings.body_bytes_max,
+    )
     for path in PROMPT_PATHS:
         app.router.add_post(path, running.http.generate)
     app.router.add_get("/v1/models", running.http.models, allow_head=False)

@@ -26,6 +26,7 @@ from kvatlas.common.errors import (
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
+from kvatlas.router.access import demand_model
 from kvatlas.router.answers import error_response, explanation, parse_object
 from kvatlas.router.body import ClientBody, client_body
 from kvatlas.router.flight_log import OwnFlight
@@ -144,6 +145,7 @@ class RouterHttp:
         raw = await self._body(request)
         fields = parse_object(raw)
         trip.model = self._check(fields)
+        demand_model(request, fields["model"], self._metrics)
         body = client_body(raw, fields)
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()

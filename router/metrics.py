@@ -32,6 +32,19 @@ class RouterMetrics:
         self.match_tokens = self._counter(
             "match_tokens", "Prompt tokens predicted to be cached where they went.", "model"
         )
+        self.keys_refused = self._counter(
+            "keys_refused",
+            "Requests refused for their API key: missing, unknown, disabled, or not for the model.",
+            "reason",
+        )
+        self.api_keys = Gauge(
+            "kvatlas_router_api_keys", "API keys that are known.", registry=self.registry
+        )
+        self.api_keys_good = Gauge(
+            "kvatlas_router_api_keys_good",
+            "0 when the file of API keys could not be used as it stands: the former ones count.",
+            registry=self.registry,
+        )
         self.members_cut = self._counter(
             "members_cut", "Members that steer engines, cut out of clients' bodies.", "member"
         )
