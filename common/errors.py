@@ -11,7 +11,8 @@
     |   |-- MethodNotAllowed       405 method_not_allowed
     |   |-- BodyTimeout            408 request_timeout
     |   |-- BodyTooLarge           413 request_too_large
-    |   `-- UnsupportedEncoding    415 unsupported_content_encoding
+    |   |-- UnsupportedEncoding    415 unsupported_content_encoding
+    |   `-- RateLimited            429 rate_limit_exceeded
     |-- UpstreamError              the engines'; each has an HTTP status
     |   |-- NoEndpoints            503 no_endpoints
     |   |-- UpstreamConnect        502 upstream_connect
@@ -54,6 +55,9 @@ class HttpError(KvatlasError):
     Args:
         message: for the client's developer; holds nothing of the prompt.
         param: the field at fault, where there is one.
+
+    Attributes:
+        headers: that go with the answer.
     """
 
     status: ClassVar[int] = 500
@@ -65,6 +69,7 @@ class HttpError(KvatlasError):
         super().__init__(message)
         self.message = message
         self.param = param
+        self.headers: list[tuple[str, str]] = []
 
 
 class RequestError(HttpError):
@@ -136,6 +141,15 @@ class UnsupportedEncoding(RequestError):
 
     status = 415
     code = "unsupported_content_encoding"
+
+
+class RateLimited(RequestError):
+    """The client's tenant has reached a limit."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    anthropic_type = "rate_limit_error"
 
 
 class UpstreamError(HttpError):

@@ -33,6 +33,14 @@ API_KEY_CHARS_MAX: Final = 1_024
 """Of a key that a client shows; a longer one is no key."""
 API_KEY_FAULTS_MAX: Final = 16
 """Faults of the file that are told at once."""
+RATES_DEBT_MINUTES: Final = 10
+"""Of its limits that a tenant can be behind by answers that were longer than what it had left."""
+RATE_MAX: Final = 10**9
+"""Requests or tokens per minute that can be a limit; above it sums in Lua would lose digits."""
+RATES_SETTLE_S: Final = 0.5
+"""After which what requests used is told to Redis, if no request of the tenant took it along."""
+HTTP_ERRORS_FROM: Final = 400
+"""Statuses from here on are errors."""
 API_KEYS_LOOK_S: Final = 1.0
 """Between two looks at the file: a key that is taken out is refused so soon."""
 

@@ -81,6 +81,7 @@ def error_response(error: HttpError, trip_id: str | None = None) -> web.Response
     )
     if trip_id:
         response.headers["X-Request-Id"] = trip_id
+    response.headers.extend(error.headers)
     if error.status == NoEndpoints.status:
         response.headers["Retry-After"] = RETRY_AFTER_S
     return response

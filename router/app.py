@@ -26,7 +26,7 @@ from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
 from kvatlas.router.handover_check import HandoverChecks
-from kvatlas.router.http import PROMPT_PATHS, RouterHttp
+from kvatlas.router.http import PROMPT_PATHS, Handled, RouterHttp
 from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
@@ -36,6 +36,7 @@ from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.proof import Parts, Proof
 from kvatlas.router.proxy import Proxy
+from kvatlas.router.rates import RateLimits
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.shared_gauges import SharedGauges
@@ -127,6 +128,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         )
         stack.push_async_callback(writer.aclose)
         clients = Clients(index.client, writer, settings.router.lookup_s)
+        rates = RateLimits(writer, settings.router.lookup_s, metrics)
         flights = FlightLogs(
             {
                 model: FlightLog(LoadKeys(model), clients, board, metrics)
@@ -151,12 +153,17 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         relearning = Relearning(settings.redis, shards, index.epoch_of)
         stack.push_async_callback(relearning.aclose)
         proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
-        http = RouterHttp(settings, pipeline, proxy, proof, metrics)
+        http = RouterHttp(settings, Handled(pipeline, proxy, proof, rates), metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         gauges = _shared_gauges(settings, endpoints, metrics)
         stack.push_async_callback(gauges.aclose)
-        pace_s = settings.router.metrics_interval_s
-        looks = Looks(proxy.session, endpoints, gauges.is_fresh, metrics, pace_s)
+        looks = Looks(
+            proxy.session,
+            endpoints,
+            gauges.is_fresh,
+            metrics,
+            settings.router.metrics_interval_s,
+        )
         prober = Prober(proxy.session, endpoints, probes, metrics)
         running = Running(http, endpoints, prober, metrics, settings.router)
         with suppress(IndexUnavailable):
@@ -171,6 +178,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             "doubts": doubts.run(),
             "handover_checks": checks.run(),
             "relearning": relearning.run(),
+            "rates": rates.run(),
         }.items():
             tasks.start(work, name)
         if access is not None:

@@ -26,7 +26,7 @@ from kvatlas.common.errors import (
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.settings import Settings
-from kvatlas.router.access import demand_model
+from kvatlas.router.access import client_of, demand_model
 from kvatlas.router.answers import error_response, explanation, parse_object
 from kvatlas.router.body import ClientBody, client_body
 from kvatlas.router.flight_log import OwnFlight
@@ -35,6 +35,7 @@ from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import Case, Proof, Sent
 from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
+from kvatlas.router.rates import RateLimits
 from kvatlas.router.sessions import answer_headers
 from kvatlas.router.trip import Trip, chosen_id
 from kvatlas.router.usage import Unread
@@ -59,22 +60,26 @@ class Job:
         return Case(self.request.path, self.body, self.decision, judged)
 
 
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What requests are handled with."""
+
+    pipeline: Pipeline
+    proxy: Proxy
+    proof: Proof
+    rates: RateLimits
+
+
 class RouterHttp:
     """Handlers of the public port, and of /explain."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        pipeline: Pipeline,
-        proxy: Proxy,
-        proof: Proof,
-        metrics: RouterMetrics,
-    ) -> None:
+    def __init__(self, settings: Settings, parts: Handled, metrics: RouterMetrics) -> None:
         self._settings = settings
+        self._rates = parts.rates
         self._router = settings.router
-        self._pipeline = pipeline
-        self._proxy = proxy
-        self._proof = proof
+        self._pipeline = parts.pipeline
+        self._proxy = parts.proxy
+        self._proof = parts.proof
         self._metrics = metrics
         self.open_requests = 0
         self.idle = asyncio.Event()
@@ -142,6 +147,8 @@ class RouterHttp:
     # --- a request's way ----------------------------------------------------------------------
 
     async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
+        client = client_of(request)
+        self._rates.check(client)
         raw = await self._body(request)
         fields = parse_object(raw)
         trip.model = self._check(fields)
@@ -153,6 +160,7 @@ class RouterHttp:
             request.path, body.fields, len(raw), headers=request.headers
         )
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
+        trip.grant = await self._rates.take(client, decision.work.prompt_tokens)
         is_silent = fields.get("stream") is not True
         with self._pipeline.flight(decision, is_silent=is_silent) as flight:
             decision = await self._pipeline.settle(decision, flight)
@@ -202,7 +210,7 @@ class RouterHttp:
             delivery = Delivery(self._our_headers(trip, decision, judged), reader, first_byte)
             response = await self._proxy.relay(job.request, answer, endpoint, delivery)
             if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
-                trip.cached_tokens = usage.cached_tokens
+                trip.cached_tokens, trip.usage = usage.cached_tokens, usage
             return response
 
     async def _send(
@@ -220,6 +228,7 @@ class RouterHttp:
 
     def _our_headers(self, trip: Trip, decision: Decision, judged: Judged) -> list[Header]:
         headers = [("X-Request-Id", trip.request_id)]
+        headers += trip.grant.headers if trip.grant else []
         headers += answer_headers(self._router.session, judged.endpoint.name)
         if self._router.debug_headers:
             headers += [
@@ -269,6 +278,7 @@ class RouterHttp:
     def _finish(self, trip: Trip) -> None:
         status = str(trip.status) if trip.status else "none"
         self._metrics.requests.labels(trip.model, trip.path, status).inc()
+        self._rates.settle(trip.grant, trip.status, trip.usage)
         trip.log()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,6 +26,12 @@ _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+Rate = Annotated[int, Field(ge=0, le=limits.RATE_MAX)]
+EveryOther = Literal["*"]
+EVERY_OTHER: Final = "*"
+"""Stands for tenants that have no limits of their own."""
 
 
 class KeyEntry(BaseModel):
@@ -46,12 +52,33 @@ class KeyEntry(BaseModel):
     models: Annotated[list[ModelId], Field(max_length=limits.MODELS_MAX)] | None = None
 
 
+class Rates(BaseModel):
+    """What a tenant may use per minute; 0 for as much as it likes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
+
+    requests_per_minute: Rate = 0
+    tokens_per_minute: Rate = 0
+
+
+Entries = Annotated[list[KeyEntry], Field(max_length=limits.API_KEYS_MAX)]
+RatesByTenant = Annotated[
+    dict[TenantName | EveryOther, Rates], Field(max_length=limits.API_KEYS_MAX)
+]
+
+
 class KeyFile(BaseModel):
     """What the file holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
 
-    keys: Annotated[list[KeyEntry], Field(max_length=limits.API_KEYS_MAX)]
+    keys: Entries
+    limits: RatesByTenant = {}
+
+    def rates_of(self, tenant: str) -> Rates | None:
+        """Give a tenant's limits: its own, else everybody else's; None for no limit."""
+        rates = self.limits.get(tenant, self.limits.get(EVERY_OTHER))
+        return None if rates == Rates() else rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +89,13 @@ class Client:
         tenant: whose key it showed.
         is_enabled: whether the key may be used.
         models: names that it may ask for; None for all.
+        rates: what its tenant may use; None for as much as it likes.
     """
 
     tenant: str
     is_enabled: bool = True
     models: frozenset[str] | None = None
+    rates: Rates | None = None
 
     def may_ask_for(self, model: str) -> bool:
         """Tell whether the key is good for a name that a client may give as `model`."""
@@ -115,7 +144,7 @@ def read_keys(text: bytes) -> KeyRing:
     """Read the file.
 
     Args:
-        text: YAML, or JSON: `keys`, a list of entries.
+        text: YAML, or JSON: `keys`, a list of entries, and `limits` by tenant.
 
     Raises:
         ConfigError: with every fault, none of which repeats what the file says.
@@ -124,24 +153,24 @@ def read_keys(text: bytes) -> KeyRing:
         raise ConfigError([f"is over {limits.API_KEYS_BYTES_MAX} bytes"])
     try:
         content: Any = yaml.load(text, _LOADER)  # noqa: S506 - a safe loader, in C where there is one
-        entries = KeyFile.model_validate(content).keys
+        file = KeyFile.model_validate(content)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         raise ConfigError(["is not YAML"]) from None
     except ValidationError as error:
         raise ConfigError(_faults(error)) from None
     clients: dict[bytes, Client] = {}
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(file.keys):
         digest = bytes.fromhex(entry.hash)
         if digest in clients:
             raise ConfigError([f"keys.{number}: its hash is there twice"])
         models = None if entry.models is None else frozenset(entry.models)
-        clients[digest] = Client(entry.tenant, entry.enabled, models)
+        clients[digest] = Client(entry.tenant, entry.enabled, models, file.rates_of(entry.tenant))
     return KeyRing(clients)
 
 
 def _faults(error: ValidationError) -> list[str]:
     """Name what is at fault; what stands there may be a key that was not hashed."""
-    known = {"keys", *KeyEntry.model_fields}
+    known = {*KeyFile.model_fields, *KeyEntry.model_fields, *Rates.model_fields}
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     return [
         ".".join(str(part) for part in fault["loc"] if isinstance(part, int) or part in known)

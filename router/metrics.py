@@ -45,6 +45,14 @@ class RouterMetrics:
             "0 when the file of API keys could not be used as it stands: the former ones count.",
             registry=self.registry,
         )
+        self.rate_limited = self._counter(
+            "rate_limited", "Requests refused at a limit of their tenant.", "tenant", "kind"
+        )
+        self.limit_failures = self._counter(
+            "limit_failures",
+            "Requests let in, or tokens not counted, since Redis did not say, by reason.",
+            "reason",
+        )
         self.members_cut = self._counter(
             "members_cut", "Members that steer engines, cut out of clients' bodies.", "member"
         )

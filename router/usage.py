@@ -22,15 +22,17 @@ Wish = Literal["none", "asked", "unclear"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an engine reports of one prompt.
+    """What an engine reports of one request.
 
     Attributes:
-        prompt_tokens: its length.
+        prompt_tokens: length of its prompt.
         cached_tokens: how many of them it found in its cache; None where it does not tell.
+        completion_tokens: of the answer, alike.
     """
 
     prompt_tokens: int
     cached_tokens: int | None
+    completion_tokens: int | None = None
 
 
 class AnswerReader(Protocol):
@@ -60,7 +62,12 @@ def usage_from(value: Any) -> Usage | None:
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     if not _is_count(prompt_tokens):
         return None
-    return Usage(prompt_tokens, cached if _is_count(cached) else None)
+    made = value.get("completion_tokens")
+    return Usage(
+        prompt_tokens,
+        cached if _is_count(cached) else None,
+        made if _is_count(made) else None,
+    )
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
