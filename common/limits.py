@@ -33,6 +33,8 @@ API_KEY_CHARS_MAX: Final = 1_024
 """Of a key that a client shows; a longer one is no key."""
 API_KEY_FAULTS_MAX: Final = 16
 """Faults of the file that are told at once."""
+SALT_SECRET_CHARS_MIN: Final = 32
+"""Of the secret that tenants' salts are made with: 128 bits where they are hex digits."""
 RATES_DEBT_MINUTES: Final = 10
 """Of its limits that a tenant can be behind by answers that were longer than what it had left."""
 RATE_MAX: Final = 10**9

@@ -276,6 +276,7 @@ class RouterSettings(_Section):
             indexer tells of them.
         api_keys_file: hashes of the keys that clients must show, and whose they are; without it
             everybody is let in. Read again when it changes.
+        tenant_salt_file: secret by which each tenant gets a cache of its own; needs api_keys_file.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
         ask_usage: ask for the usage of streams whose clients did not, and take it out again.
@@ -291,6 +292,7 @@ class RouterSettings(_Section):
     admin_port: Port = 9090
     debug_headers: bool = False
     api_keys_file: Path | None = None
+    tenant_salt_file: Path | None = None
     policy: Literal["prefix", "least-load", "round-robin"] = "prefix"
     profile: dict[str, Any] | None = None
     session: SessionSettings = SessionSettings()
@@ -309,6 +311,14 @@ class RouterSettings(_Section):
     first_byte_s: Seconds = limits.FIRST_BYTE_S
     stream_idle_s: Seconds = limits.STREAM_IDLE_S
     drain_s: Seconds = limits.DRAIN_S
+
+    @model_validator(mode="after")
+    def _tenants_have_keys(self) -> Self:
+        if self.tenant_salt_file is not None and self.api_keys_file is None:
+            raise ValueError(
+                "tenant_salt_file needs api_keys_file: without keys nobody is a tenant"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:

@@ -14,6 +14,7 @@ from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, readyz_handler, serving
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.key_file import read_key
 from kvatlas.common.keyspace import LoadKeys, shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.prompt.probe_set import probe_set
@@ -39,6 +40,7 @@ from kvatlas.router.proxy import Proxy
 from kvatlas.router.rates import RateLimits
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.render_service import RenderServices
+from kvatlas.router.salts import Salts
 from kvatlas.router.shared_gauges import SharedGauges
 
 _LOG = logger("router")
@@ -153,7 +155,9 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         relearning = Relearning(settings.redis, shards, index.epoch_of)
         stack.push_async_callback(relearning.aclose)
         proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
-        http = RouterHttp(settings, Handled(pipeline, proxy, proof, rates), metrics)
+        http = RouterHttp(
+            settings, Handled(pipeline, proxy, proof, rates, _salts(settings.router)), metrics
+        )
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         gauges = _shared_gauges(settings, endpoints, metrics)
         stack.push_async_callback(gauges.aclose)
@@ -200,6 +204,11 @@ def _shared_gauges(
 ) -> SharedGauges:
     counts = {model.model: len(endpoints.of(model.model)) for model in settings.models}
     return SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
+
+
+def _salts(settings: RouterSettings) -> Salts | None:
+    secret = read_key(settings.tenant_salt_file, "router.tenant_salt_file")
+    return None if secret is None else Salts(secret)
 
 
 def _public(running: Running, access: Access | None) -> web.Application:

@@ -36,6 +36,7 @@ from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import Case, Proof, Sent
 from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
 from kvatlas.router.rates import RateLimits
+from kvatlas.router.salts import Salts
 from kvatlas.router.sessions import answer_headers
 from kvatlas.router.trip import Trip, chosen_id
 from kvatlas.router.usage import Unread
@@ -68,6 +69,7 @@ class Handled:
     proxy: Proxy
     proof: Proof
     rates: RateLimits
+    salts: Salts | None
 
 
 class RouterHttp:
@@ -76,6 +78,7 @@ class RouterHttp:
     def __init__(self, settings: Settings, parts: Handled, metrics: RouterMetrics) -> None:
         self._settings = settings
         self._rates = parts.rates
+        self._salts = parts.salts
         self._router = settings.router
         self._pipeline = parts.pipeline
         self._proxy = parts.proxy
@@ -154,6 +157,8 @@ class RouterHttp:
         trip.model = self._check(fields)
         demand_model(request, fields["model"], self._metrics)
         body = client_body(raw, fields)
+        if client is not None and self._salts is not None:
+            body = self._salts.salted(body, client.tenant)
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()
         decision = await self._pipeline.decide(
