@@ -12,6 +12,7 @@
     |   |-- BodyTimeout            408 request_timeout
     |   |-- BodyTooLarge           413 request_too_large
     |   |-- UnsupportedEncoding    415 unsupported_content_encoding
+    |   |-- Overloaded             429 overloaded
     |   `-- RateLimited            429 rate_limit_exceeded
     |-- UpstreamError              the engines'; each has an HTTP status
     |   |-- NoEndpoints            503 no_endpoints
@@ -141,6 +142,15 @@ class UnsupportedEncoding(RequestError):
 
     status = 415
     code = "unsupported_content_encoding"
+
+
+class Overloaded(RequestError):
+    """The router has as much under way as it may, in all or of the client's tenant."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+    anthropic_type = "rate_limit_error"
 
 
 class RateLimited(RequestError):

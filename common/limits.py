@@ -24,6 +24,18 @@ MODEL_NAME_CHARS_MAX: Final = 256
 CACHE_SALT_CHARS_MAX: Final = 128
 """vLLM's own bound."""
 
+# --- admission --------------------------------------------------------------------------------
+REQUESTS_MAX: Final = 8_192
+"""Requests under way in one router: each takes about 50 kB beside its body."""
+BODIES_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Bodies of requests under way in one router."""
+SHED_LAG_S: Final = 0.25
+"""Of the loop's lateness above which nothing more is let in."""
+LAG_LOOK_S: Final = 0.05
+"""Between two measurements of it."""
+LAGS_KEPT: Final = 3
+"""Measurements that must all be late: one stall, of a collection or a long text, is no overload."""
+
 # --- keys of clients --------------------------------------------------------------------------
 API_KEYS_MAX: Final = 10_000
 """Keys in the file."""

@@ -277,6 +277,10 @@ class RouterSettings(_Section):
         api_keys_file: hashes of the keys that clients must show, and whose they are; without it
             everybody is let in. Read again when it changes.
         tenant_salt_file: secret by which each tenant gets a cache of its own; needs api_keys_file.
+        requests_max, held_bytes_max: requests under way, and bytes of their bodies; 429 above.
+        tenant_requests_max, tenant_held_bytes_max: the same for each tenant; without them a tenant
+            may have all.
+        shed_lag_s: lateness of the event loop above which nothing is let in; 0 for never.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
         ask_usage: ask for the usage of streams whose clients did not, and take it out again.
@@ -307,6 +311,11 @@ class RouterSettings(_Section):
     handover_check_share: Annotated[float, Field(ge=0, le=1)] = limits.HANDOVER_CHECK_SHARE
     body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
     body_read_s: Seconds = limits.BODY_READ_S
+    requests_max: Annotated[int, Field(ge=1, le=10**6)] = limits.REQUESTS_MAX
+    held_bytes_max: Annotated[int, Field(ge=1_024, le=2**40)] = limits.BODIES_BYTES_MAX
+    tenant_requests_max: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    tenant_held_bytes_max: Annotated[int, Field(ge=1_024, le=2**40)] | None = None
+    shed_lag_s: Annotated[float, Field(ge=0, le=60)] = limits.SHED_LAG_S
     connect_s: Seconds = limits.CONNECT_S
     first_byte_s: Seconds = limits.FIRST_BYTE_S
     stream_idle_s: Seconds = limits.STREAM_IDLE_S

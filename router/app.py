@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, readyz_handler, serving
@@ -22,6 +24,7 @@ from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.router.access import Access
+from kvatlas.router.admission import Admission
 from kvatlas.router.answers import errors_middleware
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
@@ -114,7 +117,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         metrics = RouterMetrics()
-        access = Access.of(settings.router.api_keys_file, metrics)
+        doors = Doors.of(settings.router, metrics)
         boards = boards_of(settings)
         endpoints = Endpoints(settings, metrics, boards)
         prompts = Prompts(settings.models)
@@ -183,10 +186,9 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             "handover_checks": checks.run(),
             "relearning": relearning.run(),
             "rates": rates.run(),
+            **doors.works(),
         }.items():
             tasks.start(work, name)
-        if access is not None:
-            tasks.start(access.run(), "access")
         if options.idle_probe_s:
             idle = IdleProbes(proxy.session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
@@ -194,7 +196,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             serving(_admin(running), options.admin_host, options.admin_port)
         )
         running.port = await stack.enter_async_context(
-            serving(_public(running, access), options.host, options.port)
+            serving(_public(running, doors), options.host, options.port)
         )
         yield running
 
@@ -211,10 +213,35 @@ def _salts(settings: RouterSettings) -> Salts | None:
     return None if secret is None else Salts(secret)
 
 
-def _public(running: Running, access: Access | None) -> web.Application:
-    guards = [access.middleware] if access else []
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What a request passes before it is handled, the outermost first."""
+
+    access: Access | None
+    admission: Admission
+
+    @classmethod
+    def of(cls, settings: RouterSettings, metrics: RouterMetrics) -> Self:
+        """Make them.
+
+        Raises:
+            ConfigError: the file of keys cannot be used.
+        """
+        return cls(Access.of(settings.api_keys_file, metrics), Admission(settings, metrics))
+
+    def middlewares(self) -> list[Middleware]:
+        """List them."""
+        return [*([self.access.middleware] if self.access else []), self.admission.middleware]
+
+    def works(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Give what they do beside, by name."""
+        works = {"admission": self.admission.run()}
+        return works | ({"access": self.access.run()} if self.access else {})
+
+
+def _public(running: Running, doors: Doors) -> web.Application:
     app = web.Application(
-        middlewares=[errors_middleware, *guards],
+        middlewares=[errors_middleware, *doors.middlewares()],
         client_max_size=running.settings.body_bytes_max,
     )
     for path in PROMPT_PATHS:

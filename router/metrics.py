@@ -53,6 +53,20 @@ class RouterMetrics:
             "Requests let in, or tokens not counted, since Redis did not say, by reason.",
             "reason",
         )
+        self.shed = self._counter(
+            "shed", "Requests refused before their body was read: too much under way.", "reason"
+        )
+        self.admitted = Gauge(
+            "kvatlas_router_admitted", "Requests that were let in.", registry=self.registry
+        )
+        self.held_bytes = Gauge(
+            "kvatlas_router_held_bytes", "Bytes of their bodies.", registry=self.registry
+        )
+        self.loop_lag = Gauge(
+            "kvatlas_router_loop_lag_seconds",
+            "Lateness of the event loop, the least of the latest few.",
+            registry=self.registry,
+        )
         self.members_cut = self._counter(
             "members_cut", "Members that steer engines, cut out of clients' bodies.", "member"
         )
