@@ -229,14 +229,35 @@ def fetch_tokenizer(
         fetch(model, revision, out)
 
 
+@app.command(name="hash-key")
+def hash_key(
+    tenant: Annotated[str, typer.Argument(help="Whose key it is.")],
+    key_file: Annotated[
+        Path | None, typer.Option(help="File with the key, - for stdin; without it one is made.")
+    ] = None,
+) -> None:
+    """Print an API key's line for the file of keys; a new key itself goes to standard error."""
+    from kvatlas.cli.hash_key import line_of, new_key  # noqa: PLC0415 - `kvatlas --help` stays quick
+
+    with faults_told():
+        key = new_key() if key_file is None else read_text(key_file).strip()
+        line = line_of(key, tenant)
+    typer.echo(line)
+    if key_file is None:
+        typer.echo(key, err=True)
+
+
 @app.command(name="check-config")
 def check_config(config: Config = None) -> None:
     """Check a configuration and say every fault in it; exits 78 when there is one."""
+    from kvatlas.router.access import check_keys  # noqa: PLC0415 - alike
     from kvatlas.router.profiles import build_profile  # noqa: PLC0415 - alike
 
     with faults_told():
         settings = load(config)
         build_profile(settings.router)
+        if settings.router.api_keys_file:
+            check_keys(settings.router.api_keys_file)
     typer.echo(f"fine: {len(settings.models)} models, {len(settings.endpoints)} endpoints")
 
 

@@ -4,12 +4,16 @@
     |-- ConfigError                the operator's: the configuration cannot be used
     |-- RequestError               the client's; each has an HTTP status and an OpenAI code
     |   |-- InvalidRequest         400 invalid_request_error
+    |   |-- KeyUnknown             401 invalid_api_key
+    |   |-- KeyRefused             403 permission_denied
     |   |-- ModelNotFound          404 model_not_found
     |   |-- RouteNotFound          404 not_found
     |   |-- MethodNotAllowed       405 method_not_allowed
     |   |-- BodyTimeout            408 request_timeout
     |   |-- BodyTooLarge           413 request_too_large
-    |   `-- UnsupportedEncoding    415 unsupported_content_encoding
+    |   |-- UnsupportedEncoding    415 unsupported_content_encoding
+    |   |-- Overloaded             429 overloaded
+    |   `-- RateLimited            429 rate_limit_exceeded
     |-- UpstreamError              the engines'; each has an HTTP status
     |   |-- NoEndpoints            503 no_endpoints
     |   |-- UpstreamConnect        502 upstream_connect
@@ -53,6 +57,9 @@ class HttpError(KvatlasError):
     Args:
         message: for the client's developer; holds nothing of the prompt.
         param: the field at fault, where there is one.
+
+    Attributes:
+        headers: that go with the answer.
     """
 
     status: ClassVar[int] = 500
@@ -63,6 +70,7 @@ class HttpError(KvatlasError):
         super().__init__(message)
         self.message = message
         self.param = param
+        self.headers: list[tuple[str, str]] = []
 
 
 class RequestError(HttpError):
@@ -75,6 +83,20 @@ class RequestError(HttpError):
 
 class InvalidRequest(RequestError):
     """The body is not a request that the router can read."""
+
+
+class KeyUnknown(RequestError):
+    """The client showed no API key, or one that is not known; it is not told which."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class KeyRefused(RequestError):
+    """The client's API key is not good for this."""
+
+    status = 403
+    code = "permission_denied"
 
 
 class ModelNotFound(RequestError):
@@ -117,6 +139,22 @@ class UnsupportedEncoding(RequestError):
 
     status = 415
     code = "unsupported_content_encoding"
+
+
+class Overloaded(RequestError):
+    """The router has as much under way as it may, in all or of the client's tenant."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+
+
+class RateLimited(RequestError):
+    """The client's tenant has reached a limit."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class UpstreamError(HttpError):

@@ -136,6 +136,15 @@ class LoadKeys:
         return self.base + "flights"
 
 
+def used_key(tenant: str) -> str:
+    """Name the HASH of what a tenant has used of its limits.
+
+    Args:
+        tenant: letters, digits and `._-`.
+    """
+    return f"{PREFIX}router:used:{tenant}"
+
+
 def _quoted(model: ModelName) -> str:
     return quote(model, safe="/-._~")
 

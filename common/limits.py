@@ -24,6 +24,40 @@ MODEL_NAME_CHARS_MAX: Final = 256
 CACHE_SALT_CHARS_MAX: Final = 128
 """vLLM's own bound."""
 
+# --- admission --------------------------------------------------------------------------------
+REQUESTS_MAX: Final = 8_192
+"""Requests under way in one router: each takes about 50 kB beside its body."""
+BODIES_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Bodies of requests under way in one router."""
+SHED_LAG_S: Final = 0.25
+"""Of the loop's lateness above which nothing more is let in."""
+LAG_LOOK_S: Final = 0.05
+"""Between two measurements of it."""
+LAGS_KEPT: Final = 3
+"""Measurements that must all be late: one stall, of a collection or a long text, is no overload."""
+
+# --- keys of clients --------------------------------------------------------------------------
+API_KEYS_MAX: Final = 10_000
+"""Keys in the file."""
+API_KEYS_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of the file: 10,000 entries take under 2 MB."""
+API_KEY_CHARS_MAX: Final = 1_024
+"""Of a key that a client shows; a longer one is no key."""
+API_KEY_FAULTS_MAX: Final = 16
+"""Faults of the file that are told at once."""
+SALT_SECRET_CHARS_MIN: Final = 32
+"""Of the secret that tenants' salts are made with: 128 bits where they are hex digits."""
+RATES_DEBT_MINUTES: Final = 10
+"""Of its limits that a tenant can be behind by answers that were longer than what it had left."""
+RATE_MAX: Final = 10**9
+"""Requests or tokens per minute that can be a limit; above it sums in Lua would lose digits."""
+RATES_SETTLE_S: Final = 0.5
+"""After which what requests used is told to Redis, if no request of the tenant took it along."""
+HTTP_ERRORS_FROM: Final = 400
+"""Statuses from here on are errors."""
+API_KEYS_LOOK_S: Final = 1.0
+"""Between two looks at the file: a key that is taken out is refused so soon."""
+
 # --- deadlines --------------------------------------------------------------------------------
 LOOKUP_S: Final = 0.020
 """For Redis, per request; then the request goes by load."""

@@ -1,4 +1,4 @@
-"""A configuration file that is read again when it has changed."""
+"""Files that are read again when they have changed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,36 @@ from typing import Any
 from kvatlas.common.settings import Settings, load
 
 
+class WatchedFile:
+    """Watch a file by its content: mounted files are replaced, not written to.
+
+    Attributes:
+        content: as it was at first; None if there was none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digest: bytes | None = None
+        self.content = self.changed()
+
+    def changed(self) -> bytes | None:
+        """Give the content if it is another than when it was last read.
+
+        None while there is none, as between two files.
+        """
+        try:
+            content = self._path.read_bytes()
+        except OSError:
+            return None
+        digest = sha256(content).digest()
+        if digest == self._digest:
+            return None
+        self._digest = digest
+        return content
+
+
 class ConfigFile:
-    """Watch a configuration file by its content: mounted files are replaced, not written to.
+    """Watch a configuration file.
 
     Args:
         path: the file.
@@ -20,7 +48,7 @@ class ConfigFile:
     def __init__(self, path: Path, overrides: dict[str, Any] | None = None) -> None:
         self._path = path
         self._overrides = overrides
-        self._read = self._digest()
+        self._file = WatchedFile(path)
 
     def changed(self) -> Settings | None:
         """Read it again if its content is another than when it was last read, else give None.
@@ -28,15 +56,4 @@ class ConfigFile:
         Raises:
             ConfigError: what it says cannot be used; it is read once more when it changes again.
         """
-        digest = self._digest()
-        if digest is None or digest == self._read:
-            return None
-        self._read = digest
-        return load(self._path, self._overrides)
-
-    def _digest(self) -> bytes | None:
-        """Give a digest of the content; None while there is none, as between two files."""
-        try:
-            return sha256(self._path.read_bytes()).digest()
-        except OSError:
-            return None
+        return None if self._file.changed() is None else load(self._path, self._overrides)

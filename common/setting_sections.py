@@ -292,6 +292,13 @@ class RouterSettings(_Section):
         lookup_s: for Redis to answer, per request; then it goes by load.
         metrics_interval_s: time between two looks of its own at an engine's metrics, where no
             indexer tells of them.
+        api_keys_file: hashes of the keys that clients must show, and whose they are; without it
+            everybody is let in. Read again when it changes.
+        tenant_salt_file: secret by which each tenant gets a cache of its own; needs api_keys_file.
+        requests_max, held_bytes_max: requests under way, and bytes of their bodies; 429 above.
+        tenant_requests_max, tenant_held_bytes_max: the same for each tenant; without them a tenant
+            may have all.
+        shed_lag_s: lateness of the event loop above which nothing is let in; 0 for never.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
         ask_usage: ask for the usage of streams whose clients did not, and take it out again.
@@ -308,6 +315,8 @@ class RouterSettings(_Section):
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9090
     debug_headers: bool = False
+    api_keys_file: Path | None = None
+    tenant_salt_file: Path | None = None
     policy: Literal["prefix", "least-load", "round-robin"] = "prefix"
     profile: dict[str, Any] | None = None
     rewrites: Annotated[dict[ModelId, Targets], Field(max_length=limits.REWRITES_MAX)] = {}
@@ -325,12 +334,25 @@ class RouterSettings(_Section):
     handover_check_share: Annotated[float, Field(ge=0, le=1)] = limits.HANDOVER_CHECK_SHARE
     body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
     body_read_s: Seconds = limits.BODY_READ_S
+    requests_max: Annotated[int, Field(ge=1, le=10**6)] = limits.REQUESTS_MAX
+    held_bytes_max: Annotated[int, Field(ge=1_024, le=2**40)] = limits.BODIES_BYTES_MAX
+    tenant_requests_max: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    tenant_held_bytes_max: Annotated[int, Field(ge=1_024, le=2**40)] | None = None
+    shed_lag_s: Annotated[float, Field(ge=0, le=60)] = limits.SHED_LAG_S
     connect_s: Seconds = limits.CONNECT_S
     first_byte_s: Seconds = limits.FIRST_BYTE_S
     stream_idle_s: Seconds = limits.STREAM_IDLE_S
     drain_s: Seconds = limits.DRAIN_S
     trace_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _tenants_have_keys(self) -> Self:
+        if self.tenant_salt_file is not None and self.api_keys_file is None:
+            raise ValueError(
+                "tenant_salt_file needs api_keys_file: without keys nobody is a tenant"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:

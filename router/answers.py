@@ -89,6 +89,7 @@ def error_response(error: HttpError, path: str, trip_id: str | None = None) -> w
     )
     if trip_id:
         response.headers["X-Request-Id"] = trip_id
+    response.headers.extend(error.headers)
     if error.status == NoEndpoints.status:
         response.headers["Retry-After"] = RETRY_AFTER_S
     return response

@@ -6,28 +6,33 @@ import asyncio
 import gc
 import importlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, readyz_handler, serving
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import ConfigError, IndexUnavailable
+from kvatlas.common.key_file import read_key
 from kvatlas.common.keyspace import LoadKeys, shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.router.access import Access
+from kvatlas.router.admission import Admission
 from kvatlas.router.answers import errors_middleware
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
 from kvatlas.router.handover_check import HandoverChecks
-from kvatlas.router.http import RouterHttp
+from kvatlas.router.http import Handled, RouterHttp
 from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
@@ -39,8 +44,10 @@ from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.proof import Parts, Proof
 from kvatlas.router.proxy import Proxy
+from kvatlas.router.rates import RateLimits
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.render_service import RenderServices
+from kvatlas.router.salts import Salts
 from kvatlas.router.shared_gauges import SharedGauges
 from kvatlas.router.tracing import Tracer
 
@@ -115,6 +122,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         metrics = RouterMetrics()
+        doors = Doors.of(settings.router, metrics)
         boards = boards_of(settings)
         endpoints = Endpoints(settings, metrics, boards)
         prompts = Prompts(settings.models)
@@ -130,6 +138,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         )
         stack.push_async_callback(writer.aclose)
         clients = Clients(index.client, writer, settings.router.lookup_s)
+        rates = RateLimits(writer, settings.router.lookup_s, metrics)
         flights = FlightLogs(
             {
                 model: FlightLog(LoadKeys(model), clients, board, metrics)
@@ -154,15 +163,20 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         relearning = Relearning(settings.redis, shards, index.epoch_of)
         stack.push_async_callback(relearning.aclose)
         proof = Proof(settings, Parts(doubts, checks, relearning), metrics)
-        http = RouterHttp(settings, pipeline, proxy, proof, metrics)
-        if settings.router.trace_url is not None:
-            http.tracer = _tracer(settings.router.trace_url, settings.router.trace_share)
-            stack.push_async_callback(asyncio.to_thread, http.tracer.close)
+        http = RouterHttp(
+            settings, Handled(pipeline, proxy, proof, rates, _salts(settings.router)), metrics
+        )
+        _trace(http, settings.router, stack)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         gauges = _shared_gauges(settings, endpoints, metrics)
         stack.push_async_callback(gauges.aclose)
-        pace_s = settings.router.metrics_interval_s
-        looks = Looks(proxy.session, endpoints, gauges.is_fresh, metrics, pace_s)
+        looks = Looks(
+            proxy.session,
+            endpoints,
+            gauges.is_fresh,
+            metrics,
+            settings.router.metrics_interval_s,
+        )
         prober = Prober(proxy.session, endpoints, probes, metrics)
         running = Running(http, endpoints, prober, metrics, settings.router)
         with suppress(IndexUnavailable):
@@ -177,6 +191,8 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             "doubts": doubts.run(),
             "handover_checks": checks.run(),
             "relearning": relearning.run(),
+            "rates": rates.run(),
+            **doors.works(),
         }.items():
             tasks.start(work, name)
         if options.idle_probe_s:
@@ -186,7 +202,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             serving(_admin(running), options.admin_host, options.admin_port)
         )
         running.port = await stack.enter_async_context(
-            serving(_public(running, options.body_bytes_max), options.host, options.port)
+            serving(_public(running, doors), options.host, options.port)
         )
         yield running
 
@@ -198,23 +214,60 @@ def _shared_gauges(
     return SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
 
 
-def _tracer(url: str, share: float) -> Tracer:
-    """Make what traces requests.
+def _trace(http: RouterHttp, settings: RouterSettings, stack: AsyncExitStack) -> None:
+    """Trace requests where that is asked for.
 
     Raises:
         ConfigError: the packages for it are missing.
     """
+    if settings.trace_url is None:
+        return
     try:
         otel = importlib.import_module("kvatlas.router.otel")
     except ModuleNotFoundError as error:
         fault = f"router.trace_url: {error.name} is missing: pip install 'kvatlas[otel]'"
         raise ConfigError([fault]) from None
     chance = random.Random()  # noqa: S311 - ids of traces guard nothing
-    return Tracer(otel.otlp(url), share, chance)
+    http.tracer = Tracer(otel.otlp(settings.trace_url), settings.trace_share, chance)
+    stack.push_async_callback(asyncio.to_thread, http.tracer.close)
 
 
-def _public(running: Running, body_bytes_max: int) -> web.Application:
-    app = web.Application(middlewares=[errors_middleware], client_max_size=body_bytes_max)
+def _salts(settings: RouterSettings) -> Salts | None:
+    secret = read_key(settings.tenant_salt_file, "router.tenant_salt_file")
+    return None if secret is None else Salts(secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What a request passes before it is handled, the outermost first."""
+
+    access: Access | None
+    admission: Admission
+
+    @classmethod
+    def of(cls, settings: RouterSettings, metrics: RouterMetrics) -> Self:
+        """Make them.
+
+        Raises:
+            ConfigError: the file of keys cannot be used.
+        """
+        return cls(Access.of(settings.api_keys_file, metrics), Admission(settings, metrics))
+
+    def middlewares(self) -> list[Middleware]:
+        """List them."""
+        return [*([self.access.middleware] if self.access else []), self.admission.middleware]
+
+    def works(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Give what they do beside, by name."""
+        works = {"admission": self.admission.run()}
+        return works | ({"access": self.access.run()} if self.access else {})
+
+
+def _public(running: Running, doors: Doors) -> web.Application:
+    app = web.Application(
+        middlewares=[errors_middleware, *doors.middlewares()],
+        client_max_size=running.settings.body_bytes_max,
+    )
     for path in posted_paths(running.settings):
         app.router.add_post(path, running.http.generate)
     app.router.add_get("/v1/models", running.http.catalog.models, allow_head=False)

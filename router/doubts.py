@@ -1,4 +1,4 @@
-"""Leave notes of doubt for the indexer: the only thing that a router writes into Redis."""
+"""Leave notes of doubt for the indexer."""
 
 from __future__ import annotations
 

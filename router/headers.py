@@ -30,6 +30,8 @@ STEERING: Final = frozenset({
 
 STEERING_PREFIXES: Final = ("x-gateway-destination-endpoint", "x-kvatlas-")
 
+NOTHING: Final[frozenset[str]] = frozenset()
+
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SET_BY_US: Final = frozenset({"x-request-id", "server", "date"})
 
@@ -44,15 +46,18 @@ def nominated(headers: Iterable[Header]) -> frozenset[str]:
     )
 
 
-def to_engine(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]:
+def to_engine(
+    headers: Iterable[Header], ours: Iterable[Header], kept_back: frozenset[str] = NOTHING
+) -> list[Header]:
     """Choose what an engine sees of a client's headers.
 
     Args:
         headers: as received, in order.
         ours: set by the router; they replace the client's of the same name.
+        kept_back: names, in lower case, of what is for us alone.
     """
     received, added = list(headers), list(ours)
-    drop = HOP_BY_HOP | FRAMING | STEERING | nominated(received)
+    drop = HOP_BY_HOP | FRAMING | STEERING | kept_back | nominated(received)
     drop |= {name.lower() for name, _ in added}
     passed = [
         (name, value)

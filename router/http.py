@@ -24,6 +24,7 @@ from kvatlas.common.errors import (
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS
 from kvatlas.common.settings import Settings
+from kvatlas.router.access import client_of, demand_model
 from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
@@ -34,8 +35,10 @@ from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import EVENT_STREAM, Case, Proof, Sent
 from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
+from kvatlas.router.rates import RateLimits
 from kvatlas.router.renamed import PARENTS, Names, Renamed
 from kvatlas.router.rewrites import Rewrites
+from kvatlas.router.salts import Salts
 from kvatlas.router.sessions import answer_headers
 from kvatlas.router.tracing import TRACEPARENT, Tracer
 from kvatlas.router.trip import Trip, chosen_id
@@ -62,6 +65,17 @@ class Job:
         return Case(self.trip.path, self.body, self.decision, judged)
 
 
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What requests are handled with."""
+
+    pipeline: Pipeline
+    proxy: Proxy
+    proof: Proof
+    rates: RateLimits
+    salts: Salts | None
+
+
 class RouterHttp:
     """Handlers of the public port, and of /explain.
 
@@ -69,24 +83,19 @@ class RouterHttp:
         tracer: None where nothing is traced.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        pipeline: Pipeline,
-        proxy: Proxy,
-        proof: Proof,
-        metrics: RouterMetrics,
-    ) -> None:
+    def __init__(self, settings: Settings, parts: Handled, metrics: RouterMetrics) -> None:
         self._settings = settings
+        self._rates = parts.rates
+        self._salts = parts.salts
         self._router = settings.router
-        self._pipeline = pipeline
-        self._proxy = proxy
-        self._proof = proof
+        self._pipeline = parts.pipeline
+        self._proxy = parts.proxy
+        self._proof = parts.proof
         self._metrics = metrics
         self.tracer: Tracer | None = None
         self._intake = Intake(settings)
         self._rewrites = Rewrites(settings.models, settings.router)
-        self.catalog = Catalog(settings, pipeline, self._rewrites)
+        self.catalog = Catalog(settings, self._pipeline, self._rewrites)
         self.open_requests = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -136,18 +145,24 @@ class RouterHttp:
     # --- a request's way ----------------------------------------------------------------------
 
     async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
+        client = client_of(request)
+        self._rates.check(client)
         taken = await self._intake.take(request)
         trip.received()
         body, asked_name = self._rewritten(taken, trip.request_id)
         trip.model = self._check(body.fields)
+        demand_model(request, taken.fields["model"], self._metrics)
         if asked_name is not None:
             self._metrics.rewrites.labels(asked_name, body.fields["model"]).inc()
+        if client is not None and self._salts is not None and not body.is_unread:
+            body = self._salts.salted(body, client.tenant)
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()
         decision = await self._pipeline.decide(
             trip.path, body.fields, len(body.raw), headers=request.headers
         )
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
+        trip.grant = await self._rates.take(client, decision.work.prompt_tokens)
         is_silent = body.fields.get("stream") is not True
         with self._pipeline.flight(decision, is_silent=is_silent) as flight:
             decision = await self._pipeline.settle(decision, flight)
@@ -203,7 +218,7 @@ class RouterHttp:
             delivery = Delivery(headers, seen, first_byte, torn_event(trip.path), gaps)
             response = await self._proxy.relay(job.request, answer, endpoint, delivery)
             if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
-                trip.cached_tokens = usage.cached_tokens
+                trip.cached_tokens, trip.usage = usage.cached_tokens, usage
             return response
 
     async def _send(
@@ -221,6 +236,7 @@ class RouterHttp:
 
     def _our_headers(self, trip: Trip, decision: Decision, judged: Judged) -> list[Header]:
         headers = [("X-Request-Id", trip.request_id)]
+        headers += trip.grant.headers if trip.grant else []
         headers += answer_headers(self._router.session, judged.endpoint.name)
         if self._router.debug_headers:
             headers += [
@@ -260,6 +276,7 @@ class RouterHttp:
         self._metrics.request_seconds.labels(trip.model).observe(trip.spent_s())
         if (reason := trip.error()) is not None:
             self._metrics.errors.labels(trip.model, reason).inc()
+        self._rates.settle(trip.grant, trip.status, trip.usage)
         trip.log()
 
 

@@ -77,6 +77,55 @@ class RouterMetrics(Metrics):
     output_tokens = counter(
         "output_tokens", "model", "tokens", "Tokens of answers as engines reported them."
     )
+    # --- who is let in ------------------------------------------------------------------------
+    keys_refused = counter(
+        "keys_refused",
+        "reason",
+        "requests",
+        "Requests refused for their API key: `missing`, `unknown`, `disabled`, `model`.",
+        "`unknown` at a rate: somebody's key was taken out, or somebody guesses",
+    )
+    api_keys = gauge("api_keys", "", "keys", "API keys that are known.")
+    api_keys_good = gauge(
+        "api_keys_good",
+        "",
+        "0 or 1",
+        "0 when the file of keys cannot be used as it stands (`keys.refused`): the former count.",
+        "0: mend the file; nothing of the change is in force",
+    )
+    rate_limited = counter(
+        "rate_limited",
+        "tenant kind",
+        "requests",
+        "Requests refused with 429 at their tenant's limit of `requests` or `tokens`.",
+        "raise the limit, or talk to the tenant",
+    )
+    limit_failures = counter(
+        "limit_failures",
+        "reason",
+        "calls",
+        "Requests let in without being counted, or tokens that were not, since Redis did not say.",
+        "as for lookups; `noperm`: the user that routers write as lacks the rights of"
+        " `deploy/redis`",
+    )
+    shed = counter(
+        "shed",
+        "reason",
+        "requests",
+        "Requests refused with 429 before their body was read: `requests`, `bytes`,"
+        " `tenant_requests`, `tenant_bytes`, `lag`.",
+        "`lag`: this router's core is full, add routers. The others: raise the bound if the memory"
+        " is there, or add routers and engines",
+    )
+    admitted = gauge("admitted", "", "requests", "Requests let in and not done.")
+    held_bytes = gauge("held_bytes", "", "bytes", "Of their bodies.")
+    loop_lag = gauge(
+        "loop_lag_seconds",
+        "",
+        "seconds",
+        "Lateness of the event loop, the least of the latest few.",
+        "near `router.shed_lag_s`: this router's core is full, add routers",
+    )
     # --- decisions --------------------------------------------------------------------------
     stage_seconds = histogram(
         "stage_seconds",

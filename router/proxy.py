@@ -26,7 +26,8 @@ from kvatlas.common.metrics import HistogramChild
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_client import RANK_HEADER
-from kvatlas.router.headers import Header, to_client, to_engine
+from kvatlas.router.headers import NOTHING, Header, to_client, to_engine
+from kvatlas.router.keys import KEY_HEADERS
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.usage import AnswerReader
 
@@ -80,6 +81,8 @@ class Proxy:
     def __init__(self, settings: RouterSettings, metrics: RouterMetrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        # Keys that we know are ours: an engine has no business with them.
+        self._kept_back = KEY_HEADERS if settings.api_keys_file else NOTHING
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=limits.UPSTREAM_KEEPALIVE_S, ttl_dns_cache=10
@@ -119,7 +122,7 @@ class Proxy:
         request = self.session.post(
             endpoint.url + outgoing.path,
             data=outgoing.body,
-            headers=to_engine(outgoing.headers, ours),
+            headers=to_engine(outgoing.headers, ours, self._kept_back),
             allow_redirects=False,
         )
         try:

@@ -10,7 +10,9 @@ from http import HTTPStatus
 from kvatlas.common.clock import monotonic
 from kvatlas.common.log import logger
 from kvatlas.router.headers import request_id
+from kvatlas.router.rates import Grant
 from kvatlas.router.tracing import Trace
+from kvatlas.router.usage import Usage
 
 _LOG = logger("router")
 
@@ -27,6 +29,8 @@ class Trip:
     Attributes:
         match_tokens: the predicted hit.
         cached_tokens: the actual one, as the engine reported it.
+        usage: what the engine reported.
+        grant: what it took of its tenant's limits; None where there are none.
         is_handed_over: whether the engine was given our token ids.
         trace: None where the request is not traced.
     """
@@ -45,6 +49,8 @@ class Trip:
     is_handed_over: bool = False
     first_byte_ms: float | None = None
     outcome: str = "answered"
+    usage: Usage | None = None
+    grant: Grant | None = None
     trace: Trace | None = None
 
     def began(self) -> float:

@@ -22,10 +22,10 @@ Wish = Literal["none", "asked", "unclear"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an engine reports of one prompt.
+    """What an engine reports of one request.
 
     Attributes:
-        prompt_tokens: its length.
+        prompt_tokens: length of its prompt.
         cached_tokens: how many of them it found in its cache; None where it does not tell.
         output_tokens: length of the answer; 0 where it does not tell.
     """

@@ -20,7 +20,7 @@ from kvatlas.common import limits
 from kvatlas.common.gauge_board import GaugeReader
 from kvatlas.common.gauges import Sample
 from kvatlas.common.ids import EndpointName, IndexerId
-from kvatlas.common.keyspace import LoadKeys, Shard
+from kvatlas.common.keyspace import LoadKeys, Shard, used_key
 from kvatlas.common.redis_client import connect
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
@@ -29,7 +29,10 @@ from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.targets import BEFORE_FIRST, Opening, Position, Progress, Target
 from kvatlas.router.flight_log import Clients, FlightLog, new_router_id
 from kvatlas.router.flights import Board, Launch
+from kvatlas.router.keys import Client, Rates
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.rates import RateLimits
+from kvatlas.router.usage import Usage
 from tests.fakes.block_fleet import MODEL
 from tests.fakes.indexed_fleet import indexed_fleet
 from tests.fakes.publisher import CLEARED
@@ -221,6 +224,24 @@ async def test_routers_tell_each_other_of_flights(guarded: Guarded) -> None:
     assert guarded.refused() == []
 
 
+async def test_the_writer_of_routers_counts_for_tenants(guarded: Guarded) -> None:
+    """Its one script may do what it does, and leaves a key that goes by itself."""
+    settings = RedisSettings(**guarded.settings("router-write"))
+    client = connect(settings, timeout_s=1.0, connections_max=None)
+    rates = RateLimits(client, 1.0, RouterMetrics())
+    tenant = Client("team-a", rates=Rates(requests_per_minute=10, tokens_per_minute=100))
+    grant = await rates.take(tenant, 7)
+    assert grant is not None
+    assert ("x-ratelimit-remaining-tokens", "93") in grant.headers
+    rates.settle(grant, 200, Usage(7, None, 3))
+    await rates.flush()
+    await client.aclose()
+    with guarded.server.client() as admin:
+        assert float(admin.hget(used_key("team-a"), "tokens") or 0) == pytest.approx(10, abs=0.5)
+        assert admin.ttl(used_key("team-a")) > 0
+    assert guarded.refused() == []
+
+
 COMMANDS: list[tuple[str, tuple[Any, ...]]] = [
     *((user, (name, *arguments))
       for user in USERS
@@ -250,7 +271,14 @@ COMMANDS: list[tuple[str, tuple[Any, ...]]] = [
     ("router-write", ("EXPIRE", GAUGES, 1)),
     ("router-write", ("HGET", SHARD.holders, "a")),
     ("router-write", ("DEL", DOUBTS)),
-    ("router-write", ("EVAL", WRITING, 1, DOUBTS)),
+    ("router-write", ("HDEL", SHARD.holders, "a")),
+    ("router-write", ("HMGET", SHARD.holders, "a")),
+    ("router-write", ("DEL", used_key("a"))),
+    ("router-write", ("EVAL", WRITING, 1, SHARD.holders)),
+    ("router-write", ("EVAL", READING, 1, SHARD.holders)),
+    ("router-write", ("EVAL", WRITING, 1, GAUGES)),
+    ("router-read", ("HSET", used_key("a"), "a", "b")),
+    ("router-read", ("EVAL", WRITING, 1, used_key("a"))),
 ]  # fmt: skip
 
 

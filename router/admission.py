@@ -1,0 +1,150 @@
+"""Let in no more than a router can hold, before anything of a body is read.
+
+What is refused here costs some microseconds; everybody else is served as if they had not come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from aiohttp import web
+
+from kvatlas.common import limits
+from kvatlas.common.clock import Clock, monotonic
+from kvatlas.common.errors import Overloaded
+from kvatlas.common.settings import RouterSettings
+from kvatlas.router.access import client_of
+from kvatlas.router.answers import RETRY_AFTER_S, Handler
+from kvatlas.router.metrics import RouterMetrics
+
+Reason = Literal["lag", "requests", "bytes", "tenant_requests", "tenant_bytes"]
+
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods without a body: lists and readiness are told whatever the load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request asks to be let in with.
+
+    Attributes:
+        tenant: whose it is; None where no keys are asked for.
+        body_bytes: most that its body will take.
+    """
+
+    tenant: str | None
+    body_bytes: int
+
+
+@dataclass(slots=True)
+class _Held:
+    """What is under way."""
+
+    requests: int = 0
+    body_bytes: int = 0
+
+    def add(self, sign: int, body_bytes: int) -> None:
+        self.requests += sign
+        self.body_bytes += sign * body_bytes
+
+
+class Admission:
+    """Count what is under way, in all and by tenant, and how late the loop is.
+
+    Args:
+        settings: the bounds.
+        metrics: of the router.
+        clock: seconds on a monotonic scale.
+    """
+
+    def __init__(
+        self, settings: RouterSettings, metrics: RouterMetrics, clock: Clock = monotonic
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._all = _Held()
+        self._tenants: dict[str, _Held] = {}
+        self._lags: deque[float] = deque([0.0] * limits.LAGS_KEPT, limits.LAGS_KEPT)
+        metrics.admitted.set_function(lambda: self._all.requests)
+        metrics.held_bytes.set_function(lambda: self._all.body_bytes)
+        metrics.loop_lag.set_function(lambda: self.lag_s)
+
+    @property
+    def lag_s(self) -> float:
+        """Give how late the loop has been for a while: a single stall is none."""
+        return min(self._lags)
+
+    def refusal(self, ask: Ask) -> Reason | None:
+        """Say why a request is not let in; None where it is.
+
+        All that decides on it is here, so this is where priorities will have their say.
+        """
+        settings, held = self._settings, self._all
+        if settings.shed_lag_s and self.lag_s > settings.shed_lag_s:
+            return "lag"
+        if held.requests >= settings.requests_max:
+            return "requests"
+        if held.body_bytes + ask.body_bytes > settings.held_bytes_max:
+            return "bytes"
+        own = self._tenants.get(ask.tenant or "", _Held())
+        if ask.tenant is None:
+            return None
+        if own.requests >= (settings.tenant_requests_max or settings.requests_max):
+            return "tenant_requests"
+        most = settings.tenant_held_bytes_max or settings.held_bytes_max
+        return "tenant_bytes" if own.body_bytes + ask.body_bytes > most else None
+
+    @contextmanager
+    def admitted(self, ask: Ask) -> Iterator[None]:
+        """Count a request in until the context ends.
+
+        Raises:
+            Overloaded: it is not let in.
+        """
+        reason = self.refusal(ask)
+        if reason is not None:
+            self._metrics.shed.labels(reason).inc()
+            error = Overloaded("too much is under way; try again")
+            error.headers = [("Retry-After", RETRY_AFTER_S)]
+            raise error
+        tenant = ask.tenant
+        held = [self._all]
+        if tenant is not None:
+            held.append(self._tenants.setdefault(tenant, _Held()))
+        for each in held:
+            each.add(1, ask.body_bytes)
+        try:
+            yield
+        finally:
+            for each in held:
+                each.add(-1, ask.body_bytes)
+            if tenant is not None and not self._tenants[tenant].requests:
+                del self._tenants[tenant]
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse what is too much with 429."""
+        if request.method in _READING:
+            return await handler(request)
+        with self.admitted(self._ask(request)):
+            return await handler(request)
+
+    def _ask(self, request: web.Request) -> Ask:
+        client = client_of(request)
+        most = self._settings.body_bytes_max
+        # A body of unknown length may become as long as one may be.
+        length = request.content_length if request.content_length is not None else most
+        return Ask(client.tenant if client else None, min(length, most))
+
+    async def run(self) -> None:
+        """Measure how late the loop is, for ever."""
+        while True:
+            due = self._clock() + limits.LAG_LOOK_S
+            await asyncio.sleep(limits.LAG_LOOK_S)
+            self._lags.append(max(0.0, self._clock() - due))
