@@ -389,10 +389,13 @@ class Connection(asyncio.Protocol):
         """End the body well."""
         if self._is_chunked:
             self._transport.write(_LAST_CHUNK)
+        # A client that goes from here on takes nothing with it.
+        self._task = None
 
     def tear(self) -> None:
         """Break the answer off, behind what was written of it."""
         self._is_lingering = True
+        self._task = None
         request = self._current
         if self._is_chunked or (request is not None and not request.is_http_10):
             # What is missing shows; the rest may still be on its way.
