@@ -31,6 +31,7 @@ from pydantic_settings import (
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.setting_sections import (
+    EjectionSettings,
     EndpointSettings,
     EngineSettings,
     IndexerSettings,
@@ -42,6 +43,7 @@ from kvatlas.common.setting_sections import (
 )
 
 __all__ = [
+    "EjectionSettings",
     "EndpointSettings",
     "EngineSettings",
     "IndexerSettings",

@@ -134,7 +134,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         parts = _parts(settings, redis.index, shared, stack)
         handled = Handled(
             pipeline,
-            Proxy(options, metrics, shared.pool),
+            Proxy(options, metrics, shared.pool, endpoints.health),
             Proof(settings, parts, metrics),
             redis.rates,
             _salts(options),
