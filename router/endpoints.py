@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.gauges import EngineGauges, Look, Sample
@@ -114,10 +115,15 @@ class Endpoints:
                 self.health.answered(endpoint, is_new=engine.lives != lives)
 
     def note_alive(self, engine: Engine) -> None:
-        """Take over that it answers, though not with its page: its gauges grow old."""
+        """Take over that it answers, though not with its page.
+
+        Its gauges grow old, so what strangers have there is guessed: as much as with the others.
+        """
+        guess = median([each.others_running for each in self._by_model[engine.model]])
         for endpoint in engine.endpoints:
             endpoint.answered()
             endpoint.asked = True
+            endpoint.others_running, endpoint.others_waiting = int(guess), 0
             self.health.answered(endpoint)
 
     def note_shared(self, name: EndpointName, sample: Sample, looked_s: float) -> None:

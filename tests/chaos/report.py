@@ -20,8 +20,8 @@ from typing import Any
 
 HEAD = """# Faults
 
-Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the tables R (Redis) and E
-(events) has tests in `tests/chaos` that are named after it, and that inject the fault for real.
+Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the tables R (Redis), E
+(events) and U (upstream engines) has tests in `tests/chaos` that are named after it, and that inject the fault for real.
 `make test` runs the same tests with fewer engines and batches.
 
 There are 8 engines (2 where one of them is flooded or indexers are killed, as many as are told for
@@ -47,6 +47,7 @@ indexer, router and tests share.
 
 """
 TIMES_LISTED_MAX = 20
+TABLES = "REUCTSX"
 COLUMNS = "| row | injected | seen | recovered, s |\n| --- | --- | --- | --- |\n"
 
 
@@ -80,9 +81,9 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
     return HEAD + machine + COLUMNS + "".join(map(_line, ordered))
 
 
-def _order(name: str) -> tuple[bool, int]:
-    letter, number = re.fullmatch(r"([RE])(\d+)", name).groups()  # type: ignore[union-attr]
-    return letter == "E", int(number)
+def _order(name: str) -> tuple[int, int]:
+    letter, number = re.fullmatch(r"([A-Z])(\d+)", name).groups()  # type: ignore[union-attr]
+    return TABLES.index(letter), int(number)
 
 
 def _line(row: dict[str, Any]) -> str:
