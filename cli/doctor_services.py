@@ -17,6 +17,7 @@ from kvatlas.common.keyspace import MODELS_KEY, SCHEMA_KEY
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.settings import RedisSettings, Settings
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.engine_answers import read_json
 from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
@@ -74,16 +75,19 @@ def _as_text(value: Any) -> str:
 
 def indexer_url(settings: Settings) -> str:
     """Give the admin address of an indexer on this machine."""
-    return _url(settings.indexer.admin_host, settings.indexer.admin_port)
+    own = settings.indexer
+    return _url(own.admin_host, own.admin_port, has_tls=own.admin_tls is not None)
 
 
 def router_url(settings: Settings) -> str:
     """Give the admin address of a router on this machine."""
-    return _url(settings.router.admin_host, settings.router.admin_port)
+    own = settings.router
+    return _url(own.admin_host, own.admin_port, has_tls=own.admin_tls is not None)
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"  # noqa: S104 - it is asked, not bound
+def _url(host: str, port: int, *, has_tls: bool) -> str:
+    asked = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - it is asked, not bound
+    return f"{'https' if has_tls else 'http'}://{asked}:{port}"
 
 
 async def ask_pages(
@@ -94,9 +98,11 @@ async def ask_pages(
     return list(await asyncio.gather(*(_page(session, url, is_named) for url, is_named in urls)))
 
 
-async def ask_renders(session: aiohttp.ClientSession, settings: Settings) -> list[RenderFound]:
+async def ask_renders(
+    session: aiohttp.ClientSession, settings: Settings, identities: EngineIdentities
+) -> list[RenderFound]:
     """Have each render service render a text and a chat, as routers would."""
-    services = RenderServices(settings.models, session, RouterMetrics())
+    services = RenderServices(settings.models, session, RouterMetrics(), identities)
     found = []
     for model in settings.models:
         if model.render_url:

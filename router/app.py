@@ -25,6 +25,8 @@ from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.common.tls import Credentials, TlsGauges, listen_credentials, listening, watch
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.access import Access
 from kvatlas.router.admission import Admission
 from kvatlas.router.answers import errors_middleware
@@ -124,7 +126,8 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         metrics = RouterMetrics()
         doors = Doors.of(settings.router, metrics)
         boards = boards_of(settings)
-        endpoints = Endpoints(settings, metrics, boards)
+        tls = Tls.of(settings, metrics)
+        endpoints = Endpoints(settings, metrics, boards, tls.engines)
         prompts = Prompts(settings.models)
         stack.callback(prompts.close)
         weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
@@ -148,7 +151,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(flights.aclose)
         proxy = Proxy(settings.router, metrics)
         stack.push_async_callback(proxy.aclose)
-        renders = RenderServices(settings.models, proxy.session, metrics)
+        renders = RenderServices(settings.models, proxy.session, metrics, tls.engines)
         pipeline = Pipeline(settings, Stages(prompts, renders, index, flights), endpoints, metrics)
         doubts = Doubts.connect(settings.redis.for_router_writes(), metrics)
         stack.push_async_callback(doubts.aclose)
@@ -192,6 +195,7 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             "handover_checks": checks.run(),
             "relearning": relearning.run(),
             "rates": rates.run(),
+            "tls": watch(tls.credentials),
             **doors.works(),
         }.items():
             tasks.start(work, name)
@@ -199,10 +203,10 @@ async def router(settings: Settings) -> AsyncIterator[Running]:
             idle = IdleProbes(proxy.session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
         running.admin_port = await stack.enter_async_context(
-            serving(_admin(running), options.admin_host, options.admin_port)
+            serving(_admin(running), options.admin_host, options.admin_port, listening(tls.admin))
         )
         running.port = await stack.enter_async_context(
-            serving(_public(running, doors), options.host, options.port)
+            serving(_public(running, doors), options.host, options.port, listening(tls.public))
         )
         yield running
 
@@ -235,6 +239,34 @@ def _trace(http: RouterHttp, settings: RouterSettings, stack: AsyncExitStack) ->
 def _salts(settings: RouterSettings) -> Salts | None:
     secret = read_key(settings.tenant_salt_file, "router.tenant_salt_file")
     return None if secret is None else Salts(secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What is shown to clients, to operators and to engines; None where HTTP is spoken."""
+
+    public: Credentials | None
+    admin: Credentials | None
+    engines: EngineIdentities
+
+    @classmethod
+    def of(cls, settings: Settings, metrics: RouterMetrics) -> Self:
+        """Make it.
+
+        Raises:
+            ConfigError: files cannot be used.
+        """
+        gauges = TlsGauges(metrics.tls_good, metrics.tls_not_after)
+        return cls(
+            listen_credentials("router.tls", settings.router.tls, gauges),
+            listen_credentials("router.admin_tls", settings.router.admin_tls, gauges),
+            EngineIdentities(settings, gauges),
+        )
+
+    def credentials(self) -> list[Credentials]:
+        """List whose files are watched."""
+        ours = [each for each in (self.public, self.admin) if each is not None]
+        return [*ours, *self.engines.credentials()]
 
 
 @dataclass(frozen=True, slots=True)

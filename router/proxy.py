@@ -6,6 +6,7 @@ A failure is a status before the first byte, and a visibly torn answer after it.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -124,6 +125,8 @@ class Proxy:
             data=outgoing.body,
             headers=to_engine(outgoing.headers, ours, self._kept_back),
             allow_redirects=False,
+            ssl=endpoint.tls.ssl,
+            server_hostname=endpoint.tls.server_name,
         )
         try:
             async with asyncio.timeout(self._settings.first_byte_s):
@@ -132,10 +135,14 @@ class Proxy:
             raise self._failed(endpoint, "connect_timeout", UpstreamConnect) from error
         except TimeoutError as error:
             raise self._failed(endpoint, "first_byte_timeout", UpstreamTimeout) from error
+        except aiohttp.ClientSSLError as error:
+            raise self._failed(endpoint, "tls", UpstreamConnect) from error
         except aiohttp.ClientConnectorError as error:
             raise self._failed(endpoint, "connect", UpstreamConnect) from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            raise self._failed(endpoint, "disconnected", UpstreamConnect) from error
+            # Of TLS 1.3 a client reads after its handshake that its certificate is not liked.
+            kind = "tls" if isinstance(error.__cause__, ssl.SSLError) else "disconnected"
+            raise self._failed(endpoint, kind, UpstreamConnect) from error
         except (aiohttp.ClientError, ValueError) as error:
             raise self._failed(endpoint, "protocol", UpstreamProtocol) from error
 
