@@ -15,7 +15,7 @@ from kvatlas.common.tls_engines import EngineIdentities
 def certificates(settings: Settings, identities: EngineIdentities) -> list[CertificateFound]:
     """List the certificates that can be read here; those of services may be elsewhere."""
     now_s = time()
-    ends = [(each.setting, each.not_after_s) for each in identities.credentials()]
+    ends = [(each.setting, each.made.not_after_s) for each in identities.credentials()]
     ends += [(setting, _not_after_s(path)) for setting, path in _shown(settings)]
     return [CertificateFound(setting, end - now_s) for setting, end in ends if end is not None]
 

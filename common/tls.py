@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import Final, Literal
@@ -78,6 +79,21 @@ class TlsGauges:
                 each.remove(setting)
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What files came to.
+
+    Attributes:
+        context: for new connections.
+        not_after_s: when the certificate expires, since 1970; None without one.
+        trusted: the CAs that are trusted; None for those of the system, or nobody.
+    """
+
+    context: ssl.SSLContext
+    not_after_s: float | None
+    trusted: bytes | None
+
+
 class Credentials:
     """A context for one side of connections, made again when its files change.
 
@@ -88,8 +104,7 @@ class Credentials:
         gauges: told of it.
 
     Attributes:
-        context: for new connections: of the newest files that could be used.
-        not_after_s: when its certificate expires, since 1970; None without one.
+        made: of the newest files that could be used.
 
     Raises:
         ConfigError: the operator's: the files cannot be used; nothing of a key is in it.
@@ -104,51 +119,51 @@ class Credentials:
         self._gauges = gauges
         # Before they are read: what changes meanwhile is seen at the next look.
         self._watched = [WatchedFile(path) for path in files.values()]
-        self.context, self.not_after_s = self._made()
-        gauges.tell(setting, self.not_after_s)
+        self.made = self._make()
+        gauges.tell(setting, self.made.not_after_s)
 
     def look(self) -> None:
         """Take over files that have changed; such that cannot be used change nothing."""
         if not [each for each in self._watched if each.changed() is not None]:
             return
         try:
-            self.context, self.not_after_s = self._made()
+            self.made = self._make()
         except ConfigError as error:
             self._gauges.refused(self.setting)
             _LOG.error("tls.refused", faults=error.faults)
             return
-        self._gauges.tell(self.setting, self.not_after_s)
+        self._gauges.tell(self.setting, self.made.not_after_s)
         _LOG.info("tls.reloaded", setting=self.setting)
 
-    def _made(self) -> tuple[ssl.SSLContext, float | None]:
+    def _make(self) -> Made:
         is_server = self._side == "server"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.set_alpn_protocols(ALPN)
-        self._trust(context)
-        if "cert_file" not in self._files:
-            return context, None
-        return context, self._show(context)
+        trusted = self._trust(context)
+        not_after_s = self._show(context) if "cert_file" in self._files else None
+        return Made(context, not_after_s, trusted)
 
-    def _trust(self, context: ssl.SSLContext) -> None:
+    def _trust(self, context: ssl.SSLContext) -> bytes | None:
         """Load the CAs that peers must show certificates of."""
         name = "client_ca_file" if self._side == "server" else "ca_file"
         path = self._files.get(name)
         if path is None:
             if self._side == "client":
                 context.load_default_certs()
-            return
-        self._read(name)
+            return None
+        trusted = self._read(name)
         try:
-            context.load_verify_locations(path)
-        except (ssl.SSLError, OSError):
+            context.load_verify_locations(cadata=trusted.decode("ascii", "ignore"))
+        except (ssl.SSLError, ValueError):
             raise self._fault(name, "holds no CA certificates in PEM") from None
         if self._side == "server":
             context.verify_mode = ssl.CERT_REQUIRED
             # A session is resumed without a look at the client's certificate.
             context.options |= ssl.OP_NO_TICKET
             context.num_tickets = 0
+        return trusted
 
     def _show(self, context: ssl.SSLContext) -> float:
         """Load our certificate and its key; give when it expires."""
@@ -231,11 +246,18 @@ def listening(credentials: Credentials | None) -> ssl.SSLContext | None:
     """Give the context of a port, which hands each connection to the newest; None for HTTP."""
     if credentials is None:
         return None
-    context = credentials.context
+    first = credentials.made
 
-    def newest(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = credentials.context
+    def newest(
+        connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext
+    ) -> int | None:
+        # TLS 1.2 resumes sessions without a look at the client's certificate, and they are kept
+        # with the first context: who was let in by a CA that is gone must not come back so.
+        if connection.session_reused and credentials.made.trusted != first.trusted:
+            return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
+        connection.context = credentials.made.context
+        return None
 
     # Called for every hello of a client, with or without a name in it.
-    context.sni_callback = newest
-    return context
+    first.context.sni_callback = newest
+    return first.context

@@ -30,7 +30,7 @@ class EngineTls:
     @property
     def ssl(self) -> ssl.SSLContext | bool:
         """Give aiohttp's `ssl`: another context after a change, and so no old connection."""
-        return True if self.credentials is None else self.credentials.context
+        return True if self.credentials is None else self.credentials.made.context
 
 
 PLAIN: Final = EngineTls()

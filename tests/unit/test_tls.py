@@ -112,22 +112,22 @@ def test_changed_files_are_taken_over_and_bad_ones_are_not(
     credentials = Credentials(
         "s", "server", files, TlsGauges(metrics.tls_good, metrics.tls_not_after)
     )
-    first, until = credentials.context, credentials.not_after_s
+    first, until = credentials.made.context, credentials.made.not_after_s
     credentials.look()
-    assert credentials.context is first
+    assert credentials.made.context is first
     shutil.copy(made / "ours-other.key", files["key_file"])
     credentials.look()
-    assert (credentials.context, shown(metrics)) == (first, (0.0, until))
+    assert (credentials.made.context, shown(metrics)) == (first, (0.0, until))
     shutil.copy(made / "ours-other.crt", files["cert_file"])
     credentials.look()
-    second = credentials.context
-    assert (second is first, shown(metrics)) == (False, (1.0, credentials.not_after_s))
+    second = credentials.made.context
+    assert (second is first, shown(metrics)) == (False, (1.0, credentials.made.not_after_s))
     replaced(made, "ours-old")(files)
     credentials.look()
-    assert (credentials.context, shown(metrics)[0]) == (second, 0.0)
+    assert (credentials.made.context, shown(metrics)[0]) == (second, 0.0)
     files["key_file"].unlink()
     credentials.look()
-    assert credentials.context is second
+    assert credentials.made.context is second
 
 
 def settings_with(urls: list[dict[str, Any]], **more: Any) -> Settings:
