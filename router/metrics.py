@@ -189,9 +189,9 @@ class RouterMetrics(Metrics):
         "upstream_errors",
         "endpoint kind",
         "attempts",
-        "Engines that failed: `connect`, `connect_timeout`, `tls` (a certificate was refused, its"
-        " or ours), `disconnected`, `protocol`, `first_byte_timeout`, and behind the first byte"
-        " `idle`, `broken`.",
+        "Engines that failed: `connect`, `connect_timeout`, `tls` (no handshake: a certificate was"
+        " refused, its or ours), `disconnected`, `protocol`, `first_byte_timeout`, and behind the"
+        " first byte `idle`, `broken`.",
         "one endpoint only: look at that engine; all at once: look at the network",
     )
     retries = counter(

@@ -138,9 +138,12 @@ class Proxy:
         except aiohttp.ClientSSLError as error:
             raise self._failed(endpoint, "tls", UpstreamConnect) from error
         except aiohttp.ClientConnectorError as error:
-            raise self._failed(endpoint, "connect", UpstreamConnect) from error
+            # A connection that was made and is broken off in its handshake.
+            is_tls = isinstance(error.os_error, ConnectionResetError)
+            kind = "tls" if is_tls else "connect"
+            raise self._failed(endpoint, kind, UpstreamConnect) from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            # Of TLS 1.3 a client reads after its handshake that its certificate is not liked.
+            # Of TLS 1.3 a client reads behind its handshake that its certificate is not liked.
             kind = "tls" if isinstance(error.__cause__, ssl.SSLError) else "disconnected"
             raise self._failed(endpoint, kind, UpstreamConnect) from error
         except (aiohttp.ClientError, ValueError) as error:

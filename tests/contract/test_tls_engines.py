@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tests.fakes.upstream import SSE_HEAD, Exchange, Upstream, plain, upstream
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "canary"}]}
+RARELY = {"port": 0, "admin_port": 0, "metrics_interval_s": 60}
 ANSWER = b'{"id": "x",  "choices": [] , "usage": null}'
 
 
@@ -150,23 +152,34 @@ async def test_an_engine_that_asks_is_shown_our_certificate(keys: Keys, redis_ur
         assert {owner(exchange) for exchange in engine.requests} == {"client"}
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-@pytest.mark.parametrize("fault", ["other CA", "other name", "no certificate", "no TLS"])
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        (("other CA", ssl.TLSVersion.TLSv1_2), "tls"),
+        (("other CA", ssl.TLSVersion.TLSv1_3), "tls"),
+        (("other name", ssl.TLSVersion.TLSv1_2), "tls"),
+        (("other name", ssl.TLSVersion.TLSv1_3), "tls"),
+        (("no certificate", ssl.TLSVersion.TLSv1_2), "tls"),
+        # An engine in Python breaks off behind its handshake, without a word.
+        (("no certificate", ssl.TLSVersion.TLSv1_3), "disconnected"),
+        (("no TLS", ssl.TLSVersion.TLSv1_3), "connect_timeout"),
+    ],
+)
 async def test_an_engine_that_cannot_be_trusted_any_more_is_passed_over(
     keys: Keys,
     redis_url: str,
-    fault: str,
-    version: ssl.TLSVersion,
+    case: tuple[str, ssl.TLSVersion],
+    kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It counts as `tls`, gets nothing, and the request goes to another engine."""
+    """It is told apart, gets nothing, and the request goes to another engine."""
     monkeypatch.setattr(limits, "UPSTREAM_KEEPALIVE_S", 0.05)
-    bad = bad_context(keys, fault, version)
+    bad = bad_context(keys, *case)
     async with AsyncExitStack() as stack:
         port = free_port()
         good = await stack.enter_async_context(upstream(plain(ANSWER), tls=shown(keys.engine)))
         # Requests are to find it out, not looks.
-        own = {"port": 0, "admin_port": 0, "metrics_interval_s": 60, "policy": "round-robin"}
+        own = {**RARELY, "policy": "round-robin"}
         urls = [f"https://127.0.0.1:{port}", url_of(good)]
         tls = {"ca_file": keys.ours.ca}
         settings = settings_for(urls, redis_url, endpoint_tls=tls, router=own)
@@ -177,7 +190,7 @@ async def test_an_engine_that_cannot_be_trusted_any_more_is_passed_over(
         async with upstream(plain(ANSWER), port, tls=bad) as turned:
             answers = [await asked(client) for _ in range(4)]
             assert answers == [(200, ANSWER)] * 4
-            errors = running.metrics.upstream_errors.labels(f"127.0.0.1:{port}", "tls")
+            errors = running.metrics.upstream_errors.labels(f"127.0.0.1:{port}", kind)
             retries = running.metrics.retries.labels("m")
             assert errors.value == retries.value > 0
             assert turned.requests == []
@@ -220,6 +233,76 @@ async def until(holds: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError(holds)
+
+
+async def counted(settings: Settings, port: int) -> tuple[float, bool]:
+    """Send a chat to one engine that refuses; count what is `tls`, tell whether it failed."""
+    async with routed(settings) as (running, client):
+        status, _ = await asked(client)
+        errors = running.metrics.upstream_errors.labels(f"127.0.0.1:{port}", "tls")
+        return errors.value, status in {502, 503}
+
+
+async def test_an_engine_that_speaks_http_is_told_nothing_in_clear(
+    keys: Keys, redis_url: str
+) -> None:
+    """It reads a greeting of TLS, and answers in HTTP as engines do: that is `tls`."""
+    heard: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(65_536))
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nInvalid request.")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    settings = settings_for(
+        [f"https://127.0.0.1:{port}"],
+        redis_url,
+        endpoint_tls={"ca_file": keys.ours.ca},
+        router=RARELY,
+    )
+    assert await counted(settings, port) == (2, True)
+    server.close()
+    assert {piece[:2] for piece in heard} == {b"\x16\x03"}
+    assert all(b"canary" not in piece and b"POST" not in piece for piece in heard)
+
+
+def refuse(server: socket.socket, context: ssl.SSLContext) -> None:
+    """Refuse clients in the words of OpenSSL, until the socket is closed."""
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        with connection:
+            connection.settimeout(2)
+            with suppress(OSError):
+                context.wrap_socket(connection, server_side=True)
+            with suppress(OSError):
+                # The client is to read the alert before it is told that its bytes were not.
+                connection.shutdown(socket.SHUT_WR)
+
+
+async def test_a_refusal_that_is_told_behind_the_handshake_is_understood(
+    keys: Keys, redis_url: str
+) -> None:
+    """Of TLS 1.3, by servers that send their alerts."""
+    context = shown(keys.engine, keys.ours)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        refusing = asyncio.create_task(asyncio.to_thread(refuse, server, context))
+        settings = settings_for(
+            [f"https://127.0.0.1:{port}"],
+            redis_url,
+            endpoint_tls={"ca_file": keys.ours.ca},
+            router=RARELY,
+        )
+        try:
+            assert await counted(settings, port) == (2, True)
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            await refusing
 
 
 async def test_a_certificate_may_be_for_another_name(keys: Keys, redis_url: str) -> None:
