@@ -86,9 +86,9 @@ async def find_out(settings: Settings, request: Request) -> Found:
             engines=engines,
             events=events,
             redis=redis,
-            indexers=await ask_pages(session, request.indexers, indexer_url(settings)),
+            indexers=await ask_pages(session, request.indexers, indexer_url(settings), identities),
             renders=await ask_renders(session, settings, identities),
-            routers=await ask_pages(session, request.routers, router_url(settings)),
+            routers=await ask_pages(session, request.routers, router_url(settings), identities),
             certificates=certificates(settings, identities),
         )
 

@@ -53,6 +53,7 @@ class EngineIdentities:
 
     def __init__(self, settings: Settings, gauges: TlsGauges) -> None:
         self._gauges = gauges
+        self._default = settings.endpoint_tls
         self._made: dict[_Files, Credentials] = {}
         self._by_url: dict[str, EngineTls] = {}
         faults: list[str] = []
@@ -67,6 +68,14 @@ class EngineIdentities:
     def of(self, url: str) -> EngineTls:
         """Tell how the engine or the service at this URL is spoken to."""
         return self._by_url.get(url, PLAIN)
+
+    def default(self) -> EngineTls:
+        """Tell how others of the fleet are spoken to over TLS: as `endpoint_tls` says.
+
+        Raises:
+            ConfigError: its files cannot be used.
+        """
+        return self._tls("endpoint_tls", self._default)
 
     def credentials(self) -> Sequence[Credentials]:
         """List what files are behind it all."""

@@ -71,12 +71,19 @@ class Indexer:
         settings: the configuration.
         reload: reads the configuration again, None where it has no file; ConfigError where it
             cannot be used.
+
+    Raises:
+        ConfigError: files that the configuration names cannot be used.
     """
 
     def __init__(self, settings: Settings, reload: Reload | None = None) -> None:
         self._settings = settings
         self._reload = reload
         self.metrics = IndexerMetrics()
+        gauges = TlsGauges(self.metrics.tls_good, self.metrics.tls_not_after)
+        self._admin_tls = listen_credentials(
+            "indexer.admin_tls", settings.indexer.admin_tls, gauges
+        )
         self._store = IndexStore.connect(settings.redis)
         self._store_watch = StoreWatch(self._store, self.metrics)
         self._context = _context()
@@ -87,11 +94,11 @@ class Indexer:
         leases = Leases(self._store.client, me, round(lease_s * 1_000))
         self.ownership = Ownership(me, leases, lease_s, means)
         self._scraping = Scraping.connect(settings.redis, self.ownership, self.metrics)
-        gauges = TlsGauges(self.metrics.tls_good, self.metrics.tls_not_after)
-        self._admin_tls = listen_credentials(
-            "indexer.admin_tls", settings.indexer.admin_tls, gauges
-        )
-        self._configure(settings)
+        try:
+            self._configure(settings)
+        except ConfigError:
+            self._context.destroy(linger=0)
+            raise
         self._fault: str | None = NOT_REACHED
         self._lives: dict[Shard, tuple[str, str]] = {}
         self._prepared = asyncio.Event()

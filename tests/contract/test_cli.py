@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from kvatlas import __version__
 from kvatlas.cli.main import app
 from kvatlas.common.prompt import demo_model_path
+from tests.fakes.authority import LOCALHOST, Authority
 
 BAD = """
 redis: {url: "http://127.0.0.1"}
@@ -72,6 +73,29 @@ def test_command_line_is_checked_like_the_file(good: str) -> None:
     result = run("router", "--config", good, "--port", "70000")
     assert result.exit_code == 78
     assert "router.port" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["router", "indexer"])
+def test_files_of_tls_that_cannot_be_used_are_faults(
+    command: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Each is named with its setting, and nothing of what stands in it is told."""
+    cert, key = Authority(tmp_path, "ours").issue("server", LOCALHOST)
+    key.write_text("canary")
+    tls = {"cert_file": str(cert), "key_file": str(key)}
+    path = tmp_path / "tls.yaml"
+    model = {"name": "demo", "tokenizer": str(demo_model_path()), "block_size": 16}
+    own = {"port": 0, "admin_port": 0, "admin_tls": tls}
+    service = own if command == "router" else {"admin_port": 0, "admin_tls": tls}
+    path.write_text(json.dumps({"redis": {"url": redis_url}, "models": [model], command: service}))
+    result = run(command, "--config", str(path))
+    fault = f"{command}.admin_tls.key_file: {key}: holds no private key in PEM that can be read"
+    assert (result.exit_code, fault in result.stderr) == (78, True)
+    engines = {"endpoints": [{"url": "https://e:1", "model": "demo"}], "endpoint_tls": tls}
+    path.write_text(json.dumps({"redis": {"url": redis_url}, "models": [model], **engines}))
+    again = run(command, "--config", str(path))
+    assert (again.exit_code, f"endpoint_tls.key_file: {key}" in again.stderr) == (78, True)
+    assert "canary" not in result.output + again.output
 
 
 def test_check_config_is_content_with_a_good_one(good: str) -> None:
