@@ -120,7 +120,10 @@ class Credentials:
         # Before they are read: what changes meanwhile is seen at the next look.
         self._watched = [WatchedFile(path) for path in files.values()]
         self.made = self._make()
-        gauges.tell(setting, self.made.not_after_s)
+
+    def announce(self) -> None:
+        """Tell the gauges that these are in force."""
+        self._gauges.tell(self.setting, self.made.not_after_s)
 
     def look(self) -> None:
         """Take over files that have changed; such that cannot be used change nothing."""
@@ -132,7 +135,7 @@ class Credentials:
             self._gauges.refused(self.setting)
             _LOG.error("tls.refused", faults=error.faults)
             return
-        self._gauges.tell(self.setting, self.made.not_after_s)
+        self.announce()
         _LOG.info("tls.reloaded", setting=self.setting)
 
     def _make(self) -> Made:
@@ -239,7 +242,11 @@ def listen_credentials(
     Raises:
         ConfigError: the files cannot be used.
     """
-    return None if tls is None else Credentials(setting, "server", tls.files(), gauges)
+    if tls is None:
+        return None
+    credentials = Credentials(setting, "server", tls.files(), gauges)
+    credentials.announce()
+    return credentials
 
 
 def listening(credentials: Credentials | None) -> ssl.SSLContext | None:

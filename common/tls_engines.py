@@ -64,6 +64,8 @@ class EngineIdentities:
                 faults += [each for each in error.faults if each not in faults]
         if faults:
             raise ConfigError(faults)
+        for each in self._made.values():
+            each.announce()
 
     def of(self, url: str) -> EngineTls:
         """Tell how the engine or the service at this URL is spoken to."""

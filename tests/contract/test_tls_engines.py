@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from kvatlas.common import limits
-from kvatlas.common.errors import PromptUnavailable
+from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import demo_model_path
 from kvatlas.common.settings import Settings
@@ -350,6 +350,27 @@ async def test_an_indexer_looks_over_tls(keys: Keys, redis_url: str) -> None:
             good = indexer.metrics.tls_good
             assert good.labels("indexer.admin_tls").value == 1
             assert good.labels("endpoint_tls").value == 1
+
+
+async def test_an_indexer_keeps_what_it_has_when_a_change_cannot_be_used(
+    keys: Keys, redis_url: str
+) -> None:
+    """It lives, looks on as before, and follows the next change."""
+    async with upstream(plain(ANSWER), tls=shown(keys.engine, keys.ours)) as engine:
+        good = settings_for([url_of(engine)], redis_url, endpoint_tls=keys.tls)
+        bad = settings_for([url_of(engine)], redis_url, endpoint_tls={"ca_file": "/no/file"})
+        other = settings_for([], redis_url)
+        async with indexing(good) as indexer:
+            answered = indexer.metrics.scrapes.labels("answered")
+            await until(lambda: answered.value >= 1)
+            with pytest.raises(ConfigError, match="ca_file: /no/file: No such file"):
+                indexer._configure(bad)
+            before = answered.value
+            await until(lambda: answered.value > before)
+            assert indexer.metrics.tls_good.labels("endpoint_tls").value == 1
+            indexer._configure(other)
+            (family,) = indexer.metrics.tls_good.collect()
+            assert family.samples == []
 
 
 async def test_a_render_service_is_spoken_to_alike(keys: Keys, redis_url: str) -> None:

@@ -112,6 +112,7 @@ def test_changed_files_are_taken_over_and_bad_ones_are_not(
     credentials = Credentials(
         "s", "server", files, TlsGauges(metrics.tls_good, metrics.tls_not_after)
     )
+    credentials.announce()
     first, until = credentials.made.context, credentials.made.not_after_s
     credentials.look()
     assert credentials.made.context is first
