@@ -125,6 +125,10 @@ class Credentials:
         """Tell the gauges that these are in force."""
         self._gauges.tell(self.setting, self.made.not_after_s)
 
+    def silence(self) -> None:
+        """Tell nothing more: others have come in their place."""
+        self._gauges = TlsGauges()
+
     def look(self) -> None:
         """Take over files that have changed; such that cannot be used change nothing."""
         if not [each for each in self._watched if each.changed() is not None]:
@@ -249,7 +253,7 @@ def listen_credentials(
     return credentials
 
 
-def listening(credentials: Credentials | None) -> ssl.SSLContext | None:
+def port_context(credentials: Credentials | None) -> ssl.SSLContext | None:
     """Give the context of a port, which hands each connection to the newest; None for HTTP."""
     if credentials is None:
         return None

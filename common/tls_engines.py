@@ -28,9 +28,14 @@ class EngineTls:
     server_name: str | None = None
 
     @property
+    def context(self) -> ssl.SSLContext | None:
+        """Give what connections are made with; another one after a change. None for HTTP."""
+        return None if self.credentials is None else self.credentials.made.context
+
+    @property
     def ssl(self) -> ssl.SSLContext | bool:
-        """Give aiohttp's `ssl`: another context after a change, and so no old connection."""
-        return True if self.credentials is None else self.credentials.made.context
+        """Give aiohttp's `ssl`."""
+        return self.context or True
 
 
 PLAIN: Final = EngineTls()
@@ -87,6 +92,7 @@ class EngineIdentities:
         """Say nothing more of settings that a successor does not have."""
         theirs = {each.setting for each in successor.credentials()}
         for each in self._made.values():
+            each.silence()
             if each.setting not in theirs:
                 self._gauges.forget(each.setting)
 

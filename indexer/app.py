@@ -25,7 +25,7 @@ from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.redis_client import LOGIN_REASONS, RedisArg, ServerFacts
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
-from kvatlas.common.tls import Credentials, TlsGauges, listen_credentials, listening, watch
+from kvatlas.common.tls import Credentials, TlsGauges, listen_credentials, port_context, watch
 from kvatlas.indexer.chores import Chores
 from kvatlas.indexer.discovery import configured_sources
 from kvatlas.indexer.feed import Feed
@@ -60,8 +60,14 @@ FILES_ELSE: Final = 256
 
 def run(settings: Settings, reload: Reload | None = None) -> int:
     """Run the indexer until SIGTERM or SIGINT; return the exit status."""
-    configure_logs(settings.log.level, json=settings.log.json_lines)
-    return run_service(lambda stop: Indexer(settings, reload).serve(stop))
+    log = configure_logs(settings.log.level, json=settings.log.json_lines)
+
+    async def main(stop: asyncio.Event) -> None:
+        indexer = Indexer(settings, reload)
+        indexer.metrics.log_dropped.set_function(lambda: log.dropped)
+        await indexer.serve(stop)
+
+    return run_service(main)
 
 
 class Indexer:
@@ -114,7 +120,7 @@ class Indexer:
         app = admin_app(self.metrics.registry, lambda: self._fault)
         try:
             async with (
-                serving(app, admin.admin_host, admin.admin_port, listening(self._admin_tls)),
+                serving(app, admin.admin_host, admin.admin_port, port_context(self._admin_tls)),
                 Supervisor() as tasks,
             ):
                 self._start(tasks)

@@ -170,6 +170,13 @@ class IndexerMetrics(Metrics):
         "their sum over all indexers is the number of engines; less for longer than a lease: an"
         " owner is gone",
     )
+    log_dropped = gauge(
+        "log_dropped",
+        "",
+        "lines",
+        "Log lines that were not written since the start: what reads them does not keep up.",
+        "rises: a full disk, or a collector of logs that is stuck",
+    )
     scrapes = counter(
         "scrapes",
         "outcome",
@@ -178,7 +185,7 @@ class IndexerMetrics(Metrics):
         "`silent` for engines that are well: may the indexer reach their HTTP port?",
     )
 
-    def forget(self, endpoint: str) -> None:
-        """Drop the gauges of an endpoint that is followed no longer."""
+    def leave(self, endpoint: str) -> None:
+        """Drop the gauges of an endpoint that is followed no longer; its counts stay."""
         for each in (self.lag, self.unmatched, self.epoch, self.seq, self.blocks):
             each.remove(endpoint)
