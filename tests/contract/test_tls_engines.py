@@ -275,14 +275,16 @@ def refuse(server: socket.socket, context: ssl.SSLContext) -> None:
             connection, _ = server.accept()
         except OSError:
             return
-        with connection:
+        # A handshake that fails closes the socket that it was given.
+        with connection.dup() as kept:
             connection.settimeout(2)
+            kept.settimeout(2)
             with suppress(OSError):
                 context.wrap_socket(connection, server_side=True)
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_WR)
+                kept.shutdown(socket.SHUT_WR)
                 # Bytes that nobody read would reset the connection, and the alert be lost.
-                while connection.recv(65_536):
+                while kept.recv(65_536):
                     pass
 
 
