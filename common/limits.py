@@ -82,6 +82,15 @@ HTTP_ERRORS_FROM: Final = 400
 API_KEYS_LOOK_S: Final = 1.0
 """Between two looks at the file: a key that is taken out is refused so soon."""
 
+TLS_HANDSHAKE_S: Final = 10.0
+"""For a client to be greeted: two round trips take a slow one a second or two."""
+TLS_SHUTDOWN_S: Final = 2.0
+"""For a client to take its leave; asyncio would wait for half a minute."""
+TLS_LOOK_S: Final = 2.0
+"""Between two looks at the files: whoever takes them out waits minutes anyway."""
+TLS_SERVER_NAME_CHARS_MAX: Final = 253
+"""A name in the DNS."""
+
 # --- deadlines --------------------------------------------------------------------------------
 LOOKUP_S: Final = 0.020
 """For Redis, per request; then the request goes by load."""
