@@ -49,8 +49,6 @@ def running_router(name: str, site: Site) -> Iterator[Route]:
 
 
 def _kvatlas(stack: contextlib.ExitStack, site: Site, *, routers: int, policy: str | None) -> Route:
-    redis = stack.enter_context(running_redis(site.folder))
-    indexer_port = site.ports.take()
     # The default profile, with what it believes of engines scaled as these are: they compute fewer
     # tokens in a step, and all time runs faster.
     scaled = {
@@ -59,6 +57,15 @@ def _kvatlas(stack: contextlib.ExitStack, site: Site, *, routers: int, policy: s
     }
     profile = short_form("cost-scorer", "max-score-picker", **scaled)
     options: dict[str, Any] = {"profile": profile} if policy is None else {"policy": policy}
+    return kvatlas_route(stack, site, options, routers)
+
+
+def kvatlas_route(
+    stack: contextlib.ExitStack, site: Site, options: dict[str, Any], routers: int = 1
+) -> Route:
+    """Start Redis, an indexer and routers with these settings of theirs."""
+    redis = stack.enter_context(running_redis(site.folder))
+    indexer_port = site.ports.take()
     sections = {
         "redis": {"url": redis.url},
         "router": {"drain_s": 1.0, **options},

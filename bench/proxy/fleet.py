@@ -1,0 +1,164 @@
+"""What is compared, all of it running at once on the same engines: each router a process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from bench.index.machine import BenchError
+from bench.routing import peers
+from bench.routing.routers import kvatlas_route
+from bench.routing.site import Engine, Model, Site, await_ok
+from kvatlas.cli.processes import Ports
+
+ENGINES: Final = 4
+START_S: Final = 120.0
+LOAD_SPARE_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that requests are sent to.
+
+    Attributes:
+        pids: whose CPU counts; for "direct" the engines'.
+        beside: other processes of it: the indexer and Redis.
+    """
+
+    name: str
+    ports: list[int]
+    pids: list[int]
+    beside: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One measurement.
+
+    Attributes:
+        what: "requests" or "streams".
+        size: of a body, KB.
+    """
+
+    what: str
+    size: int
+    concurrency: int
+    seconds: float
+    warm_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All that runs."""
+
+    targets: dict[str, Target]
+    engine_pid: int
+
+    def measure(self, name: str, load: Load) -> dict[str, Any]:
+        """Put a load on one target; give what came of it.
+
+        Raises:
+            BenchError: it cannot be measured.
+        """
+        target = self.targets[name]
+        command = [
+            *(sys.executable, "-m", "bench.proxy.load", load.what),
+            *("--ports", *map(str, target.ports)),
+            *("--size", str(load.size), "--concurrency", str(load.concurrency)),
+            *("--seconds", str(load.seconds), "--warm", str(load.warm_s)),
+            *("--pids", *map(str, [*target.pids, *target.beside])),
+        ]
+        limit = load.seconds + load.warm_s + LOAD_SPARE_S
+        done = subprocess.run(command, capture_output=True, timeout=limit, check=False)
+        if done.returncode:
+            raise BenchError(f"{name}: {done.stderr.decode()[-2_000:]}")
+        found: dict[str, Any] = json.loads(done.stdout)
+        cpu = found.pop("cpu_ns")
+        own = sum(cpu[str(pid)] for pid in target.pids)
+        found["cpu_us"] = own / found["count"] / 1e3
+        found["beside_us"] = sum(cpu[str(p)] for p in target.beside) / found["count"] / 1e3
+        found["per_s"] = found["count"] / found["seconds"]
+        found["share"] = own / found["seconds"] / 1e9
+        return found
+
+
+@contextlib.contextmanager
+def running_fleet(
+    folder: Path, tokenizer: Path, names: Sequence[str], sizes: Sequence[int]
+) -> Iterator[Fleet]:
+    """Run engines and routers until the context ends.
+
+    Raises:
+        BenchError: something does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        site = Site(folder, Model(factor=1.0, time_scale=1.0), Ports(), tokenizer=tokenizer)
+        pid = _engines(stack, site, sizes)
+        targets = {}
+        for name in names:
+            if name == "direct":
+                ports = [engine.port for engine in site.engines]
+                targets[name] = Target(name, ports, [pid], [])
+            else:
+                targets[name] = TARGETS[name](stack, site, name)
+        yield Fleet(targets, pid)
+
+
+def _engines(stack: contextlib.ExitStack, site: Site, sizes: Sequence[int]) -> int:
+    places = [tuple(site.ports.take() for _ in range(3)) for _ in range(ENGINES)]
+    command = [
+        *(sys.executable, "-m", "bench.proxy.engine", "--model", str(site.tokenizer)),
+        *("--sizes", *map(str, sizes), "--"),
+        *(":".join(map(str, place)) for place in places),
+    ]
+    pid, _ = site.start(stack, "engines", command)
+    for place in places:
+        site.engines.append(Engine(*place, pid))
+        await_ok(place[0], "/health", "an engine", START_S)
+    return pid
+
+
+Start = Callable[[contextlib.ExitStack, Site, str], Target]
+
+
+def _kvatlas(
+    stack: contextlib.ExitStack, site: Site, name: str, **options: Any
+) -> Target:
+    route = kvatlas_route(stack, site, options)
+    ports = [int(url.rsplit(":", 1)[1]) for url in route.urls]
+    return Target(name, ports, route.pids, route.shared_pids)
+
+
+def _bare(stack: contextlib.ExitStack, site: Site, name: str) -> Target:
+    port = site.ports.take()
+    command = [sys.executable, "-m", "bench.proxy.bare", "--port", str(port)]
+    pid, _ = site.start(stack, "bare", [*command, *(engine.url for engine in site.engines)])
+    await_ok(port, "/readyz", "the bare proxy")
+    return Target(name, [port], [pid], [])
+
+
+def _peer(
+    start: Callable[[contextlib.ExitStack, Site], tuple[int, int]],
+    stack: contextlib.ExitStack,
+    site: Site,
+    name: str,
+) -> Target:
+    port, pid = start(stack, site)
+    return Target(name, [port], [pid], [])
+
+
+TARGETS: dict[str, Start] = {
+    "bare": _bare,
+    "kvatlas": _kvatlas,
+    "vllm-router-round-robin": partial(_peer, partial(peers.vllm_router, policy="round_robin")),
+    "vllm-router-kv-aware": partial(_peer, peers.vllm_router_kv_aware),
+    "smg": partial(_peer, peers.smg),
+}
+NAMES: Final = ("direct", *TARGETS)
