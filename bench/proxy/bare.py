@@ -1,6 +1,6 @@
 """A bare proxy of aiohttp: what a Python router costs that decides nothing.
 
-    python -m bench.proxy.bare --port PORT URL ...
+python -m bench.proxy.bare --port PORT URL ...
 """
 
 from __future__ import annotations

@@ -145,6 +145,8 @@ def _pages() -> dict[bytes, bytes]:
     models = answers.model_list(MODEL, MODEL, 1 << 20, CREATED)
     return {
         b"/health": page(b""),
+        # A collector that takes all traces.
+        b"/v1/traces": page(b"", "application/x-protobuf"),
         b"/version": page(b'{"version":"0.32.0"}'),
         b"/v1/models": page(orjson.dumps(models)),
         b"/metrics": page(metrics.page(), "text/plain; version=0.0.4"),

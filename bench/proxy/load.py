@@ -1,6 +1,6 @@
 """The load: requests or streams over kept connections, from bytes that are made before.
 
-    python -m bench.proxy.load requests|streams|stall --port P ... --size KB --concurrency N
+    python -m bench.proxy.load requests|streams|poll --ports P ... --size KB --concurrency N
 
 One line of JSON tells what came of it, with the CPU that the processes of `--pids` used meanwhile.
 """
@@ -131,11 +131,12 @@ class Reader(asyncio.Protocol):
         self._rest = tail if STAMP[:1] in tail else b""
 
 
-def wire(port: int, body: bytes) -> bytes:
+def wire(port: int, body: bytes, key: str) -> bytes:
     """Write a request."""
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-        f"Accept: */*\r\nUser-Agent: bench\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Accept: */*\r\nUser-Agent: bench\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
@@ -162,7 +163,7 @@ async def requests(options: argparse.Namespace) -> dict[str, Any]:
     text, loop = source_text(), asyncio.get_running_loop()
     ports = options.ports
     made = bodies(options.size, text)
-    run = Run([wire(ports[n % len(ports)], body.raw) for n, body in enumerate(made)])
+    run = Run([wire(ports[n % len(ports)], body.raw, options.key) for n, body in enumerate(made)])
     for number in range(options.concurrency):
         start = number * len(run.requests) // options.concurrency
         port = ports[number % len(ports)]
@@ -191,7 +192,7 @@ async def streams(options: argparse.Namespace) -> dict[str, Any]:
     made = bodies(options.size, source_text(), stream=True)
     for number in range(options.concurrency):
         port = options.ports[number % len(options.ports)]
-        request = wire(port, made[number % len(made)].raw)
+        request = wire(port, made[number % len(made)].raw, options.key)
         await loop.create_connection(
             lambda request=request: Reader(request, delays),  # type: ignore[misc]
             "127.0.0.1",
@@ -214,19 +215,43 @@ async def streams(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+async def poll(options: argparse.Namespace) -> dict[str, Any]:
+    """Ask for a path that there is not, every millisecond; how late answers are tells of stalls."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", options.ports[0])
+    took, end = list[int](), time.perf_counter() + options.seconds
+    while time.perf_counter() < end:
+        begun = time.perf_counter_ns()
+        writer.write(b"GET /none HTTP/1.1\r\nHost: bench\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        at = head.lower().find(b"content-length:")
+        await reader.readexactly(int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0)
+        took.append(time.perf_counter_ns() - begun)
+        await asyncio.sleep(0.001)
+    took.sort()
+    return {
+        "count": len(took),
+        "p50_us": percentile(took, 0.5) / 1e3,
+        "p99_us": percentile(took, 0.99) / 1e3,
+        "max_us": took[-1] / 1e3,
+    }
+
+
+RUNS = {"requests": requests, "streams": streams, "poll": poll}
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(prog="bench.proxy.load")
-    parser.add_argument("what", choices=("requests", "streams"))
+    parser.add_argument("what", choices=RUNS)
     parser.add_argument("--ports", type=int, nargs="+", required=True)
-    parser.add_argument("--size", type=int, required=True, help="KB")
-    parser.add_argument("--concurrency", type=int, required=True)
+    parser.add_argument("--size", type=int, default=1, help="KB")
+    parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--warm", type=float, default=WARM_S)
+    parser.add_argument("--key", default="")
     parser.add_argument("--pids", type=int, nargs="*", default=[])
     options = parser.parse_args()
-    run = requests if options.what == "requests" else streams
-    print(json.dumps(uvloop.run(run(options))))
+    print(json.dumps(uvloop.run(RUNS[options.what](options))))
 
 
 if __name__ == "__main__":
