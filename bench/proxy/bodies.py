@@ -39,33 +39,42 @@ def source_text() -> str:
     return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
-def bodies(kilobytes: int, text: str, count: int = PROMPTS, *, stream: bool = False) -> list[Body]:
-    """Make chats of so many bytes; the same ones for the same arguments."""
+def write_bodies(folder: Path, kilobytes: int, text: str, count: int = PROMPTS) -> None:
+    """Make chats of so many bytes, each in a file; the same ones for the same arguments."""
     lines = text.splitlines(keepends=True)
     rng = random.Random(kilobytes)
-    return [_body(kilobytes, number, lines, rng, stream=stream) for number in range(count)]
+    for number in range(count):
+        raw = _body(kilobytes, number, lines, rng)
+        (folder / f"{kilobytes}-{number}.json").write_bytes(raw)
 
 
-def _body(
-    kilobytes: int, number: int, lines: list[str], rng: random.Random, *, stream: bool
-) -> Body:
-    mark = f"{kilobytes}-{number}"
-    want, content = kilobytes * KB, f"<#{mark}>\n"
+def read_bodies(folder: Path, kilobytes: int, *, stream: bool = False) -> list[Body]:
+    """Read them, in their order; as streams, with the same text."""
+    found = []
+    for number in range(len(list(folder.glob(f"{kilobytes}-*.json")))):
+        raw = (folder / f"{kilobytes}-{number}.json").read_bytes()
+        if stream:
+            raw = raw.replace(b'"stream":false', b'"stream":true', 1)
+        found.append(Body(f"{kilobytes}-{number}".encode(), raw))
+    return found
+
+
+def _body(kilobytes: int, number: int, lines: list[str], rng: random.Random) -> bytes:
+    want, content = kilobytes * KB, f"<#{kilobytes}-{number}>\n"
     while len(content) < want:
         start = rng.randrange(len(lines) - 200)
         content += "".join(lines[start : start + 20])
-    while (over := len(_written(content, stream=False)) - want) > 0:
+    while (over := len(raw := _written(content)) - want) > 0:
         # A quoted character is two bytes or more of the body.
         content = content[: -max(1, over // 4)]
-    # The same text either way: engines know prompts, and stream them or not.
-    return Body(mark.encode(), _written(content, stream=stream))
+    return raw
 
 
-def _written(content: str, *, stream: bool) -> bytes:
+def _written(content: str) -> bytes:
     fields = {
         "model": MODEL,
         "max_tokens": 8,
-        "stream": stream,
+        "stream": False,
         "messages": [{"role": "user", "content": content}],
     }
     return orjson.dumps(fields)

@@ -1,6 +1,6 @@
 """Engines that cost next to nothing: they know their prompts, announce them, and answer from memory.
 
-    python -m bench.proxy.engine --model FOLDER --sizes KB ... -- PORT:EVENTS:REPLAY ...
+    python -m bench.proxy.engine --model FOLDER --bodies FOLDER --sizes KB ... -- PORT:EVENTS:REPLAY ...
 
 All of them share a process and a loop. Prompt i is held by engine i modulo their number. Streams
 carry the moment at which each chunk was written.
@@ -19,7 +19,7 @@ from typing import Final, cast
 import orjson
 import uvloop
 
-from bench.proxy.bodies import bodies, mark_of, source_text, token_ids
+from bench.proxy.bodies import mark_of, read_bodies, token_ids
 from bench.proxy.streaming import Pacer, Stream
 from kvatlas.cli.fleet import BLOCK_SIZE, MODEL
 from kvatlas.common.prompt import PromptBuilder
@@ -198,16 +198,21 @@ class Text:
             publisher.publish([Stored(part, parent, tuple(ids), BLOCK_SIZE, (None,) * len(part))])
 
 
-def _texts(model: Path, sizes: Sequence[int]) -> list[Text]:
+def _texts(model: Path, folder: Path, sizes: Sequence[int]) -> list[Text]:
     builder = PromptBuilder.load(ModelSettings(name=MODEL, tokenizer=str(model)))
-    source = source_text()
     return [
-        Text(body.mark, token_ids(builder, body)) for size in sizes for body in bodies(size, source)
+        Text(body.mark, token_ids(builder, body))
+        for size in sizes
+        for body in read_bodies(folder, size)
     ]
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    texts, pages, pacer = _texts(options.model, options.sizes), _pages(), Pacer(options.interval)
+    texts, pages, pacer = (
+        _texts(options.model, options.bodies, options.sizes),
+        _pages(),
+        Pacer(options.interval),
+    )
     loop = asyncio.get_running_loop()
     with ExitStack() as stack:
         replays = []
@@ -233,6 +238,7 @@ def main() -> None:
     """Serve until stopped."""
     parser = argparse.ArgumentParser(prog="bench.proxy.engine")
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--bodies", type=Path, required=True, help="folder of them")
     parser.add_argument("--sizes", type=int, nargs="+", required=True)
     parser.add_argument("--interval", type=float, default=0.025, help="between chunks, s")
     parser.add_argument("places", nargs="+", metavar="PORT:EVENTS:REPLAY")

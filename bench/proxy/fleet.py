@@ -17,6 +17,7 @@ from typing import Any, Final
 import yaml
 
 from bench.index.machine import BenchError
+from bench.proxy.bodies import source_text, write_bodies
 from bench.routing import peers
 from bench.routing.routers import kvatlas_route
 from bench.routing.site import Engine, Model, Site, await_ok
@@ -66,7 +67,7 @@ class Fleet:
     """All that runs."""
 
     targets: dict[str, Target]
-    engine_pid: int
+    bodies: Path
 
     def measure(self, name: str, load: Load) -> dict[str, Any]:
         """Put a load on one target; give what came of it.
@@ -121,7 +122,8 @@ class Fleet:
         command = [
             *(sys.executable, "-m", "bench.proxy.load", load.what),
             *("--ports", *map(str, target.ports)),
-            *("--size", str(load.size), "--concurrency", str(load.concurrency)),
+            *("--bodies", str(self.bodies), "--size", str(load.size)),
+            *("--concurrency", str(load.concurrency)),
             *("--seconds", str(load.seconds), "--warm", str(load.warm_s), "--key", KEY),
             *("--pids", *map(str, [*target.pids, *target.beside])),
         ]
@@ -155,7 +157,8 @@ def running_fleet(
     """
     with contextlib.ExitStack() as stack:
         site = Site(folder, Model(factor=1.0, time_scale=1.0), Ports(), tokenizer=tokenizer)
-        pid = _engines(stack, site, sizes)
+        bodies = _write(folder / "bodies", sizes)
+        pid = _engines(stack, site, bodies, sizes)
         targets = {}
         for name in names:
             if name == "direct":
@@ -165,14 +168,22 @@ def running_fleet(
                 own = replace(site, folder=folder / name)
                 own.folder.mkdir()
                 targets[name] = TARGETS[name](stack, own, name)
-        yield Fleet(targets, pid)
+        yield Fleet(targets, bodies)
 
 
-def _engines(stack: contextlib.ExitStack, site: Site, sizes: Sequence[int]) -> int:
+def _write(folder: Path, sizes: Sequence[int]) -> Path:
+    folder.mkdir()
+    text = source_text()
+    for size in sizes:
+        write_bodies(folder, size, text)
+    return folder
+
+
+def _engines(stack: contextlib.ExitStack, site: Site, bodies: Path, sizes: Sequence[int]) -> int:
     places = [tuple(site.ports.take() for _ in range(3)) for _ in range(ENGINES)]
     command = [
         *(sys.executable, "-m", "bench.proxy.engine", "--model", str(site.tokenizer)),
-        *("--sizes", *map(str, sizes), "--"),
+        *("--bodies", str(bodies), "--sizes", *map(str, sizes), "--"),
         *(":".join(map(str, place)) for place in places),
     ]
     pid, _ = site.start(stack, "engines", command)

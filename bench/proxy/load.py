@@ -1,6 +1,6 @@
 """The load: requests or streams over kept connections, from bytes that are made before.
 
-    python -m bench.proxy.load requests|streams|poll --ports P ... --size KB --concurrency N
+    python -m bench.proxy.load requests|streams|poll --ports P ... --bodies FOLDER --size KB --concurrency N
 
 One line of JSON tells what came of it, with the CPU that the processes of `--pids` used meanwhile.
 """
@@ -12,11 +12,12 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import uvloop
 
-from bench.proxy.bodies import bodies, source_text
+from bench.proxy.bodies import read_bodies
 from bench.proxy.streaming import STAMP, STAMP_DIGITS
 from bench.proxy.usage import cpu_ns, machine_busy_s
 from kvatlas.cli.best_share import percentile
@@ -160,9 +161,9 @@ class Meter:
 
 async def requests(options: argparse.Namespace) -> dict[str, Any]:
     """Send requests one after the other over each connection."""
-    text, loop = source_text(), asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
     ports = options.ports
-    made = bodies(options.size, text)
+    made = read_bodies(options.bodies, options.size)
     run = Run([wire(ports[n % len(ports)], body.raw, options.key) for n, body in enumerate(made)])
     for number in range(options.concurrency):
         start = number * len(run.requests) // options.concurrency
@@ -189,7 +190,7 @@ async def requests(options: argparse.Namespace) -> dict[str, Any]:
 async def streams(options: argparse.Namespace) -> dict[str, Any]:
     """Read streams."""
     loop, delays = asyncio.get_running_loop(), list[int]()
-    made = bodies(options.size, source_text(), stream=True)
+    made = read_bodies(options.bodies, options.size, stream=True)
     for number in range(options.concurrency):
         port = options.ports[number % len(options.ports)]
         request = wire(port, made[number % len(made)].raw, options.key)
@@ -248,6 +249,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--warm", type=float, default=WARM_S)
+    parser.add_argument("--bodies", type=Path, required=True, help="folder of them")
     parser.add_argument("--key", default="")
     parser.add_argument("--pids", type=int, nargs="*", default=[])
     options = parser.parse_args()
