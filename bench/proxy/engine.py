@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
         # One of uvloop is no asyncio.Transport to isinstance.
         self._transport = cast("asyncio.Transport", transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         """Stop the stream of a client that left."""
         if self._stream is not None:
             self._stream.is_over = True

@@ -180,16 +180,17 @@ def _write(folder: Path, sizes: Sequence[int]) -> Path:
 
 
 def _engines(stack: contextlib.ExitStack, site: Site, bodies: Path, sizes: Sequence[int]) -> int:
-    places = [tuple(site.ports.take() for _ in range(3)) for _ in range(ENGINES)]
+    take = site.ports.take
+    places = [(take(), take(), take()) for _ in range(ENGINES)]
     command = [
         *(sys.executable, "-m", "bench.proxy.engine", "--model", str(site.tokenizer)),
         *("--bodies", str(bodies), "--sizes", *map(str, sizes), "--"),
         *(":".join(map(str, place)) for place in places),
     ]
     pid, _ = site.start(stack, "engines", command)
-    for place in places:
-        site.engines.append(Engine(*place, pid))
-        await_ok(place[0], "/health", "an engine", START_S)
+    for port, events, replay in places:
+        site.engines.append(Engine(port, events, replay, pid))
+        await_ok(port, "/health", "an engine", START_S)
     return pid
 
 

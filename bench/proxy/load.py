@@ -64,7 +64,7 @@ class Worker(asyncio.Protocol):
         if not self._run.is_over:
             self._send()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         """Count a connection that was not closed by us."""
         if not self._run.is_over:
             self._run.lost += 1
@@ -181,7 +181,9 @@ async def requests(options: argparse.Namespace) -> dict[str, Any]:
         raise Failure("no answer came")
     return {
         **found,
-        **{"count": len(took), "bad": run.bad, "lost": run.lost},
+        "count": len(took),
+        "bad": run.bad,
+        "lost": run.lost,
         "p50_us": percentile(took, 0.5) / 1e3,
         "p99_us": percentile(took, 0.99) / 1e3,
     }

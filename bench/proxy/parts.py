@@ -15,6 +15,8 @@ from bench.proxy.shares import shares
 REQUEST_SIZES: Final = (1, 32, 128)
 STREAM_SIZE: Final = 1
 STALL_SIZE: Final = 512
+STALL_LOAD: Final = 2
+"""Bodies at once: more of them saturate the machine, and the poll waits for that."""
 STAGE_SIZES: Final = (1, 32)
 STREAMS: Final = 500
 SATURATED: Final = 32
@@ -104,8 +106,10 @@ def stages(rounds: Rounds, folder: Path, sizes: Sequence[int]) -> dict[str, Any]
 
 def stall(rounds: Rounds, names: Sequence[str]) -> None:
     """Measure how long an answer to a trifle takes while long bodies pass."""
-    load = Load("requests", STALL_SIZE, 4, rounds.seconds + 2.0)
-    rounds.make(_case("stall", STALL_SIZE, 4), names, lambda name: rounds.fleet.stall(name, load))
+    load = Load("requests", STALL_SIZE, STALL_LOAD, rounds.seconds + 2.0)
+    rounds.make(
+        _case("stall", STALL_SIZE, STALL_LOAD), names, lambda name: rounds.fleet.stall(name, load)
+    )
 
 
 def _case(part: str, size: int, concurrency: int) -> str:

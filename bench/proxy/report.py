@@ -15,7 +15,7 @@ RATIO_OF: Final = "vllm-router-kv-aware"
 CHUNKS_PER_S: Final = 40.0
 GOALS_US: Final = {"requests 1 KB": 400, "requests 32 KB": 720, "requests 128 KB": 1_800,
                    "streams 1 KB": 20}  # fmt: skip
-Figures = Mapping[str, Any]
+Figures = dict[str, Any]
 Rows = list[list[str]]
 Sheet = tuple[str, list[str], Rows]
 Runs = Mapping[str, Mapping[str, Sequence[Figures]]]

@@ -11,10 +11,10 @@ STAMP: Final = b"chatcmpl-bench-"
 """What the moment of a chunk stands behind: nanoseconds of the monotonic clock, 19 digits."""
 STAMP_DIGITS: Final = 19
 _TICK_S: Final = 0.001
-_FIRST, _LAST = (
-    b'data: {"id":"' + STAMP,
+_FIRST = b'data: {"id":"' + STAMP
+_LAST = (
     b'","object":"chat.completion.chunk","created":1764120000,"model":"demo","choices":[{"index":'
-    b'0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}],"token_ids":null}\n\n',
+    b'0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}],"token_ids":null}\n\n'
 )
 _SIZE = b"%x\r\n" % (len(_FIRST) + STAMP_DIGITS + len(_LAST))
 _BEFORE, _AFTER = _SIZE + _FIRST, _LAST + b"\r\n"
