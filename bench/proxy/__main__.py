@@ -20,7 +20,7 @@ from rich.console import Console
 
 from bench.index.machine import BenchError, load_average, prefer_redis_7
 from bench.proxy import parts, report
-from bench.proxy.fleet import NAMES, VARIANTS, Fleet, running_fleet
+from bench.proxy.fleet import NAMES, VARIANTS, running_fleet
 
 TOKENIZER = Path(__file__).parents[3] / "shared/data/models/qwen3"
 PARTS = ("requests", "streams", "stages", "stall")

@@ -1,8 +1,8 @@
-"""Engines that cost next to nothing: they know their prompts, announce them, and answer from memory.
+"""Engines that cost next to nothing: they know their prompts and answer from memory.
 
-    python -m bench.proxy.engine --model FOLDER --bodies FOLDER --sizes KB ... -- PORT:EVENTS:REPLAY ...
+    python -m bench.proxy.engine --model FOLDER --bodies FOLDER --sizes KB ... -- PLACE ...
 
-All of them share a process and a loop. Prompt i is held by engine i modulo their number. Streams
+A place is PORT:EVENTS:REPLAY. All of them share a process and a loop. Prompt i is held by engine i modulo their number. Streams
 carry the moment at which each chunk was written.
 """
 

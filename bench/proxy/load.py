@@ -1,6 +1,6 @@
 """The load: requests or streams over kept connections, from bytes that are made before.
 
-    python -m bench.proxy.load requests|streams|poll --ports P ... --bodies FOLDER --size KB --concurrency N
+    python -m bench.proxy.load requests|streams|poll --ports P ... --bodies FOLDER --size KB
 
 One line of JSON tells what came of it, with the CPU that the processes of `--pids` used meanwhile.
 """
