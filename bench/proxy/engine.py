@@ -2,8 +2,8 @@
 
     python -m bench.proxy.engine --model FOLDER --bodies FOLDER --sizes KB ... -- PLACE ...
 
-A place is PORT:EVENTS:REPLAY. All of them share a process and a loop. Prompt i is held by engine i modulo their number. Streams
-carry the moment at which each chunk was written.
+A place is PORT:EVENTS:REPLAY. All engines share a process and a loop. Prompt i is held by engine i
+modulo their number. Streams carry the moment at which each chunk was written.
 """
 
 from __future__ import annotations
