@@ -97,7 +97,7 @@ class Looks:
 
     async def _look(self, engine: Engine) -> None:
         try:
-            found = await look(self._session, engine.url, engine.api_key)
+            found = await look(self._session, engine.url, engine.api_key, engine.tls)
             is_alive = found.is_up or await self._is_alive(engine)
         finally:
             self._looking.discard(engine.url)
@@ -112,7 +112,7 @@ class Looks:
 
     async def _is_alive(self, engine: Engine) -> bool:
         """Ask an engine whose page does not come for its health: the page may be all that hangs."""
-        asked = Asked(engine.url, engine.api_key, limits.HEALTH_TIMEOUT_S)
+        asked = Asked(engine.url, engine.api_key, limits.HEALTH_TIMEOUT_S, tls=engine.tls)
         try:
             reply = await ask(self._session, asked, "/health")
         except Silence:

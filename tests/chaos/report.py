@@ -21,8 +21,8 @@ from typing import Any
 HEAD = """# Faults
 
 Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the tables R (Redis), E
-(events) and U (upstream engines) has tests in `tests/chaos` that are named after it, and that inject the fault for real.
-`make test` runs the same tests with fewer engines and batches.
+(events) and U (upstream engines) has tests in `tests/chaos` that are named after it, and that
+inject the fault for real. `make test` runs the same tests with fewer engines and batches.
 
 There are 8 engines (2 where one of them is flooded or indexers are killed, as many as are told for
 E14, one per bomb for E10), each with 1,000 batches to catch up with where all are hit. What has to

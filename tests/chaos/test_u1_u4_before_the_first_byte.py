@@ -61,8 +61,9 @@ async def test_u2_who_takes_no_connection_costs_its_time_once(
 async def test_u3_silence_is_a_504_and_not_asked_twice(canary: Canary, log: io.StringIO) -> None:
     """The budget for the first byte ends it, though another endpoint is there."""
     async with upstream(GOOD) as engine, fault_proxy("127.0.0.1", engine.port) as wire:
+        before, limit_s = [wire.address], FIRST_BYTE_S
         async with upstream_fleet(
-            [GOOD], canary, log, before=[wire.address], first_byte_s=FIRST_BYTE_S
+            [GOOD], canary, log, before=before, first_byte_s=limit_s
         ) as place:
             wire.blackhole = True
             seen = [await place.ask() for _ in range(2)]

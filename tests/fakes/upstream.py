@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -36,7 +39,9 @@ class Exchange:
         await self.send(b"%x\r\n%s\r\n" % (len(piece), piece))
 
     def reset(self) -> None:
-        """Break the connection off."""
+        """Break the connection off, with a reset instead of an end."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
@@ -106,10 +111,12 @@ class Upstream:
 
 
 @asynccontextmanager
-async def upstream(behaviour: Behaviour, port: int = 0) -> AsyncIterator[Upstream]:
+async def upstream(
+    behaviour: Behaviour, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Upstream]:
     """Run such an engine until the context ends."""
     made = Upstream(behaviour)
-    server = await asyncio.start_server(made.serve, "127.0.0.1", port)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", port, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

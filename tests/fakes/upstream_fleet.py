@@ -16,7 +16,7 @@ import aiohttp
 from kvatlas.common.prompt import CHAT_PATH, demo_model_path
 from kvatlas.common.settings import Settings
 from kvatlas.router.app import Running, router
-from kvatlas.router.endpoint import Endpoint
+from kvatlas.router.endpoint import Endpoint, EngineFacts
 from tests.fakes.canary import Canary
 from tests.fakes.engines import until
 from tests.fakes.upstream import Behaviour, Exchange, Upstream, plain, upstream
@@ -68,7 +68,8 @@ class UpstreamFleet:
         body = {**chat, **more, "stream": stream}
         began, received = time.monotonic(), bytearray()
         headers = {"X-Api-Key": text, "x-secret": text}
-        async with self.session.post(path, json=body, headers=headers) as reply:
+        sent = io.BytesIO(json.dumps(body).encode())
+        async with self.session.post(path, data=sent, headers=headers) as reply:
             is_torn = False
             try:
                 while piece := await reply.content.readany():
@@ -154,6 +155,9 @@ async def upstream_fleet(
         await stack.enter_async_context(session)
         await until(lambda: running.readiness() is None)
         place = UpstreamFleet(running, session, engines, canary, log)
+        for number in range(len(before)):
+            # As if it had been there before: who has never been asked what it serves gets nothing.
+            place.endpoint(number).facts = EngineFacts(asked=True)
         yield place
         await place.leave()
 
