@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Literal
 
 from kvatlas.common import limits
@@ -136,6 +137,16 @@ class Endpoint(StandLoad):
         self._waiting_before = waiting
         self.gauges, self.looked_s = gauges, looked_s
         self.asked = True
+
+    def guess_from(self, others: Sequence[Endpoint]) -> None:
+        """Take its load for that of others: what was seen of it is too old."""
+        self.others_running = int(median([each.others_running for each in others]))
+        self.others_waiting = self._waiting_before = 0
+        self.gauges = replace(
+            self.gauges,
+            waiting=median([each.gauges.waiting for each in others]),
+            kv_usage=median([each.gauges.kv_usage for each in others]),
+        )
 
     def answered(self) -> None:
         """Note that it answered us."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from statistics import median
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.gauges import EngineGauges, Look, Sample
@@ -127,12 +126,12 @@ class Endpoints:
         Its gauges grow old, so what strangers have there is guessed: as much as with the others.
         """
         all_ranks = self._by_model[engine.model]
-        others = [each.others_running for each in all_ranks if each not in engine.endpoints]
+        others = [each for each in all_ranks if each not in engine.endpoints]
         for endpoint in engine.endpoints:
             endpoint.answered()
             endpoint.asked = True
             if others:
-                endpoint.others_running, endpoint.others_waiting = int(median(others)), 0
+                endpoint.guess_from(others)
             self.health.answered(endpoint)
 
     def note_shared(self, name: EndpointName, sample: Sample, looked_s: float) -> None:

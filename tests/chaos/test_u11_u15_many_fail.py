@@ -26,6 +26,7 @@ from tests.fakes.upstream_fleet import (
 )
 
 PAUSE_S = 0.5
+CLOSING = plain(ANSWER, "200 OK", b"Connection: close")
 AWAY_MS_MAX = 1.0
 EVERY_S = 0.05
 
@@ -119,7 +120,7 @@ async def test_u12_when_all_are_dead_clients_hear_so_at_once(
                     assert seen.headers["Retry-After"]
                 lines = place.told("request.finished", status=503)[-20:]
                 spent_ms += [line["total_ms"] for line in lines]
-                async with upstream(GOOD, ports[0]) as engine:
+                async with upstream(CLOSING, ports[0]) as engine:
                     began = monotonic()
                     while (await place.ask()).status != 200:  # noqa: ASYNC110 - a client
                         await asyncio.sleep(0.02)

@@ -11,7 +11,7 @@ from tests.chaos.conftest import Report
 from tests.fakes.canary import Canary
 from tests.fakes.chaos_place import ANSWER, Options, Scale, chaos_place
 from tests.fakes.engines import until
-from tests.fakes.upstream import Exchange, plain, upstream
+from tests.fakes.upstream import Exchange, plain
 from tests.fakes.upstream_fleet import GOOD, upstream_fleet
 
 HERD = 96
@@ -48,60 +48,30 @@ async def test_u13_a_herd_does_not_stay_with_the_warm_engine(scale: Scale, canar
 
 
 async def test_u14_old_gauges_do_not_steer(canary: Canary, log: io.StringIO) -> None:
-    """A page that hangs while it tells of a full engine: what is ours counts, the rest is guessed."""
-    hangs = False
+    """A page hangs that told of a full engine: what is ours counts, the rest is guessed."""
+    options = {"metrics_interval_s": EVERY_S, "policy": "least-load"}
 
-    async def hanging(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                if hangs and head.startswith(b"GET /metrics"):
-                    await reader.read()
-                    return
-                far, sink = await asyncio.open_connection("127.0.0.1", engine.port)
-                length = next(
-                    (
-                        int(x[15:])
-                        for x in head.split(b"\r\n")
-                        if x.lower().startswith(b"content-length")
-                    ),
-                    0,
-                )
-                sink.write(head + await reader.readexactly(length))
-                answer = await far.readuntil(b"\r\n\r\n")
-                size = next(
-                    int(x[15:])
-                    for x in answer.split(b"\r\n")
-                    if x.lower().startswith(b"content-length")
-                )
-                writer.write(answer + await far.readexactly(size))
-                sink.close()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+    async def slow(exchange: Exchange) -> None:
+        await asyncio.sleep(WORK_S)
+        await GOOD(exchange)
 
-    async with upstream(GOOD) as engine:
-        server = await asyncio.start_server(hanging, "127.0.0.1", 0)
-        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with upstream_fleet(
-            [GOOD], canary, log, before=[address], metrics_interval_s=EVERY_S, policy="least-load"
-        ) as place:
-            old = place.endpoint(0)
-            full = EngineGauges(running=50.0, waiting=20.0)
-            hangs = True
-            await asyncio.sleep(2 * EVERY_S)
-            old.observe(full, 0.0)
-            assert old.others_running == 50
-            await until(lambda: old.others_running == 0, 10.0)
-            assert old.healthy
-            assert place.count("gauges_age_seconds", endpoint=address) > 1.0
-            assert place.count("looks_total", outcome="silent") > 0
-            asked = [await place.ask() for _ in range(12)]
-            assert {each.status for each in asked} == {200}
-            assert {each.endpoint for each in asked} == {address, place.endpoint(1).name}
-        server.close()
-    Report("U14", "/metrics hangs, telling of a full engine", "guessed as the others are").tell()
+    async with upstream_fleet([slow] * 3, canary, log, **options) as place:
+        old = place.endpoint(0)
+        place.engines[0].hangs = True
+        await asyncio.sleep(4 * EVERY_S)
+        old.observe(EngineGauges(running=50.0, waiting=20.0, kv_usage=0.9), old.looked_s)
+        await until(lambda: old.others_running == 0, 10.0)
+        assert (old.waiting, old.kv_usage, old.healthy) == (0, 0.0, True)
+        assert place.count("gauges_age_seconds", endpoint=old.name) > 1.0
+        assert place.count("looks_total", outcome="silent") > 0
+        seen = await asyncio.gather(*(place.ask() for _ in range(30)))
+        assert {each.status for each in seen} == {200}
+        assert {each.endpoint for each in seen} == {
+            each.name for each in place.running.endpoints.all()
+        }
+    Report(
+        "U14", "/metrics hangs, having told of a full engine", "guessed as the others are"
+    ).tell()
 
 
 async def test_u16_an_address_that_serves_something_else_gets_nothing(
