@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import statistics
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ async def test_u11_who_fails_half_of_its_requests_is_taken_out_and_returns(
     canary: Canary, log: io.StringIO
 ) -> None:
     """Nothing is sent there for a while; then it returns without a client's request as a trial."""
-    options = {"ejection": {"pause_s": PAUSE_S}, "metrics_interval_s": EVERY_S}
+    options: dict[str, Any] = {"ejection": {"pause_s": PAUSE_S}, "metrics_interval_s": EVERY_S}
     async with upstream_fleet([flapping(), GOOD, GOOD, GOOD], canary, log, **options) as place:
         bad = place.endpoint(0)
         while not bad.standing.is_ejected:
@@ -150,7 +151,7 @@ async def test_u15_retries_are_no_storm(canary: Canary, log: io.StringIO, scale:
         await (reset if failing else slow)(exchange)
 
     engines = [fails] * 3 + [slow] * 7
-    options = {"ejection": {"failures": 1_000, "share": 1.0}}
+    options: dict[str, Any] = {"ejection": {"failures": 1_000, "share": 1.0}}
     async with upstream_fleet(engines, canary, log, **options) as place:
         http = place.running.http
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import Counter
+from typing import Any
 
 from kvatlas.common.gauges import EngineGauges
 from tests.chaos.conftest import Report
@@ -49,7 +50,7 @@ async def test_u13_a_herd_does_not_stay_with_the_warm_engine(scale: Scale, canar
 
 async def test_u14_old_gauges_do_not_steer(canary: Canary, log: io.StringIO) -> None:
     """A page hangs that told of a full engine: what is ours counts, the rest is guessed."""
-    options = {"metrics_interval_s": EVERY_S, "policy": "least-load"}
+    options: dict[str, Any] = {"metrics_interval_s": EVERY_S, "policy": "least-load"}
 
     async def slow(exchange: Exchange) -> None:
         await asyncio.sleep(WORK_S)
