@@ -13,7 +13,9 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import KvatlasError, PromptUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
-from kvatlas.common.prompt import Prompt, PromptBuilder
+from kvatlas.common.prompt import Prompt, PromptBuilder, Rendered
+from kvatlas.common.prompt.memory import give_back
+from kvatlas.common.prompt.variables import check_variables_size
 from kvatlas.common.settings import ModelSettings
 
 _LOG = logger("prompts")
@@ -41,6 +43,39 @@ def match_budget_s(body_bytes: int) -> float:
     return min(budget_s, limits.MATCH_S_MAX - limits.LOOKUP_S)
 
 
+class _Threads:
+    """A few threads, and a bound on what waits for them."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self.pending = 0
+
+    async def run(self, work: Callable[[], T], deadline: float) -> T:
+        """Run in a thread until the deadline; what is late ends by itself, unheard.
+
+        Raises:
+            PromptUnavailable: "busy", or "deadline".
+        """
+        if self.pending >= limits.TOKENIZE_PENDING_MAX:
+            raise PromptUnavailable("busy")
+        self.pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        future.add_done_callback(self._one_less)
+        done, _ = await asyncio.wait({future}, timeout=max(0.0, deadline - monotonic()))
+        if not done:
+            raise PromptUnavailable("deadline")
+        return future.result()
+
+    def _one_less(self, future: asyncio.Future[Any]) -> None:
+        self.pending -= 1
+        if not future.cancelled():
+            future.exception()
+
+    def close(self, *, waits: bool = False) -> None:
+        """End them."""
+        self._pool.shutdown(wait=waits, cancel_futures=not waits)
+
+
 class Prompts:
     """Render and tokenize for all models of the process.
 
@@ -52,11 +87,16 @@ class Prompts:
     """
 
     def __init__(self, models: list[ModelSettings]) -> None:
-        self._builders = {model.model: PromptBuilder.load(model) for model in models}
+        self._builders = {model.model: PromptBuilder.load(model, isolates=True) for model in models}
+        self._apart = {
+            model: _Threads(limits.TEMPLATE_WORKERS, "render")
+            for model, builder in self._builders.items()
+            if builder.is_isolated
+        }
         for builder in self._builders.values():
             builder.warm()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
-        self._pending = 0
+        give_back()
+        self._threads = _Threads(THREADS, "tokenize")
 
     def builder(self, model: ModelName) -> PromptBuilder:
         """Give what renders and tokenizes for a model."""
@@ -86,38 +126,34 @@ class Prompts:
         builder = self._builders[model]
         deadline = monotonic() + match_budget_s(body_bytes)
         begun = monotonic()
-        if body_bytes <= INLINE_BODY_BYTES_MAX:
+        apart = self._apart.get(model)
+        if apart is not None:
+            # Threads of its own: they wait for processes, for as long as those may take.
+            deadline += limits.TEMPLATE_RENDER_S
+            rendered = await apart.run(lambda: builder.prepare(path, body), deadline)
+        elif body_bytes <= INLINE_BODY_BYTES_MAX:
             rendered = builder.prepare(path, body)
         else:
-            rendered = await self._in_thread(lambda: builder.prepare(path, body), deadline)
+            rendered = await self._threads.run(lambda: _prepared(builder, path, body), deadline)
         between = monotonic()
         if rendered.chars <= _inline_chars_max(builder):
             prompt = builder.tokenize(rendered)
         else:
-            prompt = await self._in_thread(lambda: builder.tokenize(rendered), deadline)
+            prompt = await self._threads.run(lambda: builder.tokenize(rendered), deadline)
         ended = monotonic()
         return TimedPrompt(prompt, (between - begun) * 1e3, (ended - between) * 1e3)
 
-    async def _in_thread(self, work: Callable[[], T], deadline: float) -> T:
-        """Run in a thread until the deadline; what is late ends by itself, unheard."""
-        if self._pending >= limits.TOKENIZE_PENDING_MAX:
-            raise PromptUnavailable("busy")
-        self._pending += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        future.add_done_callback(self._one_less)
-        done, _ = await asyncio.wait({future}, timeout=max(0.0, deadline - monotonic()))
-        if not done:
-            raise PromptUnavailable("deadline")
-        return future.result()
-
-    def _one_less(self, future: asyncio.Future[Any]) -> None:
-        self._pending -= 1
-        if not future.cancelled():
-            future.exception()
-
     def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End the threads and processes."""
+        for threads in (self._threads, *self._apart.values()):
+            threads.close()
+        for builder in self._builders.values():
+            builder.close()
+
+
+def _prepared(builder: PromptBuilder, path: str, body: Mapping[str, Any]) -> Rendered:
+    check_variables_size(body)
+    return builder.prepare(path, body)
 
 
 def _inline_chars_max(builder: PromptBuilder) -> int:

@@ -75,6 +75,8 @@ class ChatRenderer:
             self.content_format or template.content_format,
             knows_developer=template.knows_developer,
         )
+        if len(messages) > template.messages_max:
+            unavailable("too_many_messages")
         _check_size(messages)
         seen = variables.seen_by(template, self.special_tokens.known)
         if not self.special_tokens.unknown.isdisjoint(template.variables - seen.keys()):
