@@ -104,6 +104,10 @@ class ChatRenderer:
 def _check_template(body: Body) -> None:
     if body.get("chat_template") is not None:
         unavailable("request_template")
+    # Other engines' name for chat_template_kwargs; vLLM reads nothing of it.
+    others = body.get("chat_template_args")
+    if isinstance(others, dict) and others.get("chat_template") is not None:
+        unavailable("request_template")
     if optional_mapping(body, "kv_transfer_params").get("prompt_token_ids") is not None:
         unavailable("handover")
 
