@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -247,10 +246,11 @@ class Pipeline:
         request = _Request(served, path, body, body_bytes, read(self._sessions, headers))
         matches = await self._match(request, endpoints)
         log = self._flights.of(served.model)
-        await log.end_refresh(matches.reading or log.begin_refresh())
+        if (reading := matches.reading or log.begin_hearing()) is not None:
+            await log.end_refresh(reading)
         return self._choose(Ground(request, endpoints, matches), explains=explains)
 
-    def flight(self, decision: Decision, *, is_silent: bool) -> AbstractContextManager[OwnFlight]:
+    def flight(self, decision: Decision, *, is_silent: bool) -> OwnFlight:
         """Count a request in with the chosen endpoint, for all routers to see.
 
         Args:
@@ -369,7 +369,7 @@ class Pipeline:
             matches.fallback = CACHE_UNREAD
             return matches
         # Along with the lookup: it tells what others have decided until this moment.
-        matches.reading = self._flights.of(model).begin_refresh()
+        matches.reading = self._flights.of(model).begin_hearing()
         try:
             for part in await self._look_up(model, chains):
                 matches.by_endpoint.update(part)
@@ -391,7 +391,10 @@ class Pipeline:
             raise IndexUnavailable("paused")
         shards = self._shards[model]
         try:
-            found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))
+            if len(chains) == 1:
+                found = [await self._index.match(shards, chains[0])]
+            else:
+                found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))
         except IndexUnavailable as error:
             if error.reason not in NO_FAULT_OF_REDIS:
                 breaker.failed(asked_at)
