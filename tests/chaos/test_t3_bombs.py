@@ -89,9 +89,7 @@ async def test_t3_a_bomb_costs_a_process(
     ).tell()
 
 
-async def test_t3_an_endless_bomb_is_killed(
-    redis_url: str, canary: Canary, tmp_path: Path
-) -> None:
+async def test_t3_an_endless_bomb_is_killed(redis_url: str, canary: Canary, tmp_path: Path) -> None:
     """What computes for ever does not outlive its budget: the processes are others afterwards."""
     folder = model_folder(tmp_path / "model", trapped(NEVER_ENDS))
     before = children()

@@ -63,7 +63,7 @@ def main() -> None:
             assert all(pool.map(tokens_of, texts))
             if (number + 1) % (rounds // 10) == 0:
                 seen.append(resident_mb())
-    print(json.dumps({"kind": builder.tokenizer_kind, "resident_mb": seen}))
+    sys.stdout.write(json.dumps({"kind": builder.tokenizer_kind, "resident_mb": seen}))
 
 
 if __name__ == "__main__":
