@@ -102,9 +102,15 @@ class PromptBuilder:
         """Tell whether chats are rendered in other processes, for which `prepare` waits."""
         return bool(self._templates.isolated)
 
+    def hold(self) -> None:
+        """Count a user in, who is to call `close`."""
+        self._templates.users += 1
+
     def close(self) -> None:
-        """End the processes that render, if there are any."""
-        self._templates.close()
+        """Count a user out; the last one ends the processes that render, if there are any."""
+        self._templates.users -= 1
+        if self._templates.users <= 0:
+            self._templates.close()
 
     @property
     def eos_token_id(self) -> int | None:

@@ -41,11 +41,13 @@ class Templates:
     Attributes:
         by_name: "default" is the usual one.
         isolated: of those that are rendered in processes of their own, these.
+        users: that need them.
     """
 
     model: ModelSettings
     by_name: dict[str, ChatTemplate] = field(default_factory=dict)
     isolated: dict[str, IsolatedTemplate] = field(default_factory=dict)
+    users: int = 0
 
     @classmethod
     def load(cls, files: ModelFolder, model: ModelSettings, *, isolates: bool) -> Templates:
