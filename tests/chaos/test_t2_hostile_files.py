@@ -29,7 +29,8 @@ def loaded(log: io.StringIO) -> dict[str, Any]:
     """Find what was told of the template."""
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     (line,) = [line for line in lines if line["event"] == "template.loaded"]
-    return line
+    told: dict[str, Any] = line
+    return told
 
 
 @pytest.mark.parametrize(

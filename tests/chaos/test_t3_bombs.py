@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,11 +117,12 @@ async def test_t3_a_trusted_template_needs_no_process(
     file = tmp_path / "mine.jinja"
     file.write_text(source, encoding="utf-8")
     before = children()
-    for trust in (
+    trusts: list[dict[str, Any]] = [
         {"trusted_templates": [hashlib.sha256(source.encode()).hexdigest()]},
         {"trusted_templates": "all"},
         {"chat_template": str(file)},
-    ):
+    ]
+    for trust in trusts:
         model = {"tokenizer": str(folder), **trust}
         async with door(redis_url, canary, model=model) as place:
             assert children() == before
@@ -135,7 +137,8 @@ async def test_t3_both_ways_give_the_same_prompt(
     tool = {"type": "function", "function": {"name": "f", "description": "ü \U0001f600 </b>"}}
     body = chat("grüße \U0001f469\u200d\U0001f4bb " * 9, tools=[tool])
     counts = []
-    for trust in ("all", []):
+    trusts: list[Any] = ["all", []]
+    for trust in trusts:
         model = {"tokenizer": str(folder), "trusted_templates": trust}
         async with door(redis_url, canary, model=model) as place:
             await comes_back(place)

@@ -31,7 +31,7 @@ async def test_t6_an_engine_with_another_tokenizer_is_not_believed(
             fallback = reply.headers["x-kvatlas-fallback"]
         assert fallback == "prompt:tokenizer_differs"
         (endpoint,) = running.endpoints.all()
-        labels = {"endpoint": endpoint.name}
+        labels = {"endpoint": str(endpoint.name)}
         registry = running.metrics.registry
         assert registry.get_sample_value("kvatlas_router_tokenizer_agrees", labels) == 0
         canary.look_at_metrics(registry)

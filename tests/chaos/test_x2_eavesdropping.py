@@ -56,6 +56,6 @@ async def test_x2_token_ids_are_dropped(scale: Scale, canary: Canary, log: io.St
 
 def holds(thing: object, token: int) -> bool:
     """Tell whether a list or tuple has a token id in it."""
-    return type(thing) in (list, tuple) and any(
-        each is not True and each == token for each in thing
-    )  # type: ignore[attr-defined]
+    if not isinstance(thing, list | tuple):
+        return False
+    return any(type(each) is int and each == token for each in thing)
