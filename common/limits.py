@@ -475,4 +475,12 @@ SIMULATED_ROUTERS_MAX: Final = 256
 METRIC_CHILDREN_MAX: Final = 10_000
 """Combinations of labels' values per metric; more are counted as "other". Values come from the
 configuration and closed sets, so that only a fleet beyond every plan gets there."""
+LOG_LINES_QUEUED_MAX: Final = 10_000
+"""Lines that wait to be written; more are dropped and counted."""
+LOG_GATHER_S: Final = 0.02
+"""Between two writes: lines that come in between share one."""
+LOG_WRITE_BYTES: Final = 64 * 1024
+"""Of lines that are written at once; a line more may be."""
+LOG_CLOSE_S: Final = 1.0
+"""For the last lines of a process to be written."""
 LOG_LINE_CHARS_MAX: Final = 8_192

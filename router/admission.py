@@ -13,6 +13,7 @@ from typing import Literal
 from kvatlas.common import limits
 from kvatlas.common.clock import Clock, monotonic
 from kvatlas.common.errors import Overloaded
+from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.answers import RETRY_AFTER_S
 from kvatlas.router.metrics import RouterMetrics
@@ -21,7 +22,7 @@ from kvatlas.router.request import Request
 Reason = Literal["lag", "requests", "bytes", "tenant_requests", "tenant_bytes"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ask:
     """What a request asks to be let in with.
 

@@ -42,10 +42,11 @@ def run(settings: Settings, reload: Reload | None = None) -> int:
         settings: the configuration.
         reload: reads it again; None where it has no file.
     """
-    configure_logs(settings.log.level, json=settings.log.json_lines)
+    log = configure_logs(settings.log.level, json=settings.log.json_lines)
 
     async def main(stop: asyncio.Event) -> None:
         async with router(settings, reload) as running:
+            running.metrics.log_dropped.set_function(lambda: log.dropped)
             # What was made until here lives as long as the process: to look through it again takes
             # the collector 25 ms each time.
             gc.collect()

@@ -20,6 +20,7 @@ from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.prompt import COMPLETIONS_PATH, PROMPT_PATHS, RESPONSES_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
+from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.breaker import Breaker
@@ -75,7 +76,7 @@ class _Matches:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Request:
     """A request as the stages take it."""
 
@@ -86,7 +87,7 @@ class _Request:
     session: Session
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ground:
     """What decisions about a request are made of, beside the state of the fleet."""
 
@@ -95,7 +96,7 @@ class Ground:
     matches: _Matches
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Judged:
     """A candidate as the decision saw it.
 
@@ -116,7 +117,7 @@ class Judged:
     terms: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """Where a request goes, and why.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from kvatlas.common import limits
@@ -16,6 +15,7 @@ from kvatlas.common.log import logger
 from kvatlas.common.prompt import Prompt, PromptBuilder, Rendered
 from kvatlas.common.prompt.memory import give_back
 from kvatlas.common.prompt.variables import check_variables_size
+from kvatlas.common.records import record
 from kvatlas.common.settings import ModelSettings
 
 _LOG = logger("prompts")
@@ -27,7 +27,7 @@ INLINE_BODY_BYTES_MAX: Final = 64 * 1024
 """Largest body that is rendered on the event loop: under 2 ms."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TimedPrompt:
     """Token ids, and how long they took in milliseconds."""
 

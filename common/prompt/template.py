@@ -16,7 +16,7 @@ from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.prompt.content_format import content_format_of
 from kvatlas.common.prompt.parts import ContentFormat
 from kvatlas.common.prompt.reasons import unavailable
-from kvatlas.common.templating.sandbox import environment, read_variables
+from kvatlas.common.templating.sandbox import compiled, environment, read_variables
 
 Render = Callable[[Mapping[str, Any]], str]
 """Renders with variables; whatever it raises is a template that failed."""
@@ -54,7 +54,7 @@ class ChatTemplate:
         """
         tree = parsed(source, where)
         try:
-            template = environment().from_string(source)
+            template = compiled(source)
         except (TemplateError, RecursionError) as error:
             raise _no_jinja(where, error) from None
         names = read_variables(source)

@@ -8,10 +8,12 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final, NoReturn
 
-from jinja2 import Environment, TemplateError, meta, nodes
+from jinja2 import Environment, Template, TemplateError, meta, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 
 class _GenerationTag(Extension):
@@ -57,10 +59,19 @@ def _strftime_now(form: str) -> str:
 
 
 _OF_DICTS: Final = frozenset(dir(dict))
+_OF_TEXTS: Final = frozenset(
+    # `format` can be made to reach into what it is given, so the sandbox wraps it.
+    name
+    for name in dir(str)
+    if not name.startswith("_") and not name.startswith("format")
+)
+_OF_LOOPS: Final = frozenset({
+    "index", "index0", "first", "last", "length", "revindex", "revindex0", "previtem", "nextitem",
+})  # fmt: skip
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, quicker where templates do most of their work: reading keys of messages."""
+    """The sandbox, quicker where templates do most of their work: keys of messages, their texts."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Give what Jinja gives, without the exception that it takes to get to a key."""
@@ -68,6 +79,16 @@ class _Environment(ImmutableSandboxedEnvironment):
             try:
                 return obj[attribute]
             except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        kind = type(obj)
+        if (
+            (kind is str and attribute in _OF_TEXTS)
+            or (kind is LoopContext and attribute in _OF_LOOPS)
+            or (kind is Namespace and attribute[:1] != "_")
+        ):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
                 return self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
 
@@ -86,6 +107,18 @@ def environment() -> Environment:
     made.globals["raise_exception"] = _raise_exception
     made.globals["strftime_now"] = _strftime_now
     return made
+
+
+def compiled(source: str) -> Template:
+    """Compile a template.
+
+    Raises:
+        TemplateError, RecursionError: it is none.
+    """
+    template = environment().from_string(source)
+    # A chain of dicts, which it is, would be copied name by name for each rendering.
+    template.globals = dict(template.globals)
+    return template
 
 
 def read_variables(source: str) -> frozenset[str]:

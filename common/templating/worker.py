@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 
 from kvatlas.common import limits
 from kvatlas.common.templating.frames import DONE, FAILED, TOO_LONG, Closed, receive, send
-from kvatlas.common.templating.sandbox import environment, read_variables
+from kvatlas.common.templating.sandbox import compiled, environment, read_variables
 
 _LAZY: Final = (
     "jinja2.debug", "jinja2.constants", "_strptime", "encodings.ascii", "encodings.latin_1",
@@ -47,7 +47,7 @@ def _serve(connection: socket.socket) -> None:
     source = receive(connection, limits.TEMPLATE_FRAME_BYTES_MAX)[1].decode("utf-8")
     _allow_seconds(limits.TEMPLATE_LOAD_S)
     try:
-        template = environment().from_string(source)
+        template = compiled(source)
         variables = read_variables(source)
     except Exception:  # noqa: BLE001 - whatever is wrong with it, the other side is told
         send(connection, FAILED, b"")
