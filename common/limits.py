@@ -121,6 +121,34 @@ SEGMENT_CACHE_BYTES: Final = 64 * 1024 * 1024
 """Ids of text between added tokens that a tokenizer keeps: 16 M tokens of chats, per model."""
 SEGMENT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest segment that is kept; one of a whole document would push out a thousand turns."""
+TEMPLATE_CHARS_MAX: Final = 100_000
+"""Of a template that nobody vouches for; the longest of a known model has about 30,000."""
+TEMPLATE_ASSIGNMENTS_MAX: Final = 256
+"""In one: what it does with messages is followed through them, at a cost that grows cubically."""
+TEMPLATE_NUMBER_MAX: Final = 1_000_000
+"""Largest number in one, and largest product of constants: no chat needs more."""
+TEMPLATE_RENDER_S: Final = 0.05
+"""For one to render, in a process of its own; then the process is killed."""
+TEMPLATE_LOAD_S: Final = 5.0
+"""For it to be compiled there, the start of the process included, and for a trial of its cost."""
+TEMPLATE_WORKERS: Final = 2
+"""Processes per template that nobody vouches for: 15 MB each."""
+TEMPLATE_MEMORY_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Address space of such a process."""
+TEMPLATE_FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Largest variables, and largest text, that pass between it and us: twice the largest body."""
+TEMPLATE_PAUSE_S: Final = 0.25
+"""Until a process that was killed is started anew; doubles with each that is killed at once."""
+TEMPLATE_PAUSE_MAX_S: Final = 30.0
+TEMPLATE_TRIAL_MESSAGES: Final = 100
+"""Messages of the smaller of two chats that show how a template's cost grows; the other has four
+times as many."""
+TEMPLATE_TRIAL_GROWTH_MAX: Final = 8.0
+"""Growth of its cost by which it counts as more than linear: linear is 4, quadratic 16."""
+TEMPLATE_TRIAL_LEAST_S: Final = 0.001
+"""Cost of the larger chat below which nothing is made of its growth."""
+VARIABLES_CHARS_MAX: Final = 1_000_000
+"""Of tools, documents and variables of a template that are rendered for matching."""
 ADDED_TOKENS_CHECKED_MAX: Final = 512
 """Added tokens that two tokenizers must agree on at start-up; some models reserve thousands."""
 

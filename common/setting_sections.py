@@ -113,6 +113,9 @@ class RedisSettings(_Section):
 Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class TierWeights(_Section):
     """What a cached block is worth in each tier, beside one that must be computed."""
 
@@ -151,6 +154,8 @@ class ModelSettings(_Section):
         render_api_key_file: file with the key that it asks for.
         token_handover: give engines our token ids instead of letting them render and tokenize.
         tier_weights: what a cached block is worth to scheduling where it lives.
+        trusted_templates: SHA-256 of templates that may be rendered in the router's own process
+            beside those that are known, or "all".
     """
 
     name: ModelId
@@ -171,6 +176,7 @@ class ModelSettings(_Section):
     render_api_key_file: Path | None = None
     token_handover: bool = False
     tier_weights: TierWeights = TierWeights()
+    trusted_templates: Literal["all"] | list[Sha256] = []
 
     @property
     def model(self) -> ModelName:

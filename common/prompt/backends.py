@@ -47,6 +47,11 @@ class Fastokens:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def id_of(self, token: str) -> int | None:
+        """Look up the id of a token, None if there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
 
 class Tokenizers:
     """Hugging Face's tokenizers, with a cache of ours where text falls into segments."""

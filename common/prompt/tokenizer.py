@@ -69,6 +69,7 @@ class Tokenizer:
         added = [token.content for token in reference.get_added_tokens_decoder().values()]
         fast = _agreeing_fastokens(source, slow, (*CORPUS, *texts_with(added)))
         prefix, suffix = _special_margins(slow)
+        # Whichever backend is not used goes, with its 100 MB.
         return cls(
             kind="fastokens" if fast else "tokenizers",
             vocab_size=reference.get_vocab_size(with_added_tokens=True),
@@ -76,7 +77,7 @@ class Tokenizer:
                 map(len, reference.get_vocab(with_added_tokens=True)), default=1
             ),
             _backend=fast or slow,
-            _token_to_id=reference.token_to_id,
+            _token_to_id=fast.id_of if fast else reference.token_to_id,
             _prefix=prefix,
             _suffix=suffix,
         )
@@ -135,7 +136,7 @@ def _checked_cache(reference: tokenizers.Tokenizer) -> Tokenizers:
     return cached if same else plain
 
 
-def _agreeing_fastokens(source: str, reference: Backend, corpus: Sequence[str]) -> Backend | None:
+def _agreeing_fastokens(source: str, reference: Backend, corpus: Sequence[str]) -> Fastokens | None:
     """Load fastokens if it can read the tokenizer and agrees with the reference."""
     try:
         fast = guarded(lambda: Fastokens(source))
