@@ -406,6 +406,8 @@ ENGINE_EVENTS_QUEUED_MAX: Final = 100_000
 ENGINE_CHOICES_MAX: Final = 128
 """Answers to one prompt (`n`)."""
 ENGINE_STOP_WORDS_MAX: Final = 16
+ENGINE_RESPONSES_MAX: Final = 1_024
+"""Responses that the simulated engine keeps for those that go on from them, the latest ones."""
 ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
 

@@ -41,7 +41,7 @@ class OtelExporter:
 
     def close(self) -> None:
         """Send what is queued."""
-        self._processor.shutdown()
+        self._processor.shutdown()  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 def otlp(url: str) -> OtelExporter:
