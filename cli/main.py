@@ -55,9 +55,18 @@ def _serve(
 @app.command()
 def router(config: Config = None, port: Port = None, admin_port: Port = None) -> None:
     """Serve the OpenAI API and route each request to the best endpoint."""
-    from kvatlas.router.app import run  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.common.reload import ConfigFile  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.router.app import run  # noqa: PLC0415 - alike
 
-    _serve(run, config, "router", port=port, admin_port=admin_port)
+    changes = {"router": _overrides(port=port, admin_port=admin_port)}
+    file = ConfigFile(config, changes) if config else None
+    _serve(
+        lambda settings: run(settings, file.read if file else None),
+        config,
+        "router",
+        port=port,
+        admin_port=admin_port,
+    )
 
 
 @app.command()

@@ -16,9 +16,17 @@ Readiness = Callable[[], str | None]
 """None when ready, else why not, in a few words."""
 
 
-def admin_app(registry: CollectorRegistry, readiness: Readiness) -> web.Application:
-    """Make the application with /metrics, /healthz and /readyz."""
-    app = web.Application()
+def admin_app(
+    registry: CollectorRegistry, readiness: Readiness, body_bytes_max: int = 0
+) -> web.Application:
+    """Make the application with /metrics, /healthz and /readyz.
+
+    Args:
+        registry: of the metrics.
+        readiness: says why not ready.
+        body_bytes_max: of what is posted to paths that the caller adds.
+    """
+    app = web.Application(client_max_size=body_bytes_max)
 
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(
@@ -61,8 +69,8 @@ async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[i
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=limits.CLIENT_KEEPALIVE_S,
-        max_line_size=limits.HEADER_BYTES_MAX,
-        max_field_size=limits.HEADER_BYTES_MAX,
+        max_line_size=limits.HEADERS_BYTES_MAX,
+        max_field_size=limits.HEADERS_BYTES_MAX,
         auto_decompress=False,
         shutdown_timeout=1.0,
     )

@@ -4,6 +4,7 @@
     |-- ConfigError                the operator's: the configuration cannot be used
     |-- RequestError               the client's; each has an HTTP status and an OpenAI code
     |   |-- InvalidRequest         400 invalid_request_error
+    |   |-- BadHttp                400 bad_http
     |   |-- KeyUnknown             401 invalid_api_key
     |   |-- KeyRefused             403 permission_denied
     |   |-- ModelNotFound          404 model_not_found
@@ -12,6 +13,7 @@
     |   |-- BodyTimeout            408 request_timeout
     |   |-- BodyTooLarge           413 request_too_large
     |   |-- UnsupportedEncoding    415 unsupported_content_encoding
+    |   |-- TooManyConnections     503 too_many_connections
     |   |-- Overloaded             429 overloaded
     |   `-- RateLimited            429 rate_limit_exceeded
     |-- UpstreamError              the engines'; each has an HTTP status
@@ -85,6 +87,12 @@ class InvalidRequest(RequestError):
     """The body is not a request that the router can read."""
 
 
+class BadHttp(RequestError):
+    """What the client sent is not HTTP as we speak it."""
+
+    code = "bad_http"
+
+
 class KeyUnknown(RequestError):
     """The client showed no API key, or one that is not known; it is not told which."""
 
@@ -147,6 +155,14 @@ class Overloaded(RequestError):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+
+class TooManyConnections(RequestError):
+    """The router has as many connections of clients as it may."""
+
+    status = 503
+    type = "api_error"
+    code = "too_many_connections"
 
 
 class RateLimited(RequestError):

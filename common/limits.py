@@ -12,8 +12,30 @@ BODY_BYTES_MAX: Final = 32 * 1024 * 1024
 """Largest request body; a million tokens of text are about 4 MB, images come inline."""
 BODY_READ_S: Final = 30.0
 """Time for a client to send its body; aiohttp has no limit of its own."""
-HEADER_BYTES_MAX: Final = 16 * 1024
-"""Largest single request header or request line."""
+CONNECTIONS_MAX: Final = 16_384
+"""Of clients to one router, where the limit of open files allows as many; each takes 5 KB."""
+FILES_KEPT: Final = 256
+"""Open files that connections of clients and engines leave to everything else."""
+CORES_MAX: Final = 4
+"""Configurations that requests are under way with; the next change waits for one to end."""
+CORE_LOOK_S: Final = 0.05
+CONFIG_LOOK_S: Final = 1.0
+"""Between two looks at the configuration file."""
+HEADERS_BYTES_MAX: Final = 16 * 1024
+"""Request line and headers together."""
+HEADERS_MAX: Final = 100
+HEAD_READ_S: Final = 10.0
+"""For a client to send a head, from its first byte or the connection on; alike for a handshake."""
+PIPELINED_MAX: Final = 16
+"""Requests that a client sends ahead, before the answer to the first."""
+WRITE_IDLE_S: Final = 60.0
+"""For a client to read on, once what we wrote fills the buffers between us."""
+LINGER_S: Final = 2.0
+"""For a client to read an answer whose request we did not read to its end."""
+ANSWER_HEAD_BYTES_MAX: Final = 16 * 1024
+"""Status line and headers of an engine's answer."""
+SENT_TOGETHER_BYTES_MAX: Final = 64 * 1024
+"""Body of a request that is copied behind its head, so that they leave in one packet."""
 MESSAGES_MAX: Final = 2_000
 """Messages rendered for matching; a quadratic template takes over a second beyond it."""
 PROMPT_CHARS_MAX: Final = 4_000_000

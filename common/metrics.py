@@ -147,6 +147,13 @@ class Family(Generic[Child]):
         """Forget a child, if there is one."""
         self._children.pop(values, None)
 
+    def forget(self, label: str, value: str) -> None:
+        """Forget all children that have a value for a label."""
+        if label in self.declared.labels:
+            at = self.declared.labels.index(label)
+            for values in [each for each in self._children if each[at] == value]:
+                del self._children[values]
+
     def collect(self) -> Iterable[Metric]:
         """Write it for prometheus_client."""
         family = _FAMILIES[self.declared.kind](
@@ -255,6 +262,11 @@ class Metrics(Collector):
     def declarations(cls) -> list[Declaration]:
         """Give the table."""
         return [each for each in vars(cls).values() if isinstance(each, Declaration)]
+
+    def forget(self, label: str, value: str) -> None:
+        """Forget what was counted for a value of a label that there is no more."""
+        for family in self._families:
+            family.forget(label, value)
 
     def collect(self) -> Iterable[Metric]:
         """Write all of them."""

@@ -56,4 +56,13 @@ class ConfigFile:
         Raises:
             ConfigError: what it says cannot be used; it is read once more when it changes again.
         """
-        return None if self._file.changed() is None else load(self._path, self._overrides)
+        return self.read(is_asked=False)
+
+    def read(self, is_asked: bool) -> Settings | None:  # noqa: FBT001 - all that is asked
+        """Do the same, and read it in any case where somebody asks for it.
+
+        Raises:
+            ConfigError: as above.
+        """
+        is_other = self._file.changed() is not None
+        return load(self._path, self._overrides) if is_other or is_asked else None

@@ -37,6 +37,11 @@ class Supervisor:
         cancelling = asyncio.create_task(self._cancel_for_good())
         try:
             await self._group.__aexit__(*exc)  # type: ignore[arg-type]  # passes what it was given
+        except BaseExceptionGroup as failed:
+            # An error of the context itself is raised as it is.
+            if failed.exceptions == (exc[1],):
+                return
+            raise
         finally:
             cancelling.cancel()
 

@@ -98,10 +98,10 @@ class Following:
         except TimeoutError:
             _LOG.warning("endpoint.left_behind", endpoint=self.feed.name)
         await ended(writing)
-        self._metrics.forget(self.feed.name)
+        self._metrics.leave(self.feed.name)
 
     async def abandon(self) -> None:
         """End at once; the endpoint is another's."""
         for task in self._tasks:
             await ended(task)
-        self._metrics.forget(self.feed.name)
+        self._metrics.leave(self.feed.name)

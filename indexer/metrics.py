@@ -174,7 +174,7 @@ class IndexerMetrics(Metrics):
         "`silent` for engines that are well: may the indexer reach their HTTP port?",
     )
 
-    def forget(self, endpoint: str) -> None:
-        """Drop the gauges of an endpoint that is followed no longer."""
+    def leave(self, endpoint: str) -> None:
+        """Drop the gauges of an endpoint that is followed no longer; its counts stay."""
         for each in (self.lag, self.unmatched, self.epoch, self.seq, self.blocks):
             each.remove(endpoint)

@@ -253,6 +253,6 @@ def _session() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        max_line_size=limits.HEADER_BYTES_MAX,
-        max_field_size=limits.HEADER_BYTES_MAX,
+        max_line_size=limits.HEADERS_BYTES_MAX,
+        max_field_size=limits.HEADERS_BYTES_MAX,
     )

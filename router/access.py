@@ -6,19 +6,16 @@ import asyncio
 from pathlib import Path
 from typing import Final, Self
 
-from aiohttp import web
-
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, KeyRefused, KeyUnknown
 from kvatlas.common.log import logger
 from kvatlas.common.reload import WatchedFile
-from kvatlas.router.answers import Handler
 from kvatlas.router.keys import Client, KeyRing, read_keys, shown_key
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.request import Request
 
 _LOG = logger("access")
 
-CLIENT: Final = web.RequestKey("client", Client)
 OPEN_PATHS: Final = frozenset({"/readyz"})
 """What needs no key: what says nothing of anybody."""
 
@@ -71,19 +68,14 @@ class Access:
         text = self._file.changed()
         return None if text is None else read_keys(text)
 
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse who shows no key that is known, before anything of the body is read."""
-        if request.path not in OPEN_PATHS:
-            request[CLIENT] = self._admitted(request)
-        return await handler(request)
-
-    def _admitted(self, request: web.Request) -> Client:
-        """Find out who it is.
+    def client(self, request: Request) -> Client | None:
+        """Find out who sent a request; None where it needs no key.
 
         Raises:
             KeyUnknown, KeyRefused: the client's.
         """
+        if request.path in OPEN_PATHS:
+            return None
         key = shown_key(request.headers)
         client = None if key is None else self._ring.find(key)
         if client is None:
@@ -114,18 +106,13 @@ def _first(path: Path, text: bytes | None) -> KeyRing:
         raise ConfigError([f"{setting}: {fault}" for fault in error.faults]) from None
 
 
-def client_of(request: web.Request) -> Client | None:
-    """Give who sent a request; None where no keys are asked for."""
-    return request.get(CLIENT)
-
-
-def demand_model(request: web.Request, model: str, metrics: RouterMetrics) -> None:
+def demand_model(request: Request, model: str, metrics: RouterMetrics) -> None:
     """Refuse a model that the client's key is not good for.
 
     Raises:
         KeyRefused: the client's.
     """
-    client = client_of(request)
+    client = request.client
     if client is not None and not client.may_ask_for(model):
         metrics.keys_refused.labels("model").inc()
         raise KeyRefused("this API key may not ask for this model", "model")

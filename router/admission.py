@@ -10,22 +10,17 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
-
-from aiohttp import web
+from typing import Literal
 
 from kvatlas.common import limits
 from kvatlas.common.clock import Clock, monotonic
 from kvatlas.common.errors import Overloaded
 from kvatlas.common.settings import RouterSettings
-from kvatlas.router.access import client_of
-from kvatlas.router.answers import RETRY_AFTER_S, Handler
+from kvatlas.router.answers import RETRY_AFTER_S
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.request import Request
 
 Reason = Literal["lag", "requests", "bytes", "tenant_requests", "tenant_bytes"]
-
-_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods without a body: lists and readiness are told whatever the load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +60,12 @@ class Admission:
     def __init__(
         self, settings: RouterSettings, metrics: RouterMetrics, clock: Clock = monotonic
     ) -> None:
-        self._settings = settings
         self._metrics = metrics
         self._clock = clock
         self._all = _Held()
         self._tenants: dict[str, _Held] = {}
         self._lags: deque[float] = deque([0.0] * limits.LAGS_KEPT, limits.LAGS_KEPT)
+        self.configure(settings)
         metrics.admitted.set_function(lambda: self._all.requests)
         metrics.held_bytes.set_function(lambda: self._all.body_bytes)
         metrics.loop_lag.set_function(lambda: self.lag_s)
@@ -79,6 +74,10 @@ class Admission:
     def lag_s(self) -> float:
         """Give how late the loop has been for a while: a single stall is none."""
         return min(self._lags)
+
+    def configure(self, settings: RouterSettings) -> None:
+        """Take other bounds; what is under way stays counted."""
+        self._settings = settings
 
     def refusal(self, ask: Ask) -> Reason | None:
         """Say why a request is not let in; None where it is.
@@ -127,17 +126,9 @@ class Admission:
             if tenant is not None and not self._tenants[tenant].requests:
                 del self._tenants[tenant]
 
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse what is too much with 429."""
-        if request.method in _READING:
-            return await handler(request)
-        with self.admitted(self._ask(request)):
-            return await handler(request)
-
-    def _ask(self, request: web.Request) -> Ask:
-        client = client_of(request)
-        most = self._settings.body_bytes_max
+    def ask_of(self, request: Request) -> Ask:
+        """Tell what a request asks to be let in with."""
+        client, most = request.client, self._settings.body_bytes_max
         # A body of unknown length may become as long as one may be.
         length = request.content_length if request.content_length is not None else most
         return Ask(client.tenant if client else None, min(length, most))

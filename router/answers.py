@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import orjson
-from aiohttp import web
 
 from kvatlas.common.errors import (
     HttpError,
     InvalidRequest,
-    MethodNotAllowed,
     NoEndpoints,
-    RouteNotFound,
     UpstreamTorn,
 )
 from kvatlas.common.prompt import MESSAGES_PATH
 from kvatlas.router.paths import COUNT_TOKENS_PATH
 from kvatlas.router.pipeline import STAGES, Decision
+from kvatlas.router.request import JSON_TYPE, Response
 
 RETRY_AFTER_S: Final = "1"
 _ANTHROPIC_TYPES: Final = {
@@ -30,8 +27,6 @@ _ANTHROPIC_TYPES: Final = {
     503: "overloaded_error",
 }
 _TORN: Final = UpstreamTorn("the engine failed while it was answering")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -82,17 +77,14 @@ def torn_event(path: str) -> bytes:
     return name + b"data: " + _content(_TORN, path) + b"\n\n"
 
 
-def error_response(error: HttpError, path: str, trip_id: str | None = None) -> web.Response:
+def error_response(error: HttpError, path: str, trip_id: str | None = None) -> Response:
     """Write an error in the shape that clients of a path expect: OpenAI's or Anthropic's."""
-    response = web.Response(
-        status=error.status, body=_content(error, path), content_type="application/json"
-    )
+    headers = [("Content-Type", JSON_TYPE), *error.headers]
     if trip_id:
-        response.headers["X-Request-Id"] = trip_id
-    response.headers.extend(error.headers)
+        headers.append(("X-Request-Id", trip_id))
     if error.status == NoEndpoints.status:
-        response.headers["Retry-After"] = RETRY_AFTER_S
-    return response
+        headers.append(("Retry-After", RETRY_AFTER_S))
+    return Response(error.status, _content(error, path), headers)
 
 
 def _is_anthropic(path: str) -> bool:
@@ -110,19 +102,3 @@ def _content(error: HttpError, path: str) -> bytes:
         "code": error.code,
     }
     return orjson.dumps({"error": told})
-
-
-@web.middleware
-async def errors_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error in the path's shape, those of the HTTP library too."""
-    try:
-        return await handler(request)
-    except HttpError as error:
-        return error_response(error, request.path)
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        response = error_response(MethodNotAllowed(f"allowed: {allowed}"), request.path)
-        response.headers["Allow"] = allowed
-        return response
-    except web.HTTPNotFound:
-        return error_response(RouteNotFound("there is nothing at this path"), request.path)

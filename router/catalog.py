@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from typing import Any, Final
-
-from aiohttp import web
+from urllib.parse import unquote
 
 from kvatlas.common import limits
 from kvatlas.common.errors import ModelNotFound
 from kvatlas.common.settings import Settings
 from kvatlas.router.pipeline import Pipeline
+from kvatlas.router.request import Request, Response
 from kvatlas.router.rewrites import Rewrites
 
+MODELS_PATH: Final = "/v1/models"
 CREATED: Final = 1_795_000_000
 """`created` of every model: a constant, so that replicas answer the same."""
 
@@ -30,22 +31,23 @@ class Catalog:
         self._pipeline = pipeline
         self._rewrites = rewrites
 
-    async def models(self, _request: web.Request) -> web.Response:
+    async def models(self, request: Request) -> Response:
         """List them: models, adapters, other names."""
-        return web.json_response({"object": "list", "data": list(self._entries().values())})
+        return Response.json({"object": "list", "data": list(self._entries(request).values())})
 
-    async def model(self, request: web.Request) -> web.Response:
+    async def model(self, request: Request) -> Response:
         """Describe one; its id may hold slashes, as they are or escaped.
 
         Raises:
             ModelNotFound: there is none of this name.
         """
-        name = request.match_info["id"]
-        if (entry := self._entries().get(name)) is None:
+        name = unquote(request.path[len(MODELS_PATH) + 1 :])
+        if (entry := self._entries(request).get(name)) is None:
             raise model_not_found(name)
-        return web.json_response(entry)
+        return Response.json(entry)
 
-    def _entries(self) -> dict[str, Entry]:
+    def _entries(self, request: Request) -> dict[str, Entry]:
+        """List them by name: those that the client's key is good for."""
         lengths = {name: model.max_model_len for name, model in self._models.items()}
         entries = {name: _entry(name, length) for name, length in lengths.items()}
         for served in self._pipeline.adapters():
@@ -55,7 +57,10 @@ class Catalog:
             known = [lengths.get(target) for target in targets]
             shortest = min((each for each in known if each), default=None) if all(known) else None
             entries[name] = _entry(name, shortest)
-        return entries
+        client = request.client
+        if client is None or client.models is None:
+            return entries
+        return {name: entry for name, entry in entries.items() if client.may_ask_for(name)}
 
 
 def model_not_found(name: str) -> ModelNotFound:

@@ -10,6 +10,22 @@ import aiohttp
 from kvatlas.common import limits
 from kvatlas.common.errors import KvatlasError
 
+
+def engine_session(connect_s: float) -> aiohttp.ClientSession:
+    """Make a session to ask engines with."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=limits.UPSTREAM_KEEPALIVE_S, ttl_dns_cache=10
+        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+        max_line_size=limits.HEADERS_BYTES_MAX,
+        max_field_size=limits.HEADERS_BYTES_MAX,
+    )
+
+
 RANK_HEADER: Final = "X-data-parallel-rank"
 
 

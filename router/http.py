@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import aiohttp
 import orjson
-from aiohttp import web
 
 from kvatlas.common import limits
 from kvatlas.common.errors import (
@@ -24,7 +21,7 @@ from kvatlas.common.errors import (
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS
 from kvatlas.common.settings import Settings
-from kvatlas.router.access import client_of, demand_model
+from kvatlas.router.access import demand_model
 from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
@@ -32,11 +29,13 @@ from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.intake import Intake
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.outbound import Answer
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
-from kvatlas.router.proof import EVENT_STREAM, Case, Proof, Sent
-from kvatlas.router.proxy import Delivery, Outgoing, Proxy, Torn
+from kvatlas.router.proof import Case, Proof, Sent
+from kvatlas.router.proxy import EVENT_STREAM, Delivery, Outgoing, Proxy, Torn
 from kvatlas.router.rates import RateLimits
 from kvatlas.router.renamed import PARENTS, Names, Renamed
+from kvatlas.router.request import Request, Response
 from kvatlas.router.rewrites import Rewrites
 from kvatlas.router.salts import Salts
 from kvatlas.router.sessions import answer_headers
@@ -53,7 +52,7 @@ class Job:
         asked_name: of the model, as the client wrote it, where engines are sent another one.
     """
 
-    request: web.Request
+    request: Request
     trip: Trip
     body: ClientBody
     decision: Decision
@@ -74,13 +73,15 @@ class Handled:
     proof: Proof
     rates: RateLimits
     salts: Salts | None
+    tracer: Tracer | None = None
 
 
 class RouterHttp:
     """Handlers of the public port, and of /explain.
 
     Attributes:
-        tracer: None where nothing is traced.
+        open_requests: how many it has under way.
+        idle: set while there are none.
     """
 
     def __init__(self, settings: Settings, parts: Handled, metrics: RouterMetrics) -> None:
@@ -92,7 +93,7 @@ class RouterHttp:
         self._proxy = parts.proxy
         self._proof = parts.proof
         self._metrics = metrics
-        self.tracer: Tracer | None = None
+        self.tracer = parts.tracer
         self._intake = Intake(settings)
         self._rewrites = Rewrites(settings.models, settings.router)
         self.catalog = Catalog(settings, self._pipeline, self._rewrites)
@@ -102,11 +103,11 @@ class RouterHttp:
 
     # --- handlers ---------------------------------------------------------------------------
 
-    async def generate(self, request: web.Request) -> web.StreamResponse:
+    async def generate(self, request: Request) -> Response | None:
         """Route a chat or a completion."""
         trip = Trip(chosen_id(request.headers.get("x-request-id")), request.path)
         if self.tracer is not None:
-            trip.trace = self.tracer.begin(request.headers.getall(TRACEPARENT, ()))
+            trip.trace = self.tracer.begin(request.headers.getall(TRACEPARENT))
         self.open_requests += 1
         self.idle.clear()
         try:
@@ -127,25 +128,28 @@ class RouterHttp:
                 self.idle.set()
             self._finish(trip)
 
-    async def explain(self, request: web.Request) -> web.Response:
-        """Say what would be decided for a body, and why; nothing is sent to an engine."""
-        content = parse_object(await self._intake.body(request))
+    async def explain(self, asked: bytes, request_id: str | None) -> dict[str, Any]:
+        """Say what would be decided for a body, and why; nothing is sent to an engine.
+
+        Raises:
+            HttpError: the asker's fault, or there are no endpoints.
+        """
+        content = parse_object(asked)
         path, body = content.get("path", CHAT_PATH), content.get("body")
         if path not in PROMPT_PATHS:
             raise InvalidRequest(f"path is one of {', '.join(PROMPT_PATHS)}", "path")
         if not isinstance(body, dict):
             raise InvalidRequest("body is not an object", "body")
-        request_id = chosen_id(request.headers.get("x-request-id"))
         raw = orjson.dumps(body)
-        read, _ = self._rewritten(client_body(raw, body), request_id)
+        read, _ = self._rewritten(client_body(raw, body), chosen_id(request_id))
         self._check(read.fields)
         decision = await self._pipeline.decide(path, read.fields, len(raw), explains=True)
-        return web.json_response(explanation(decision))
+        return explanation(decision)
 
     # --- a request's way ----------------------------------------------------------------------
 
-    async def _generate(self, request: web.Request, trip: Trip) -> web.StreamResponse:
-        client = client_of(request)
+    async def _generate(self, request: Request, trip: Trip) -> Response | None:
+        client = request.client
         self._rates.check(client)
         taken = await self._intake.take(request)
         trip.received()
@@ -170,7 +174,7 @@ class RouterHttp:
             trip.decided(decision.timings_ms)
             return await self._forward(Job(request, trip, body, decision, flight, asked_name))
 
-    async def _forward(self, job: Job) -> web.StreamResponse:
+    async def _forward(self, job: Job) -> Response | None:
         """Send to the best endpoint, and to one other if that one cannot be reached."""
         decision = job.decision
         # One that is alone is tried again itself: it may just have closed an idle connection.
@@ -190,48 +194,52 @@ class RouterHttp:
             _demand_one_alive(decision)
             raise
 
-    async def _attempt(self, job: Job, judged: Judged) -> web.StreamResponse:
-        endpoint, trip, decision = judged.endpoint, job.trip, job.decision
+    async def _attempt(self, job: Job, judged: Judged) -> Response | None:
+        endpoint, trip = judged.endpoint, job.trip
         trip.endpoint, trip.match_tokens = endpoint.name, judged.match_tokens
         case = job.case(judged)
-        async with AsyncExitStack() as stack:
-            stack.callback(trip.attempted)
-            sent, answer = await self._send(stack, job, case)
+        answer = None
+        try:
+            sent, answer = await self._send(job, case)
             trip.status, trip.is_handed_over = answer.status, sent.is_handed_over
-            is_readable = answer.status == HTTPStatus.OK and not answer.headers.get(
-                "Content-Encoding"
-            )
-            reader = (
-                self._proof.reader(case, sent, answer.content_type) if is_readable else Unread()
-            )
+            return await self._pass_on(job, case, sent, answer)
+        finally:
+            if answer is not None:
+                answer.close()
+            trip.attempted()
 
-            def first_byte() -> None:
-                self._metrics.first_byte_seconds.labels(decision.model).observe(trip.began())
-                if answer.status == HTTPStatus.OK:
-                    # An answer that refuses says nothing about prompts.
-                    job.flight.began()
+    async def _pass_on(self, job: Job, case: Case, sent: Sent, answer: Answer) -> Response | None:
+        """Pass an answer on, and learn from it what it tells."""
+        trip, decision = job.trip, job.decision
+        is_readable = answer.status == HTTPStatus.OK and not answer.header("content-encoding")
+        reader = self._proof.reader(case, sent, answer.content_type) if is_readable else Unread()
 
-            is_stream = answer.content_type == EVENT_STREAM
-            gaps = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
-            headers = self._our_headers(trip, decision, judged)
-            seen = _in_clients_words(job, reader, answer) if is_readable else reader
-            delivery = Delivery(headers, seen, first_byte, torn_event(trip.path), gaps)
-            response = await self._proxy.relay(job.request, answer, endpoint, delivery)
-            if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
-                trip.cached_tokens, trip.usage = usage.cached_tokens, usage
-            return response
+        def first_byte() -> None:
+            self._metrics.first_byte_seconds.labels(decision.model).observe(trip.began())
+            if answer.status == HTTPStatus.OK:
+                # An answer that refuses says nothing about prompts.
+                job.flight.began()
 
-    async def _send(
-        self, stack: AsyncExitStack, job: Job, case: Case
-    ) -> tuple[Sent, aiohttp.ClientResponse]:
+        is_stream = answer.content_type == EVENT_STREAM
+        gaps = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
+        headers = self._our_headers(trip, decision, case.judged)
+        seen = _in_clients_words(job, reader, answer) if is_readable else reader
+        delivery = Delivery(headers, seen, first_byte, torn_event(trip.path), gaps)
+        response = await self._proxy.relay(job.request, answer, case.endpoint, delivery)
+        if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
+            trip.cached_tokens, trip.usage = usage.cached_tokens, usage
+        return response
+
+    async def _send(self, job: Job, case: Case) -> tuple[Sent, Answer]:
         """Send to an engine, a second time where it does not take our token ids."""
         sent = self._proof.prepare(case)
-        answer = await self._proxy.send(stack, case.endpoint, _outgoing(job, sent))
+        answer = await self._proxy.send(case.endpoint, _outgoing(job, sent))
         if sent.is_handed_over and answer.status == HTTPStatus.BAD_REQUEST:
             # What is wrong with the client's own request is for the engine to say.
+            answer.close()
             self._proof.note_refused(case)
             sent = self._proof.prepare(case, may_hand_over=False)
-            answer = await self._proxy.send(stack, case.endpoint, _outgoing(job, sent))
+            answer = await self._proxy.send(case.endpoint, _outgoing(job, sent))
         return sent, answer
 
     def _our_headers(self, trip: Trip, decision: Decision, judged: Judged) -> list[Header]:
@@ -287,16 +295,11 @@ def _outgoing(job: Job, sent: Sent) -> Outgoing:
     if sent.asked == "us" or job.asked_name is not None:
         # What is to be taken out, or written anew, must be readable.
         ours.append(("Accept-Encoding", "identity"))
-    # The path that was matched, however the client spelled it.
-    _, mark, query = job.request.path_qs.partition("?")
-    return Outgoing(
-        job.trip.path + mark + query, list(job.request.headers.items()), ours, sent.body
-    )
+    request = job.request
+    return Outgoing(request.path + request.query, request.headers.received, ours, sent.body)
 
 
-def _in_clients_words(
-    job: Job, reader: AnswerReader, answer: aiohttp.ClientResponse
-) -> AnswerReader:
+def _in_clients_words(job: Job, reader: AnswerReader, answer: Answer) -> AnswerReader:
     """Give the model the name that the client asked for, where engines were sent another."""
     is_stream = answer.content_type == EVENT_STREAM
     if job.asked_name is None or not (is_stream or answer.content_type == "application/json"):

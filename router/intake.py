@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
-from aiohttp import web
-
-from kvatlas.common.errors import BodyTimeout, BodyTooLarge, InvalidRequest, UnsupportedEncoding
+from kvatlas.common.errors import InvalidRequest, UnsupportedEncoding
 from kvatlas.common.settings import Settings
 from kvatlas.router.answers import parse_object
 from kvatlas.router.body import ClientBody, client_body
+from kvatlas.router.request import Request
 
 MODEL_HEADER: Final = "x-kvatlas-model"
 """Names the model of a body that is not read; it ends here, as all headers of this kind."""
@@ -26,45 +24,36 @@ class Intake:
         self._unread_paths = frozenset(settings.router.load_paths)
         self._models = [model.name for model in settings.models]
 
-    async def take(self, request: web.Request) -> ClientBody:
+    async def take(self, request: Request) -> ClientBody:
         """Read a body.
 
         Raises:
             UnsupportedEncoding, BodyTooLarge, BodyTimeout, InvalidRequest: the client's.
         """
         raw = await self.body(request)
-        if request.content_type == UNREAD_TYPE and request.path in self._unread_paths:
+        if request.path in self._unread_paths and _is_form(request):
             return ClientBody(raw, {"model": self._told_model(request)}, (), is_unread=True)
         return client_body(raw, parse_object(raw))
 
-    async def body(self, request: web.Request) -> bytes:
+    async def body(self, request: Request) -> bytes:
         """Read a body within its bounds.
 
         Raises:
             UnsupportedEncoding, BodyTooLarge, BodyTimeout: the client's.
         """
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise UnsupportedEncoding("compressed bodies are not taken")
-        most = self._bytes_max
-        if (request.content_length or 0) > most:
-            raise BodyTooLarge(f"the body is over {most} bytes")
-        pieces: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self._read_s):
-                while piece := await request.content.readany():
-                    size += len(piece)
-                    if size > most:
-                        raise BodyTooLarge(f"the body is over {most} bytes")
-                    pieces.append(piece)
-        except TimeoutError:
-            raise BodyTimeout("the body did not arrive in time") from None
-        return b"".join(pieces)
+        return await request.body(self._bytes_max, self._read_s)
 
-    def _told_model(self, request: web.Request) -> str:
+    def _told_model(self, request: Request) -> str:
         """Find the model of a body that is not read: in a header, or there is but one."""
         if (told := request.headers.get(MODEL_HEADER)) is not None:
-            return told
+            return str(told)
         if len(self._models) != 1:
             raise InvalidRequest(f"with several models a form needs {MODEL_HEADER}", "model")
         return self._models[0]
+
+
+def _is_form(request: Request) -> bool:
+    kind, _, _ = request.headers.get("content-type", "").partition(";")
+    return bool(kind.strip().lower() == UNREAD_TYPE)

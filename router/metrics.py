@@ -117,6 +117,22 @@ class RouterMetrics(Metrics):
         "`lag`: this router's core is full, add routers. The others: raise the bound if the memory"
         " is there, or add routers and engines",
     )
+    connections = gauge("connections", "", "connections", "Of clients, open.")
+    connections_refused = gauge(
+        "connections_refused",
+        "",
+        "connections",
+        "Of clients, closed at once since there were too many.",
+        "rises: raise the limit of open files, add routers, or find out who opens them",
+    )
+    config_good = gauge(
+        "config_good",
+        "",
+        "0 or 1",
+        "0 when the configuration file cannot be used as it stands (`config.refused`): the former"
+        " one counts.",
+        "0: mend the file",
+    )
     admitted = gauge("admitted", "", "requests", "Requests let in and not done.")
     held_bytes = gauge("held_bytes", "", "bytes", "Of their bodies.")
     loop_lag = gauge(

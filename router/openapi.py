@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import orjson
-from aiohttp import web
 
 from kvatlas import __version__
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
+from kvatlas.router.request import Request, Response
 
 OPENAPI_PATH: Final = "/openapi.json"
 _JSON: Final = "application/json"
@@ -155,6 +155,6 @@ DESCRIPTION: Final[dict[str, Any]] = {
 _WRITTEN: Final = orjson.dumps(DESCRIPTION)
 
 
-async def openapi(_request: web.Request) -> web.Response:
+async def openapi(_request: Request) -> Response:
     """Give the description."""
-    return web.Response(body=_WRITTEN, content_type=_JSON)
+    return Response(200, _WRITTEN, [("Content-Type", _JSON)])

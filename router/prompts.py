@@ -46,17 +46,27 @@ class Prompts:
 
     Args:
         models: each model's tokenizer is loaded and warmed here.
+        former: whose tokenizers are taken over, warm, where nothing about a model is set anew.
 
     Raises:
         ConfigError: a tokenizer cannot be loaded.
     """
 
-    def __init__(self, models: list[ModelSettings]) -> None:
-        self._builders = {model.model: PromptBuilder.load(model) for model in models}
-        for builder in self._builders.values():
-            builder.warm()
+    def __init__(self, models: list[ModelSettings], former: Prompts | None = None) -> None:
+        self._models = {model.model: model for model in models}
+        self._builders: dict[ModelName, PromptBuilder] = {}
+        for name, model in self._models.items():
+            known = former.built_for(model) if former is not None else None
+            if known is None:
+                known = PromptBuilder.load(model)
+                known.warm()
+            self._builders[name] = known
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
         self._pending = 0
+
+    def built_for(self, model: ModelSettings) -> PromptBuilder | None:
+        """Give what was made for a model that was set in just this way; None if there is none."""
+        return self._builders[model.model] if self._models.get(model.model) == model else None
 
     def builder(self, model: ModelName) -> PromptBuilder:
         """Give what renders and tokenizes for a model."""

@@ -20,6 +20,7 @@ from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged
+from kvatlas.router.proxy import EVENT_STREAM
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.usage import (
     STREAM_OPTIONS,
@@ -33,7 +34,6 @@ from kvatlas.router.usage import (
 from kvatlas.router.usage_habit import Asked
 from kvatlas.router.usage_stream import UsageStream
 
-EVENT_STREAM: Final = "text/event-stream"
 REPORTING_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
 """Paths whose answers tell their usage in OpenAI's words; elsewhere nothing is asked or added."""
 

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
-from aiohttp import web
-
-from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import (
     UpstreamConnect,
@@ -29,10 +24,17 @@ from kvatlas.router.engine_client import RANK_HEADER
 from kvatlas.router.headers import NOTHING, Header, to_client, to_engine
 from kvatlas.router.keys import KEY_HEADERS
 from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.outbound import Answer, EngineFailed, EnginePool, Kind, Target
+from kvatlas.router.request import Outflow, Request, Response
 from kvatlas.router.usage import AnswerReader
 
+EVENT_STREAM: Final = "text/event-stream"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _EVENT_END_BYTES: Final = 4
+_ERRORS: Final[dict[Kind, type[UpstreamError]]] = {
+    "protocol": UpstreamProtocol,
+    "first_byte_timeout": UpstreamTimeout,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,143 +78,136 @@ class Torn(ConnectionResetError):
 
 
 class Proxy:
-    """Send requests to engines and stream their answers."""
+    """Send requests to engines and pass on their answers.
 
-    def __init__(self, settings: RouterSettings, metrics: RouterMetrics) -> None:
-        self._settings = settings
+    Args:
+        settings: limits of time.
+        metrics: told of failures.
+        pool: connections to engines.
+    """
+
+    def __init__(self, settings: RouterSettings, metrics: RouterMetrics, pool: EnginePool) -> None:
+        self._limits_s = (settings.first_byte_s, settings.stream_idle_s)
         self._metrics = metrics
+        self._pool = pool
+        self._targets: dict[str, Target] = {}
         # Keys that we know are ours: an engine has no business with them.
         self._kept_back = KEY_HEADERS if settings.api_keys_file else NOTHING
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=limits.UPSTREAM_KEEPALIVE_S, ttl_dns_cache=10
-            ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            max_line_size=limits.HEADER_BYTES_MAX,
-            max_field_size=limits.HEADER_BYTES_MAX,
-        )
 
-    async def aclose(self) -> None:
-        """Close all connections to engines."""
-        await self.session.close()
+    async def send(self, endpoint: Endpoint, outgoing: Outgoing) -> Answer:
+        """Send a request and wait for the first byte of the answer's body.
 
-    async def send(
-        self, stack: AsyncExitStack, endpoint: Endpoint, outgoing: Outgoing
-    ) -> aiohttp.ClientResponse:
-        """Send a request and wait for the head of the answer.
-
-        Args:
-            stack: what the answer lives in.
-            endpoint: whom to send it to.
-            outgoing: the request.
+        Engines send the head of a stream before they compute the prompt: until the first byte of
+        the body one that fails costs the client nothing.
 
         Raises:
             UpstreamConnect: it was not reached, or closed before it answered. Worth a retry.
             UpstreamProtocol: it answered something that is not HTTP.
             UpstreamTimeout: it did not answer in time.
         """
-        ours = list(outgoing.ours)
+        ours = outgoing.ours
         if endpoint.asked_rank is not None:
-            ours.append((RANK_HEADER, str(endpoint.asked_rank)))
+            ours = [*ours, (RANK_HEADER, str(endpoint.asked_rank))]
         if endpoint.api_key:
-            ours.append(("Authorization", f"Bearer {endpoint.api_key}"))
-        request = self.session.post(
-            endpoint.url + outgoing.path,
-            data=outgoing.body,
-            headers=to_engine(outgoing.headers, ours, self._kept_back),
-            allow_redirects=False,
-        )
+            ours = [*ours, ("Authorization", f"Bearer {endpoint.api_key}")]
+        target = self._target(endpoint)
+        headers = to_engine(outgoing.headers, ours, self._kept_back)
+        told = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        head = b"".join((
+            f"POST {outgoing.path} HTTP/1.1\r\n".encode(),
+            target.host_line,
+            told.encode("utf-8", "surrogateescape"),
+            b"Content-Length: %d\r\n\r\n" % len(outgoing.body),
+        ))  # fmt: skip
         try:
-            async with asyncio.timeout(self._settings.first_byte_s):
-                return await stack.enter_async_context(request)
-        except aiohttp.ServerTimeoutError as error:
-            raise self._failed(endpoint, "connect_timeout", UpstreamConnect) from error
-        except TimeoutError as error:
-            raise self._failed(endpoint, "first_byte_timeout", UpstreamTimeout) from error
-        except aiohttp.ClientConnectorError as error:
-            raise self._failed(endpoint, "connect", UpstreamConnect) from error
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            raise self._failed(endpoint, "disconnected", UpstreamConnect) from error
-        except (aiohttp.ClientError, ValueError) as error:
-            raise self._failed(endpoint, "protocol", UpstreamProtocol) from error
+            return await self._pool.send(target, (head, outgoing.body), self._limits_s)
+        except EngineFailed as failed:
+            self._metrics.upstream_errors.labels(endpoint.name, failed.kind).inc()
+            endpoint.failures += 1
+            error = _ERRORS.get(failed.kind, UpstreamConnect)
+            raise error("the engine could not be reached, or did not answer") from None
 
     async def relay(
-        self,
-        request: web.Request,
-        answer: aiohttp.ClientResponse,
-        endpoint: Endpoint,
-        delivery: Delivery,
-    ) -> web.StreamResponse:
-        """Pass an answer on as it comes.
-
-        Engines send the head of a stream before they compute the prompt, so the client's head
-        waits for the first piece of the body: until then an engine that fails costs nothing.
+        self, request: Request, answer: Answer, endpoint: Endpoint, delivery: Delivery
+    ) -> Response | None:
+        """Pass an answer on as it comes; give it where it has come in whole.
 
         Raises:
-            UpstreamConnect, UpstreamTimeout: the engine failed before the first byte.
-            Torn: it failed after it.
+            Torn: the engine failed after the first byte.
         """
-        piece = await self._first_piece(answer, endpoint)
-        response = web.StreamResponse(status=answer.status, reason=answer.reason)
-        for name, value in to_client(answer.headers.items(), delivery.headers):
-            response.headers.add(name, value)
+        headers = to_client(answer.headers, delivery.headers)
         reader = delivery.reader
-        if reader.takes_out:
-            response.headers.popall("Content-Length", None)
-        await response.prepare(request)
         delivery.first_byte()
-        tail, gaps, came_s = b"", delivery.gaps, monotonic()
-        while piece:
-            tail = await _pass_on(response, reader.feed(piece), tail)
-            try:
-                piece = await self._next_piece(answer, endpoint)
-                if gaps is not None and piece:
-                    now_s = monotonic()
-                    gaps.observe(now_s - came_s)
-                    came_s = now_s
-            except Torn:
-                tail = await _pass_on(response, reader.end(), tail)
-                is_stream = answer.content_type == "text/event-stream"
-                # Inside of an event a message of ours would be read as the rest of it.
-                if is_stream and tail.endswith(_EVENT_ENDS):
-                    await response.write(delivery.torn_event)
-                raise
-        await _pass_on(response, reader.end(), tail)
-        await response.write_eof()
-        return response
-
-    async def _next_piece(self, answer: aiohttp.ClientResponse, endpoint: Endpoint) -> bytes:
-        """Read on; faults of the client's connection, which look alike, are not met here."""
+        is_stream = answer.content_type == EVENT_STREAM
+        if answer.is_whole and not is_stream:
+            body = reader.feed(answer.take())
+            body += reader.end()
+            return Response(answer.status, body, _without_length(headers), answer.reason)
+        if reader.takes_out:
+            headers = _without_length(headers)
+        relay = _Relay(request.outflow, delivery, is_stream=is_stream)
+        request.outflow.begin(answer.status, answer.reason, headers, answer)
+        answer.attach(relay)
         try:
-            async with asyncio.timeout(self._settings.stream_idle_s):
-                return await answer.content.readany()
-        except TimeoutError:
-            self._metrics.upstream_errors.labels(endpoint.name, "idle").inc()
-        except (aiohttp.ClientError, OSError):
-            self._metrics.upstream_errors.labels(endpoint.name, "broken").inc()
-        raise Torn
+            await relay.done
+        except EngineFailed as failed:
+            self._metrics.upstream_errors.labels(endpoint.name, failed.kind).inc()
+            raise Torn from None
+        return None
 
-    async def _first_piece(self, answer: aiohttp.ClientResponse, endpoint: Endpoint) -> bytes:
-        try:
-            async with asyncio.timeout(self._settings.first_byte_s):
-                return await answer.content.readany()
-        except TimeoutError as error:
-            raise self._failed(endpoint, "first_byte_timeout", UpstreamTimeout) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._failed(endpoint, "disconnected", UpstreamConnect) from error
-
-    def _failed(self, endpoint: Endpoint, kind: str, error: type[UpstreamError]) -> UpstreamError:
-        self._metrics.upstream_errors.labels(endpoint.name, kind).inc()
-        endpoint.failures += 1
-        return error("the engine could not be reached, or did not answer")
+    def _target(self, endpoint: Endpoint) -> Target:
+        target = self._targets.get(endpoint.url)
+        if target is None:
+            target = self._targets[endpoint.url] = Target.of(endpoint.url)
+        return target
 
 
-async def _pass_on(response: web.StreamResponse, piece: bytes, tail: bytes) -> bytes:
-    """Write a piece, if there is any; give the last bytes of all that was written."""
-    if not piece:
-        return tail
-    await response.write(piece)
-    return (tail + piece[-_EVENT_END_BYTES:])[-_EVENT_END_BYTES:]
+class _Relay:
+    """What an answer passes through on its way to the client, without a task of its own."""
+
+    __slots__ = ("_came_s", "_gaps", "_is_stream", "_outflow", "_reader", "_tail", "_torn", "done")
+
+    def __init__(self, outflow: Outflow, delivery: Delivery, *, is_stream: bool) -> None:
+        self._outflow = outflow
+        self._reader = delivery.reader
+        self._torn = delivery.torn_event
+        self._gaps = delivery.gaps
+        self._is_stream = is_stream
+        self._came_s: float | None = None
+        self._tail = b""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data(self, piece: bytes) -> None:
+        """Pass a piece on, and what it lets go of what was held back."""
+        if self._gaps is not None:
+            now_s = monotonic()
+            if self._came_s is not None:
+                self._gaps.observe(now_s - self._came_s)
+            self._came_s = now_s
+        self._pass_on(self._reader.feed(piece))
+
+    def ended(self) -> None:
+        """End the client's answer."""
+        self._pass_on(self._reader.end())
+        self._outflow.end()
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def failed(self, kind: Kind) -> None:
+        """Tear the client's answer."""
+        self._pass_on(self._reader.end())
+        # Inside of an event a message of ours would be read as the rest of it.
+        if self._is_stream and self._tail.endswith(_EVENT_ENDS):
+            self._outflow.write(self._torn)
+        self._outflow.tear()
+        if not self.done.done():
+            self.done.set_exception(EngineFailed(kind))
+
+    def _pass_on(self, piece: bytes) -> None:
+        if piece:
+            self._outflow.write(piece)
+            self._tail = (self._tail + piece[-_EVENT_END_BYTES:])[-_EVENT_END_BYTES:]
+
+
+def _without_length(headers: list[Header]) -> list[Header]:
+    return [each for each in headers if each[0].lower() != "content-length"]

@@ -79,8 +79,8 @@ def test_a_gauge_may_ask_a_function_and_be_forgotten() -> None:
     assert samples(router)["kvatlas_router_in_flight", (("endpoint", "e"),)] == 7
     indexer = IndexerMetrics()
     indexer.lag.labels("e").set(1)
-    indexer.forget("e")
-    indexer.forget("e")
+    indexer.leave("e")
+    indexer.leave("e")
     assert ("kvatlas_indexer_lag_seconds", (("endpoint", "e"),)) not in samples(indexer)
 
 

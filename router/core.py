@@ -1,0 +1,231 @@
+"""All that one configuration makes: requests in, the best endpoint out.
+
+A configuration that changes makes another core beside it, which takes the requests that come from
+then on; the former one ends when its last request has (`cores`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import ConfigError, IndexUnavailable
+from kvatlas.common.ids import ModelName
+from kvatlas.common.key_file import read_key
+from kvatlas.common.keyspace import LoadKeys, shards_of
+from kvatlas.common.prompt.probe_set import probe_set
+from kvatlas.common.redis_client import connect
+from kvatlas.common.settings import RouterSettings, Settings
+from kvatlas.common.tasks import Supervisor
+from kvatlas.router.access import Access
+from kvatlas.router.doubts import Doubts
+from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
+from kvatlas.router.flights import Board
+from kvatlas.router.handover_check import HandoverChecks
+from kvatlas.router.http import Handled, RouterHttp
+from kvatlas.router.idle_probe import IdleProbes
+from kvatlas.router.looks import Looks
+from kvatlas.router.lookup import BlockIndex
+from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.outbound import EnginePool
+from kvatlas.router.pipeline import Pipeline, Stages
+from kvatlas.router.probe import Prober
+from kvatlas.router.prompts import Prompts
+from kvatlas.router.proof import Parts, Proof
+from kvatlas.router.proxy import Proxy
+from kvatlas.router.rates import RateLimits
+from kvatlas.router.relearning import Relearning
+from kvatlas.router.render_service import RenderServices
+from kvatlas.router.salts import Salts
+from kvatlas.router.shared_gauges import SharedGauges
+from kvatlas.router.tracing import Tracer
+
+
+@dataclass(slots=True, eq=False)
+class Core:
+    """A core that runs.
+
+    Attributes:
+        access: who may come; None where everybody may.
+        is_retired: set when requests go to another one.
+    """
+
+    settings: Settings
+    http: RouterHttp
+    endpoints: Endpoints
+    prober: Prober
+    prompts: Prompts
+    access: Access | None
+    started_s: float = field(default_factory=monotonic)
+    is_retired: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def readiness(self) -> str | None:
+        """Say why not ready.
+
+        Neither Redis nor engines that are away are reasons: without the one requests go by load,
+        without the others clients are told so, and both come back without our doing.
+        """
+        endpoints = list(self.endpoints.all())
+        if not endpoints:
+            return "no endpoint is configured"
+        if not all(endpoint.asked for endpoint in endpoints):
+            return "not every endpoint has been looked at"
+        is_young = monotonic() - self.started_s < self.settings.router.probe_wait_s
+        if is_young and not self.prober.is_settled():
+            return "not every engine has been asked for its models and token ids"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What cores use together.
+
+    Attributes:
+        pool: of connections to engines.
+        session: to ask engines with.
+    """
+
+    metrics: RouterMetrics
+    pool: EnginePool
+    session: aiohttp.ClientSession
+
+
+@dataclass(frozen=True, slots=True)
+class _Redis:
+    """What requests need Redis for.
+
+    Attributes:
+        index: who holds what.
+        flights: what is under way.
+        rates: what tenants have used.
+    """
+
+    index: BlockIndex
+    flights: FlightLogs
+    rates: RateLimits
+
+
+@asynccontextmanager
+async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIterator[Core]:
+    """Run a core until the context ends.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    async with AsyncExitStack() as stack:
+        stack.callback(prompts.close)
+        metrics, session, options = shared.metrics, shared.session, settings.router
+        access = Access.of(options.api_keys_file, metrics)
+        boards = boards_of(settings)
+        endpoints = Endpoints(settings, metrics, boards)
+        redis = _redis(settings, boards, metrics, stack)
+        renders = RenderServices(settings.models, session, metrics)
+        stages = Stages(prompts, renders, redis.index, redis.flights)
+        pipeline = Pipeline(settings, stages, endpoints, metrics)
+        parts = _parts(settings, redis.index, shared, stack)
+        handled = Handled(
+            pipeline,
+            Proxy(options, metrics, shared.pool),
+            Proof(settings, parts, metrics),
+            redis.rates,
+            _salts(options),
+            _tracer(options, stack),
+        )
+        http = RouterHttp(settings, handled, metrics)
+        probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
+        prober = Prober(session, endpoints, probes, metrics)
+        counts = {model.model: len(endpoints.of(model.model)) for model in settings.models}
+        gauges = SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
+        stack.push_async_callback(gauges.aclose)
+        looks = Looks(session, endpoints, gauges.is_fresh, metrics, options.metrics_interval_s)
+        with suppress(IndexUnavailable):
+            await redis.index.warm()
+        tasks = await stack.enter_async_context(Supervisor())
+        for name, work in {
+            "flights": redis.flights.run(),
+            "gauges": gauges.run(),
+            "looks": looks.run(gauges.begun),
+            "probes": prober.run(),
+            "doubts": parts.doubts.run(),
+            "handover_checks": parts.checks.run(),
+            "relearning": parts.relearning.run(),
+            "rates": redis.rates.run(),
+        }.items():
+            tasks.start(work, name)
+        if access is not None:
+            tasks.start(access.run(), "access")
+        if options.idle_probe_s:
+            idle = IdleProbes(session, endpoints, metrics, options.idle_probe_s)
+            tasks.start(idle.run(), "idle_probes")
+        yield Core(settings, http, endpoints, prober, prompts, access)
+
+
+def _redis(
+    settings: Settings,
+    boards: Mapping[ModelName, Board],
+    metrics: RouterMetrics,
+    stack: AsyncExitStack,
+) -> _Redis:
+    limit_s = settings.router.lookup_s
+    weights = {model.model: model.tier_weights.by_tier() for model in settings.models}
+    index = BlockIndex.connect(settings.redis, weights, limit_s)
+    metrics.windows_undecided.set_function(lambda: index.undecided)
+    stack.push_async_callback(index.aclose)
+    writer = connect(
+        settings.redis.for_router_writes(), timeout_s=limits.REDIS_WRITE_S, connections_max=None
+    )
+    stack.push_async_callback(writer.aclose)
+    clients = Clients(index.client, writer, limit_s)
+    flights = FlightLogs(
+        {m: FlightLog(LoadKeys(m), clients, board, metrics) for m, board in boards.items()}
+    )
+    stack.push_async_callback(flights.aclose)
+    return _Redis(index, flights, RateLimits(writer, limit_s, metrics))
+
+
+def _parts(settings: Settings, index: BlockIndex, shared: Shared, stack: AsyncExitStack) -> Parts:
+    options = settings.router
+    doubts = Doubts.connect(settings.redis.for_router_writes(), shared.metrics)
+    stack.push_async_callback(doubts.aclose)
+    handing_over = [m.model for m in settings.models if m.token_handover]
+    checks = HandoverChecks(
+        shared.session, options.handover_check_share, handing_over, shared.metrics
+    )
+    models = settings.models if options.relearn else []
+    shards = [shard for m in models for shard in shards_of(m.model, m.index_shards)]
+    relearning = Relearning(settings.redis, shards, index.epoch_of)
+    stack.push_async_callback(relearning.aclose)
+    return Parts(doubts, checks, relearning)
+
+
+def _tracer(settings: RouterSettings, stack: AsyncExitStack) -> Tracer | None:
+    """Make what traces requests where that is asked for.
+
+    Raises:
+        ConfigError: the packages for it are missing.
+    """
+    if settings.trace_url is None:
+        return None
+    try:
+        otel = importlib.import_module("kvatlas.router.otel")
+    except ModuleNotFoundError as error:
+        fault = f"router.trace_url: {error.name} is missing: pip install 'kvatlas[otel]'"
+        raise ConfigError([fault]) from None
+    chance = random.Random()  # noqa: S311 - ids of traces guard nothing
+    tracer = Tracer(otel.otlp(settings.trace_url), settings.trace_share, chance)
+    stack.push_async_callback(asyncio.to_thread, tracer.close)
+    return tracer
+
+
+def _salts(settings: RouterSettings) -> Salts | None:
+    secret = read_key(settings.tenant_salt_file, "router.tenant_salt_file")
+    return None if secret is None else Salts(secret)

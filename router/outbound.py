@@ -1,0 +1,486 @@
+"""Connections to engines: one request at a time on each, answers read by llhttp (httptools).
+
+An answer is followed by callbacks, so that a piece of a stream costs no task and no queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from kvatlas.common import limits
+from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import KvatlasError
+from kvatlas.router.headers import Header
+
+Kind = Literal[
+    "connect", "connect_timeout", "tls", "disconnected", "protocol", "first_byte_timeout",
+    "idle", "broken",
+]  # fmt: skip
+"""How an engine fails; those from "idle" on behind the first byte."""
+
+_LINGERING: Final = frozenset({204, 304})
+
+
+class EngineFailed(KvatlasError):
+    """An engine could not be reached, or gave no answer.
+
+    Args:
+        kind: how.
+        is_reused: whether it was on a connection that had been used before, which the engine may
+            have closed at that moment.
+    """
+
+    def __init__(self, kind: Kind, *, is_reused: bool = False) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.is_reused = is_reused
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an engine serves.
+
+    Attributes:
+        tls: how it is spoken to and trusted; None for plain HTTP.
+        host_line: the header that names it.
+    """
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    host_line: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        named = f"[{self.host}]" if ":" in self.host else self.host
+        object.__setattr__(self, "host_line", f"Host: {named}:{self.port}\r\n".encode())
+
+    @classmethod
+    def of(cls, url: str, tls: ssl.SSLContext | None = None) -> Target:
+        """Read an address of the form http://host:port."""
+        parts = urlsplit(url)
+        return cls(parts.hostname or "", parts.port or 80, tls)
+
+
+class Sink(Protocol):
+    """What takes the body of an answer."""
+
+    def data(self, piece: bytes) -> None:
+        """Take a piece, as it was read."""
+
+    def ended(self) -> None:
+        """Note the end."""
+
+    def failed(self, kind: Kind) -> None:
+        """Note that the engine failed in the middle."""
+
+
+class Answer:
+    """An answer on its way.
+
+    Attributes:
+        is_whole: whether all of it is here.
+        failure: how the engine failed behind the first byte; None while it does not.
+    """
+
+    __slots__ = (
+        "_connection", "_first", "_pieces", "_sink", "content_type", "failure", "headers",
+        "is_reused", "is_whole", "reason", "status",
+    )  # fmt: skip
+
+    def __init__(self, connection: EngineConnection, first: asyncio.Future[None]) -> None:
+        self._connection = connection
+        self._first = first
+        self._sink: Sink | None = None
+        self._pieces: list[bytes] = []
+        self.is_reused = False
+        self.status = 0
+        self.reason = ""
+        self.headers: list[Header] = []
+        self.content_type = ""
+        self.is_whole = False
+        self.failure: Kind | None = None
+
+    @property
+    def is_begun(self) -> bool:
+        """Tell whether something of the body has come."""
+        return self._first.done()
+
+    def header(self, name: str) -> str | None:
+        """Give the first value of a header, by its name in lower case."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+    def take(self) -> bytes:
+        """Give what of the body has come and nobody has taken."""
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def attach(self, sink: Sink) -> None:
+        """Give the body to a sink from here on."""
+        self._sink = sink
+        if piece := self.take():
+            sink.data(piece)
+        if self.is_whole:
+            sink.ended()
+        elif self.failure is not None:
+            sink.failed(self.failure)
+
+    def pause(self) -> None:
+        """Read nothing more: whoever takes it does not keep up."""
+        self._connection.pause(self)
+
+    def resume(self) -> None:
+        """Read on."""
+        self._connection.resume(self)
+
+    def close(self) -> None:
+        """Give it up; the engine sees that nobody listens any more."""
+        if not self.is_whole:
+            self._connection.give_up(self)
+
+    # --- for the connection -------------------------------------------------------------------
+
+    async def first(self, within_s: float) -> None:
+        """Wait until something of the body is here, or all of an empty one.
+
+        Raises:
+            EngineFailed: there is nothing.
+        """
+        timer = asyncio.get_running_loop().call_later(within_s, self._late)
+        try:
+            await self._first
+        finally:
+            timer.cancel()
+
+    def _late(self) -> None:
+        self.fail("first_byte_timeout")
+
+    def feed(self, piece: bytes) -> None:
+        """Take in a piece."""
+        if self._sink is not None:
+            self._sink.data(piece)
+            return
+        self._pieces.append(piece)
+        self._wake()
+
+    def complete(self) -> None:
+        """Note the end."""
+        self.is_whole = True
+        if self._sink is not None:
+            self._sink.ended()
+        self._wake()
+
+    def fail(self, kind: Kind) -> None:
+        """Note that the engine failed."""
+        if self.is_whole or self.failure is not None:
+            return
+        if self._first.done() and not self._first.cancelled():
+            self.failure = kind
+            if self._sink is not None:
+                self._sink.failed(kind)
+        elif not self._first.done():
+            self._first.set_exception(EngineFailed(kind, is_reused=self.is_reused))
+
+    def _wake(self) -> None:
+        if not self._first.done():
+            self._first.set_result(None)
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection to an engine."""
+
+    def __init__(self, pool: EnginePool, target: Target) -> None:
+        self._pool = pool
+        self.target = target
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: Answer | None = None
+        self._headers: list[Header] = []
+        self._reason = b""
+        self._head_bytes = 0
+        self._is_in_head = self._is_paused = False
+        self._ends_with_connection = False
+        self._heard_s = 0.0
+        self._idle_s = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+        self._uses = 0
+        self.free_since = 0.0
+        self.is_closed = False
+
+    # --- use ----------------------------------------------------------------------------------
+
+    def send(self, head: bytes, body: bytes, idle_s: float) -> Answer:
+        """Send a request.
+
+        Args:
+            head: all of it.
+            body: alike.
+            idle_s: between two reads behind the first byte; then the engine counts as failed.
+        """
+        answer = Answer(self, self._loop.create_future())
+        answer.is_reused = self._uses > 0
+        self._uses += 1
+        self._answer, self._idle_s = answer, idle_s
+        self._head_bytes, self._is_in_head, self._ends_with_connection = 0, True, False
+        if len(body) <= limits.SENT_TOGETHER_BYTES_MAX:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+        return answer
+
+    def pause(self, answer: Answer) -> None:
+        """Read nothing more of an answer."""
+        if answer is self._answer and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def resume(self, answer: Answer) -> None:
+        """Read on."""
+        if self._is_paused and not self.is_closed:
+            self._is_paused = False
+            self._heard_s = monotonic()
+            self._transport.resume_reading()
+        del answer
+
+    def give_up(self, answer: Answer) -> None:
+        """Close, where an answer is still under way."""
+        if answer is self._answer:
+            self._answer = None
+            self.close()
+
+    def close(self) -> None:
+        """Close."""
+        self.is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._transport.abort()
+
+    # --- what the transport calls -------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        if self._answer is None:
+            # Nobody asked: what it belongs to cannot be told.
+            self.close()
+            return
+        self._heard_s = monotonic()
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail("protocol")
+        else:
+            if self._is_in_head and self._head_bytes > limits.ANSWER_HEAD_BYTES_MAX:
+                self._fail("protocol")
+
+    def eof_received(self) -> None:
+        """Let the transport close."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what is under way."""
+        self.is_closed = True
+        self._pool.forget(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        if self._ends_with_connection and exc is None:
+            answer.complete()
+        else:
+            # Before the first byte of a body the client has seen nothing.
+            answer.fail("broken" if answer.is_begun else "disconnected")
+
+    # --- what the parser calls ----------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self._headers, self._reason = [], b""
+
+    def on_status(self, reason: bytes) -> None:
+        """Take a piece of the reason."""
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; one behind the body is dropped."""
+        if self._is_in_head:
+            self._headers.append((name.decode("latin-1"), value.decode("utf-8", "surrogateescape")))
+
+    def on_headers_complete(self) -> None:
+        """Take the head, unless it only says that one will come."""
+        status = self._parser.get_status_code()
+        answer = self._answer
+        if answer is None or 100 <= status < 200:
+            if status == 101:
+                raise ValueError
+            return
+        exact = sum(len(name) + len(value) + 4 for name, value in self._headers)
+        if exact > limits.ANSWER_HEAD_BYTES_MAX:
+            raise ValueError
+        self._is_in_head = False
+        answer.status, answer.reason = status, self._reason.decode("latin-1")
+        answer.headers = self._headers
+        answer.content_type = (answer.header("content-type") or "").partition(";")[0].strip()
+        self._ends_with_connection = (
+            answer.header("content-length") is None
+            and answer.header("transfer-encoding") is None
+            and status not in _LINGERING
+        )
+
+    def on_body(self, piece: bytes) -> None:
+        """Pass a piece on."""
+        answer = self._answer
+        if answer is not None:
+            if self._timer is None:
+                self._wait_on()
+            answer.feed(piece)
+
+    def on_message_complete(self) -> None:
+        """End an answer; the connection is free."""
+        if self._is_in_head:
+            return
+        answer, self._answer = self._answer, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        if self._parser.should_keep_alive() and not self._transport.get_write_buffer_size():
+            self._pool.release(self)
+        else:
+            # An engine that answers early wants no more of the request.
+            self.close()
+        if answer is not None:
+            answer.complete()
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def _wait_on(self) -> None:
+        """Ring when nothing has come for too long; a timer that rings before goes on to then."""
+        left_s = self._idle_s - (monotonic() - self._heard_s)
+        if self._is_paused:
+            # It is the client that is waited for.
+            left_s = self._idle_s
+        if left_s <= 0:
+            self._timer = None
+            self._fail("idle")
+        else:
+            self._timer = self._loop.call_later(left_s, self._wait_on)
+
+    def _fail(self, kind: Kind) -> None:
+        answer, self._answer = self._answer, None
+        self.close()
+        if answer is not None:
+            answer.fail(kind)
+
+
+class EnginePool:
+    """Connections that are free, by engine, and how new ones are made.
+
+    Args:
+        connect_s: to make one.
+    """
+
+    def __init__(self, connect_s: float) -> None:
+        self._connect_s = connect_s
+        self._free: dict[Target, deque[EngineConnection]] = {}
+        self._all: set[EngineConnection] = set()
+        self._loop = asyncio.get_running_loop()
+
+    async def send(
+        self, target: Target, request: Sequence[bytes], limits_s: tuple[float, float]
+    ) -> Answer:
+        """Send a request and wait for the first byte of the answer's body.
+
+        Args:
+            target: whom to.
+            request: head and body.
+            limits_s: to the first byte, and between two reads behind it.
+
+        Raises:
+            EngineFailed: there is no answer.
+        """
+        head, body = request
+        first_byte_s, idle_s = limits_s
+        connection = self._take(target) or await self._connect(target)
+        answer = connection.send(head, body, idle_s)
+        try:
+            await answer.first(first_byte_s)
+        except BaseException:
+            connection.give_up(answer)
+            raise
+        return answer
+
+    @property
+    def under_way(self) -> int:
+        """Count the connections that are not free."""
+        return len(self._all) - sum(map(len, self._free.values()))
+
+    def release(self, connection: EngineConnection) -> None:
+        """Keep a connection that is free."""
+        connection.free_since = monotonic()
+        self._free.setdefault(connection.target, deque()).append(connection)
+
+    def forget(self, connection: EngineConnection) -> None:
+        """Drop a connection that is closed."""
+        self._all.discard(connection)
+        free = self._free.get(connection.target)
+        if free is not None and connection in free:
+            free.remove(connection)
+
+    async def run(self) -> None:
+        """Close what has been free for long, for ever."""
+        while True:
+            await asyncio.sleep(limits.UPSTREAM_KEEPALIVE_S)
+            oldest = monotonic() - limits.UPSTREAM_KEEPALIVE_S
+            for target, free in list(self._free.items()):
+                while free and free[0].free_since < oldest:
+                    free.popleft().close()
+                if not free:
+                    del self._free[target]
+
+    def close(self) -> None:
+        """Close all."""
+        for connection in list(self._all):
+            connection.close()
+
+    def _take(self, target: Target) -> EngineConnection | None:
+        free = self._free.get(target)
+        oldest = monotonic() - limits.UPSTREAM_KEEPALIVE_S
+        while free:
+            # The one that was used last is the surest to live.
+            connection = free.pop()
+            if not connection.is_closed and connection.free_since >= oldest:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, target: Target) -> EngineConnection:
+        try:
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await self._loop.create_connection(
+                    lambda: EngineConnection(self, target), target.host, target.port, ssl=target.tls
+                )
+        except ssl.SSLError:
+            raise EngineFailed("tls") from None
+        except TimeoutError:
+            raise EngineFailed("connect_timeout") from None
+        except OSError:
+            raise EngineFailed("connect") from None
+        self._all.add(connection)
+        return connection
