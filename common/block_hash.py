@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from struct import iter_unpack
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from kvatlas.common import limits
 from kvatlas.common.ids import BlockHash, ModelName
 
 ExtraKey = str | bytes | tuple[str, int]
@@ -31,6 +33,7 @@ if array("I").itemsize != TOKEN_BYTES:  # pragma: no cover - no such platform is
     raise ImportError("array('I') is not 4 bytes wide on this platform")
 
 
+@lru_cache(maxsize=limits.ROOTS_CACHED_MAX)
 def root_hash(model: ModelName, block_size: int, lora: str | None = None) -> BlockHash:
     """Start a chain.
 

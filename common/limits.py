@@ -36,6 +36,8 @@ ANSWER_HEAD_BYTES_MAX: Final = 16 * 1024
 """Status line and headers of an engine's answer."""
 SENT_TOGETHER_BYTES_MAX: Final = 64 * 1024
 """Body of a request that is copied behind its head, so that they leave in one packet."""
+ROOTS_CACHED_MAX: Final = 4_096
+"""First hashes of chains, one per model, block size and adapter."""
 MESSAGES_MAX: Final = 2_000
 """Messages rendered for matching; a quadratic template takes over a second beyond it."""
 PROMPT_CHARS_MAX: Final = 4_000_000
@@ -255,6 +257,8 @@ FLIGHTS_READ_MAX: Final = 4_096
 """Entries read at once; the rest is read next time."""
 FLIGHTS_LATE_S: Final = 0.05
 """From a first byte until all routers can have read of it; speeds are learned after that."""
+HEARD_ENOUGH_S: Final = 0.0005
+"""Age of a reading of the flight log that a decision makes do with: others tell no faster."""
 BOARD_POLL_S: Final = 0.25
 """Between two looks while nobody decides."""
 BOARD_FRESH_S: Final = 0.3
@@ -457,4 +461,12 @@ SIMULATED_ROUTERS_MAX: Final = 256
 METRIC_CHILDREN_MAX: Final = 10_000
 """Combinations of labels' values per metric; more are counted as "other". Values come from the
 configuration and closed sets, so that only a fleet beyond every plan gets there."""
+LOG_LINES_QUEUED_MAX: Final = 10_000
+"""Lines that wait to be written; more are dropped and counted."""
+LOG_GATHER_S: Final = 0.02
+"""Between two writes: lines that come in between share one."""
+LOG_WRITE_BYTES: Final = 64 * 1024
+"""Of lines that are written at once; a line more may be."""
+LOG_CLOSE_S: Final = 1.0
+"""For the last lines of a process to be written."""
 LOG_LINE_CHARS_MAX: Final = 8_192

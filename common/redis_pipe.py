@@ -259,14 +259,28 @@ class _SharedPipeline(Pipeline):
         """Run what was collected."""
         stack, self.command_stack = self.command_stack, []
         wire = await self._shared.wire()
-        replies = await asyncio.gather(
-            *(wire.send(args) for args, _ in stack), return_exceptions=True
-        )
+        # They come in this order, so to wait for one after the other costs nothing more.
+        waiting = [wire.send(args) for args, _ in stack]
+        replies: list[Any] = []
+        try:
+            for each in waiting:
+                replies.append(await _outcome(each))  # noqa: PERF401 - those that came are counted
+        finally:
+            for each in waiting[len(replies) :]:
+                each.cancel()
         if raise_on_error:
             for reply in replies:
-                if isinstance(reply, BaseException):
+                if isinstance(reply, Exception):
                     raise reply
         return replies
+
+
+async def _outcome(waiting: asyncio.Future[Reply]) -> Reply:
+    """Give a reply, or the error instead of it."""
+    try:
+        return await waiting
+    except Exception as error:  # noqa: BLE001 - given to the caller, who raises it
+        return error
 
 
 def _packed(command: Sequence[Any]) -> bytes:

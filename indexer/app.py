@@ -59,8 +59,14 @@ FILES_ELSE: Final = 256
 
 def run(settings: Settings, reload: Reload | None = None) -> int:
     """Run the indexer until SIGTERM or SIGINT; return the exit status."""
-    configure_logs(settings.log.level, json=settings.log.json_lines)
-    return run_service(lambda stop: Indexer(settings, reload).serve(stop))
+    log = configure_logs(settings.log.level, json=settings.log.json_lines)
+
+    async def main(stop: asyncio.Event) -> None:
+        indexer = Indexer(settings, reload)
+        indexer.metrics.log_dropped.set_function(lambda: log.dropped)
+        await indexer.serve(stop)
+
+    return run_service(main)
 
 
 class Indexer:

@@ -166,6 +166,13 @@ class IndexerMetrics(Metrics):
         "their sum over all indexers is the number of engines; less for longer than a lease: an"
         " owner is gone",
     )
+    log_dropped = gauge(
+        "log_dropped",
+        "",
+        "lines",
+        "Log lines that were not written since the start: what reads them does not keep up.",
+        "rises: a full disk, or a collector of logs that is stuck",
+    )
     scrapes = counter(
         "scrapes",
         "outcome",

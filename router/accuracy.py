@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from kvatlas.common import limits
 from kvatlas.common.ids import Epoch
 from kvatlas.common.prompt import CHAT_PATH, MESSAGES_PATH, RESPONSES_PATH
+from kvatlas.common.records import record
 from kvatlas.router.usage import Usage
 
 Outcome = Literal["exact", "over", "under", "other_prompt"]
@@ -26,7 +27,7 @@ OVER_SHARE: Final = 0.5
 """Share of the answers, and of the predicted tokens, above which predictions run over."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Prediction:
     """What was believed of the chosen endpoint.
 

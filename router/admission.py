@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from kvatlas.common import limits
 from kvatlas.common.clock import Clock, monotonic
 from kvatlas.common.errors import Overloaded
+from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.answers import RETRY_AFTER_S
 from kvatlas.router.metrics import RouterMetrics
@@ -23,7 +22,7 @@ from kvatlas.router.request import Request
 Reason = Literal["lag", "requests", "bytes", "tenant_requests", "tenant_bytes"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ask:
     """What a request asks to be let in with.
 
@@ -46,6 +45,22 @@ class _Held:
     def add(self, sign: int, body_bytes: int) -> None:
         self.requests += sign
         self.body_bytes += sign * body_bytes
+
+
+class Stay:
+    """A request that was let in, until its context ends."""
+
+    __slots__ = ("_admission", "_ask")
+
+    def __init__(self, admission: Admission, ask: Ask) -> None:
+        self._admission = admission
+        self._ask = ask
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc: object) -> None:
+        self._admission.count(self._ask, -1)
 
 
 class Admission:
@@ -99,9 +114,8 @@ class Admission:
         most = settings.tenant_held_bytes_max or settings.held_bytes_max
         return "tenant_bytes" if own.body_bytes + ask.body_bytes > most else None
 
-    @contextmanager
-    def admitted(self, ask: Ask) -> Iterator[None]:
-        """Count a request in until the context ends.
+    def admitted(self, ask: Ask) -> Stay:
+        """Count a request in until the context of what is given ends.
 
         Raises:
             Overloaded: it is not let in.
@@ -112,18 +126,19 @@ class Admission:
             error = Overloaded("too much is under way; try again")
             error.headers = [("Retry-After", RETRY_AFTER_S)]
             raise error
+        if ask.tenant is not None:
+            self._tenants.setdefault(ask.tenant, _Held())
+        self.count(ask, 1)
+        return Stay(self, ask)
+
+    def count(self, ask: Ask, sign: int) -> None:
+        """Count a request in (1) or out (-1)."""
+        self._all.add(sign, ask.body_bytes)
         tenant = ask.tenant
-        held = [self._all]
         if tenant is not None:
-            held.append(self._tenants.setdefault(tenant, _Held()))
-        for each in held:
-            each.add(1, ask.body_bytes)
-        try:
-            yield
-        finally:
-            for each in held:
-                each.add(-1, ask.body_bytes)
-            if tenant is not None and not self._tenants[tenant].requests:
+            own = self._tenants[tenant]
+            own.add(sign, ask.body_bytes)
+            if not own.requests:
                 del self._tenants[tenant]
 
     def ask_of(self, request: Request) -> Ask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 import orjson
@@ -71,6 +72,7 @@ def explanation(decision: Decision) -> dict[str, Any]:
     }
 
 
+@cache
 def torn_event(path: str) -> bytes:
     """Write what a stream ends with whose engine failed."""
     name = b"event: error\n" if _is_anthropic(path) else b""

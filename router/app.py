@@ -6,7 +6,7 @@ import asyncio
 import gc
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from aiohttp import web
 
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
-from kvatlas.common.errors import BadHttp, HttpError, MethodNotAllowed, TooManyConnections
+from kvatlas.common.errors import HttpError
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
@@ -30,7 +30,6 @@ from kvatlas.router.inbound import Inbound, listening
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.outbound import EnginePool
 from kvatlas.router.probe import Prober
-from kvatlas.router.request import Response
 
 _LOG = logger("router")
 
@@ -42,10 +41,11 @@ def run(settings: Settings, reload: Reload | None = None) -> int:
         settings: the configuration.
         reload: reads it again; None where it has no file.
     """
-    configure_logs(settings.log.level, json=settings.log.json_lines)
+    log = configure_logs(settings.log.level, json=settings.log.json_lines)
 
     async def main(stop: asyncio.Event) -> None:
         async with router(settings, reload) as running:
+            running.metrics.log_dropped.set_function(lambda: log.dropped)
             # What was made until here lives as long as the process: to look through it again takes
             # the collector 25 ms each time.
             gc.collect()
@@ -129,7 +129,7 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         await cores.start(settings)
         admission = Admission(options, metrics)
         front = Front(cores, admission, lambda: running.readiness())  # noqa: PLW0108 - it is made below
-        inbound = Inbound(front.answer, _refusal, _connections_max())
+        inbound = Inbound(front.answer, error_response, _connections_max())
         running = Running(cores, front, inbound, pool, metrics)
         metrics.connections.set_function(lambda: len(inbound.connections))
         metrics.connections_refused.set_function(lambda: inbound.refused)
@@ -157,12 +157,6 @@ def _hangups() -> asyncio.Event:
     hangup = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
     return hangup
-
-
-def _refusal(status: int, message: str) -> Response:
-    """Write an error of HTTP itself; the path may not be known."""
-    kinds: dict[int, Callable[[str], HttpError]] = {503: TooManyConnections, 405: MethodNotAllowed}
-    return error_response(kinds.get(status, BadHttp)(message), "")
 
 
 def _admin(running: Running) -> web.Application:

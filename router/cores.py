@@ -41,6 +41,11 @@ class Cores:
         self._living: dict[asyncio.Task[None], Core] = {}
         self.current: Core
 
+    @property
+    def living(self) -> int:
+        """Count the cores: the newest, and those that still have requests."""
+        return len(self._living)
+
     async def start(self, settings: Settings) -> None:
         """Make the first core.
 

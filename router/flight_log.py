@@ -15,10 +15,10 @@ import asyncio
 import secrets
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from redis.asyncio import Redis
 
@@ -100,6 +100,12 @@ class OwnFlight:
     heard: EntryId
     _has_begun: bool = False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.log.ended(self.launch)
+
     def began(self) -> None:
         """Note the first byte; again is harmless."""
         if not self._has_begun:
@@ -159,17 +165,15 @@ class FlightLog:
 
     # --- what decisions need ------------------------------------------------------------------
 
-    @contextmanager
-    def flight(self, launch: Launch) -> Iterator[OwnFlight]:
-        """Count a request in, and out again whatever happens; it is numbered here."""
-        flight = OwnFlight(self, self._launch(launch), self._entry, self._heard)
-        try:
-            yield flight
-        finally:
-            launch = flight.launch
-            self.board.ended(self.board.me, launch.number, launch.endpoint)
-            self._outbox.ended.append((launch.number, launch.endpoint))
-            self._flush_later()
+    def flight(self, launch: Launch) -> OwnFlight:
+        """Count a request in, until the flight's context ends; it is numbered here."""
+        return OwnFlight(self, self._launch(launch), self._entry, self._heard)
+
+    def ended(self, launch: Launch) -> None:
+        """Count a request out."""
+        self.board.ended(self.board.me, launch.number, launch.endpoint)
+        self._outbox.ended.append((launch.number, launch.endpoint))
+        self._flush_later()
 
     def move(self, flight: OwnFlight, launch: Launch) -> None:
         """Tell that an own flight, which is off the board, goes elsewhere."""
@@ -208,6 +212,16 @@ class FlightLog:
             return 1.0
         span_s = limits.BOARD_BLIND_S - limits.BOARD_FRESH_S
         return max(0.0, 1.0 - (age_s - limits.BOARD_FRESH_S) / span_s)
+
+    def begin_hearing(self) -> asyncio.Task[None] | None:
+        """Begin to read what others have told, for a decision; None where it knows all there is.
+
+        Who is alone hears of another by reading in quiet times, who read a moment ago has read all.
+        """
+        is_heard = monotonic() - self._read_at < limits.HEARD_ENOUGH_S
+        if is_heard or (self.board.routers == 1 and not self._is_failing):
+            return None
+        return self.begin_refresh()
 
     def begin_refresh(self) -> asyncio.Task[None]:
         """Begin to read what is new, or join who has begun."""

@@ -8,7 +8,7 @@ destination.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 Header = tuple[str, str]
@@ -33,7 +33,8 @@ STEERING_PREFIXES: Final = ("x-gateway-destination-endpoint", "x-kvatlas-")
 NOTHING: Final[frozenset[str]] = frozenset()
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SET_BY_US: Final = frozenset({"x-request-id", "server", "date"})
+_NOT_TO_ENGINE: Final = HOP_BY_HOP | FRAMING | STEERING
+_NOT_TO_CLIENT: Final = HOP_BY_HOP | {"x-request-id", "server", "date"}
 
 
 def nominated(headers: Iterable[Header]) -> frozenset[str]:
@@ -57,27 +58,27 @@ def to_engine(
         kept_back: names, in lower case, of what is for us alone.
     """
     received, added = list(headers), list(ours)
-    drop = HOP_BY_HOP | FRAMING | STEERING | kept_back | nominated(received)
-    drop |= {name.lower() for name, _ in added}
-    passed = [
-        (name, value)
-        for name, value in received
-        if (low := name.lower()) not in drop and not low.startswith(STEERING_PREFIXES)
-    ]
-    return passed + added
+    drop = {name.lower() for name, _ in added} | kept_back | nominated(received)
+    return [*_passed(received, _NOT_TO_ENGINE, drop), *added]
 
 
 def to_client(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]:
     """Choose what a client sees of an engine's headers; alike, but its cookies stay with ours."""
     received, added = list(headers), list(ours)
-    drop = HOP_BY_HOP | _SET_BY_US | nominated(received)
-    drop |= {low for name, _ in added if (low := name.lower()) != "set-cookie"}
-    passed = [
-        (name, value)
-        for name, value in received
-        if (low := name.lower()) not in drop and not low.startswith(STEERING_PREFIXES)
+    drop = {low for name, _ in added if (low := name.lower()) != "set-cookie"}
+    return [*_passed(received, _NOT_TO_CLIENT, drop | nominated(received)), *added]
+
+
+def _passed(
+    headers: Iterable[Header], never: frozenset[str], drop: Collection[str]
+) -> list[Header]:
+    return [
+        each
+        for each in headers
+        if (low := each[0].lower()) not in never
+        and low not in drop
+        and not low.startswith(STEERING_PREFIXES)
     ]
-    return passed + added
 
 
 def request_id(received: str | None) -> str | None:

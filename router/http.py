@@ -20,6 +20,7 @@ from kvatlas.common.errors import (
 )
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS, RESPONSES_PATH
+from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router.access import demand_model
 from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
@@ -45,7 +46,7 @@ from kvatlas.router.trip import Trip, chosen_id
 from kvatlas.router.usage import AnswerReader, Unread
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Job:
     """A request that has been decided on.
 

@@ -21,6 +21,7 @@ from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, Tier
+from kvatlas.common.records import record
 from kvatlas.common.redis_client import RedisArg, Script, connect, guard
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.router.holders import Match, Runs, ShardView, Spans, intersect, weigh
@@ -38,7 +39,7 @@ class _Place:
     bucket_prefix: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Chain:
     """What is looked up, and what the first step asks for: each block of a stride."""
 

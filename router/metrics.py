@@ -135,6 +135,13 @@ class RouterMetrics(Metrics):
     )
     admitted = gauge("admitted", "", "requests", "Requests let in and not done.")
     held_bytes = gauge("held_bytes", "", "bytes", "Of their bodies.")
+    log_dropped = gauge(
+        "log_dropped",
+        "",
+        "lines",
+        "Log lines that were not written since the start: what reads them does not keep up.",
+        "rises: a full disk, or a collector of logs that is stuck",
+    )
     loop_lag = gauge(
         "loop_lag_seconds",
         "",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.prompt import COMPLETIONS_PATH, PROMPT_PATHS, RESPONSES_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
+from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.breaker import Breaker
@@ -76,7 +76,7 @@ class _Matches:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Request:
     """A request as the stages take it."""
 
@@ -87,7 +87,7 @@ class _Request:
     session: Session
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ground:
     """What decisions about a request are made of, beside the state of the fleet."""
 
@@ -96,7 +96,7 @@ class Ground:
     matches: _Matches
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Judged:
     """A candidate as the decision saw it.
 
@@ -117,7 +117,7 @@ class Judged:
     terms: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """Where a request goes, and why.
 
@@ -247,10 +247,11 @@ class Pipeline:
         request = _Request(served, path, body, body_bytes, read(self._sessions, headers))
         matches = await self._match(request, endpoints)
         log = self._flights.of(served.model)
-        await log.end_refresh(matches.reading or log.begin_refresh())
+        if (reading := matches.reading or log.begin_hearing()) is not None:
+            await log.end_refresh(reading)
         return self._choose(Ground(request, endpoints, matches), explains=explains)
 
-    def flight(self, decision: Decision, *, is_silent: bool) -> AbstractContextManager[OwnFlight]:
+    def flight(self, decision: Decision, *, is_silent: bool) -> OwnFlight:
         """Count a request in with the chosen endpoint, for all routers to see.
 
         Args:
@@ -369,7 +370,7 @@ class Pipeline:
             matches.fallback = CACHE_UNREAD
             return matches
         # Along with the lookup: it tells what others have decided until this moment.
-        matches.reading = self._flights.of(model).begin_refresh()
+        matches.reading = self._flights.of(model).begin_hearing()
         try:
             for part in await self._look_up(model, chains):
                 matches.by_endpoint.update(part)
@@ -391,7 +392,10 @@ class Pipeline:
             raise IndexUnavailable("paused")
         shards = self._shards[model]
         try:
-            found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))
+            if len(chains) == 1:
+                found = [await self._index.match(shards, chains[0])]
+            else:
+                found = await asyncio.gather(*(self._index.match(shards, each) for each in chains))
         except IndexUnavailable as error:
             if error.reason not in NO_FAULT_OF_REDIS:
                 breaker.failed(asked_at)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from kvatlas.common import limits
@@ -14,6 +13,7 @@ from kvatlas.common.errors import KvatlasError, PromptUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
 from kvatlas.common.prompt import Prompt, PromptBuilder
+from kvatlas.common.records import record
 from kvatlas.common.settings import ModelSettings
 
 _LOG = logger("prompts")
@@ -25,7 +25,7 @@ INLINE_BODY_BYTES_MAX: Final = 64 * 1024
 """Largest body that is rendered on the event loop: under 2 ms."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TimedPrompt:
     """Token ids, and how long they took in milliseconds."""
 

@@ -11,6 +11,7 @@ import orjson
 from kvatlas.common.clock import monotonic
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH
+from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router import handover, relearning, response_ids
 from kvatlas.router.accuracy import Prediction, Window, compare, is_comparable
@@ -39,7 +40,7 @@ REPORTING_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
 """Paths whose engines may be asked to tell more; elsewhere nothing is asked or added."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Case:
     """A request with the endpoint that it goes to.
 
@@ -71,7 +72,7 @@ class Case:
         return Prediction(decision.prompt_tokens, self.judged.match_tokens, self.judged.epoch)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sent:
     """A body as one engine gets it.
 

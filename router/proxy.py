@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from kvatlas.common.clock import monotonic
@@ -17,6 +16,7 @@ from kvatlas.common.errors import (
     UpstreamProtocol,
     UpstreamTimeout,
 )
+from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_client import RANK_HEADER
@@ -37,7 +37,7 @@ _ERRORS: Final[dict[Kind, type[UpstreamError]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outgoing:
     """A request as the engine gets it.
 
@@ -54,7 +54,7 @@ class Outgoing:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Delivery:
     """How an answer reaches the client.
 

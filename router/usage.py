@@ -5,24 +5,24 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeGuard, cast
 
 import orjson
 
 from kvatlas.common import limits
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
+from kvatlas.common.records import record
 
 STREAM_OPTIONS: Final = "stream_options"
 _OPTION_NAMES: Final = ("include_usage", "continuous_usage_stats")
-_USAGE: Final = re.compile(rb'"usage"\s*:\s*(\{)')
-_BRACES: Final = re.compile(rb"[{}]")
+_NAME: Final = b'"usage"'
+_COLON: Final = re.compile(rb"\s*:\s*(?=\{)")
 
 Wish = Literal["none", "asked", "unclear"]
 """Whether a stream's client asked for its usage: no, yes, or in words that the engine judges."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """What an engine reports of one request.
 
@@ -193,21 +193,25 @@ class WholeAnswer:
         return b""
 
     def _usage_in(self, tail: bytes) -> Usage | None:
-        for found in reversed(list(_USAGE.finditer(tail))):
-            value = _object_at(tail, found.start(1))
-            if (usage := self._read(value)) is not None:
+        end = len(tail)
+        while (at := tail.rfind(_NAME, 0, end)) >= 0:
+            end = at
+            found = _COLON.match(tail, at + len(_NAME))
+            if found is None:
+                continue
+            if (usage := self._read(_object_at(tail, found.end()))) is not None:
                 return usage
         return None
 
 
 def _object_at(raw: bytes, start: int) -> Any:
     """Read the object that begins at `start`; a usage holds no braces in texts."""
-    depth = 0
-    for brace in _BRACES.finditer(raw, start):
-        depth += 1 if brace[0] == b"{" else -1
-        if depth == 0:
+    end = start
+    while (end := raw.find(b"}", end) + 1) > 0:
+        found = raw[start:end]
+        if found.count(b"{") == found.count(b"}"):
             try:
-                return orjson.loads(raw[start : brace.end()])
+                return orjson.loads(found)
             except orjson.JSONDecodeError:
                 return None
     return None

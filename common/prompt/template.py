@@ -16,7 +16,9 @@ from jinja2 import Template as JinjaTemplate
 from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.prompt.content_format import content_format_of
@@ -66,10 +68,19 @@ def _strftime_now(form: str) -> str:
 
 
 _OF_DICTS: Final = frozenset(dir(dict))
+_OF_TEXTS: Final = frozenset(
+    # `format` can be made to reach into what it is given, so the sandbox wraps it.
+    name
+    for name in dir(str)
+    if not name.startswith("_") and not name.startswith("format")
+)
+_OF_LOOPS: Final = frozenset({
+    "index", "index0", "first", "last", "length", "revindex", "revindex0", "previtem", "nextitem",
+})  # fmt: skip
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, quicker where templates do most of their work: reading keys of messages."""
+    """The sandbox, quicker where templates do most of their work: keys of messages, their texts."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Give what Jinja gives, without the exception that it takes to get to a key."""
@@ -77,6 +88,16 @@ class _Environment(ImmutableSandboxedEnvironment):
             try:
                 return obj[attribute]
             except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        kind = type(obj)
+        if (
+            (kind is str and attribute in _OF_TEXTS)
+            or (kind is LoopContext and attribute in _OF_LOOPS)
+            or (kind is Namespace and attribute[:1] != "_")
+        ):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
                 return self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
 
@@ -128,6 +149,8 @@ class ChatTemplate:
         try:
             tree = environment.parse(source)
             template: JinjaTemplate = environment.from_string(source)
+            # A chain of dicts, which it is, would be copied name by name for each rendering.
+            template.globals = dict(template.globals)
         except (TemplateError, RecursionError) as error:
             line = getattr(error, "lineno", None)
             at = f" in line {line}" if line else ""

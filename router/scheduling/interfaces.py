@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from kvatlas.common.gauges import Adapters
 from kvatlas.common.ids import EndpointName
+from kvatlas.common.records import record
 
 
 class Chance(Protocol):
@@ -99,7 +100,7 @@ class Candidate:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Work:
     """What the request asks of an engine.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvatlas.common.errors import NoEndpoints
+from kvatlas.common.records import record
 from kvatlas.router.scheduling.interfaces import (
     Candidate,
     Chance,
@@ -27,7 +28,7 @@ class Weighted:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ranking:
     """The outcome of a profile.
 
@@ -54,12 +55,15 @@ class Profile:
     scorers: Sequence[Weighted]
     picker: Picker
     _noting: Sequence[Notes] = field(init=False, repr=False, compare=False)
+    _filters: Sequence[Filter] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Found once: to ask an object whether it fits a protocol takes longer than a decision.
         plugins = (*self.filters, *(each.scorer for each in self.scorers), self.picker)
         noting = [each for each in plugins if isinstance(each, Notes)]
         object.__setattr__(self, "_noting", noting)
+        hard_first = sorted(self.filters, key=lambda each: not is_hard(each))
+        object.__setattr__(self, "_filters", hard_first)
 
     def run(self, work: Work, candidates: Sequence[Candidate], chance: Chance) -> Ranking:
         """Rank the candidates.
@@ -100,7 +104,7 @@ class Profile:
         """Give the positions of those that stay, and of those to be asked last."""
         kept: Sequence[int] = range(len(candidates))
         last: list[int] = []
-        for each in (*filter(is_hard, self.filters), *(f for f in self.filters if not is_hard(f))):
+        for each in self._filters:
             left = candidates if len(kept) == len(candidates) else [candidates[i] for i in kept]
             inner = each.keep(work, left)
             if len(inner) == len(left):
