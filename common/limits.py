@@ -464,12 +464,26 @@ RECONNECT_S: Final = 0.1
 RECONNECT_MAX_S: Final = 1.0
 """Between two attempts; an engine that has come back is to be heard within 2 s."""
 
+# --- traces -----------------------------------------------------------------------------------
+SPANS_QUEUED_MAX: Final = 8_192
+"""Spans that wait for the collector: those of about 900 requests, 8 MB."""
+SPANS_PER_BATCH_MAX: Final = 256
+"""Spans that are written and sent at once: 4 ms, in which the event loop has to share."""
+SPANS_EVERY_S: Final = 1.0
+"""Between two looks at what is queued."""
+SPANS_SEND_S: Final = 5.0
+"""For a collector to take a batch, with all that is tried again."""
+SPANS_CLOSE_S: Final = 3.0
+"""For what is queued when the router stops, or its configuration is replaced."""
+
 # --- the simulated engine ---------------------------------------------------------------------
 ENGINE_EVENTS_QUEUED_MAX: Final = 100_000
 """Batches that wait for one slow subscriber; vLLM's own default."""
 ENGINE_CHOICES_MAX: Final = 128
 """Answers to one prompt (`n`)."""
 ENGINE_STOP_WORDS_MAX: Final = 16
+ENGINE_RESPONSES_MAX: Final = 1_024
+"""Responses that the simulated engine keeps for those that go on from them, the latest ones."""
 ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
 

@@ -419,6 +419,8 @@ class EngineSettings(_Section):
         dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
         render: serve the render endpoints, as vLLM does with --enable-scale-out; else 403.
         lora_adapters: names of adapters that it serves beside its model.
+        store_responses: keep responses for those that go on from them, as vLLM does with
+            VLLM_ENABLE_RESPONSES_API_STORE=1.
     """
 
     host: str = "127.0.0.1"
@@ -443,6 +445,7 @@ class EngineSettings(_Section):
     dev_mode: bool = True
     render: bool = False
     lora_adapters: list[ModelId] = []
+    store_responses: bool = False
 
 
 class LogSettings(_Section):

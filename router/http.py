@@ -19,13 +19,14 @@ from kvatlas.common.errors import (
     UpstreamConnect,
 )
 from kvatlas.common.ids import ModelName
-from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS
+from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS, RESPONSES_PATH
 from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router.access import demand_model
 from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
+from kvatlas.router.first_token import FirstToken, Gaps
 from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.intake import Intake
@@ -222,10 +223,13 @@ class RouterHttp:
                 job.flight.began()
 
         is_stream = answer.content_type == EVENT_STREAM
-        gaps = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
+        gaps: Gaps | None = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
         headers = self._our_headers(trip, decision, case.judged)
-        seen = _in_clients_words(job, reader, answer) if is_readable else reader
-        delivery = Delivery(headers, seen, first_byte, torn_event(trip.path), gaps)
+        seen: AnswerReader = _in_clients_words(job, reader, answer) if is_readable else reader
+        if gaps is not None and is_readable and trip.path == RESPONSES_PATH:
+            seen = gaps = FirstToken(seen, first_byte, gaps)
+        begun = _nothing if isinstance(seen, FirstToken) else first_byte
+        delivery = Delivery(headers, seen, begun, torn_event(trip.path), gaps)
         response = await self._proxy.relay(job.request, answer, case.endpoint, delivery)
         if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
             trip.cached_tokens, trip.usage = usage.cached_tokens, usage
@@ -307,6 +311,10 @@ def _in_clients_words(job: Job, reader: AnswerReader, answer: Answer) -> AnswerR
         return reader
     parent = PARENTS.get(job.trip.path, b"")
     return Renamed(reader, Names(job.asked_name, parent, is_stream=is_stream))
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _demand_one_alive(decision: Decision) -> None:

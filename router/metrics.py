@@ -404,3 +404,11 @@ class RouterMetrics(Metrics):
         "0 when a comparison found a difference: no more handovers.",
         "0: see OPERATIONS.md",
     )
+    spans_lost = counter(
+        "spans_lost",
+        "reason",
+        "spans",
+        "Spans that no collector will see: the queue was full (`queue_full`), or it did not take"
+        " them (`not_sent`).",
+        "is the collector at `router.trace_url` up, and fast enough? requests do not wait for it",
+    )
