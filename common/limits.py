@@ -111,7 +111,7 @@ MATCH_S_MAX: Final = 1.0
 BYTES_PER_TOKEN_ESTIMATE: Final = 4
 """To estimate tokens from the size of a body before anything is known of it."""
 INLINE_CHARS_MAX: Final = 40_960
-"""Longest text that is tokenized on the event loop: 0.2 ms of words, 5 ms at worst (one word, letters
+"""Longest text that is tokenized on the event loop: 0.2 ms of words, 5 ms at worst (letters drawn
 at random). Above it a thread does it, which costs 50 us more."""
 INLINE_CHARS_SLOW_MAX: Final = 2_048
 """The same where only the slower tokenizer can be used: about 1 ms, 4 ms at worst."""

@@ -197,7 +197,7 @@ class PromptBuilder:
         Raises:
             PromptUnavailable: the tokenizer failed.
         """
-        return self._tokenizer.encode([text], add_special_tokens=add_special_tokens)[0]
+        return list(self._tokenizer.encode([text], add_special_tokens=add_special_tokens)[0])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Write token ids as text, without special tokens and ids that are none.
