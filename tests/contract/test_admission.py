@@ -168,15 +168,15 @@ async def test_a_model_is_bound_behind_its_name(redis_url: str) -> None:
         ]
         settings["endpoints"].append({"url": "http://127.0.0.1:9", "model": "other"})
         async with routed(Settings.model_validate(settings)) as (running, client):
-            first = asyncio.create_task(client.post(CHAT, data=BODY))
+            first = asyncio.create_task(client.post(CHAT, json=BODY))
             await until(lambda: bool(engine.requests))
-            named = BODY.replace(b'"m"', b'"n"')
-            async with client.post(CHAT, data=named) as reply:
+            named = {**BODY, "model": "n"}
+            async with client.post(CHAT, json=named) as reply:
                 assert (reply.status, reply.headers["Retry-After"]) == (429, "1")
-            async with client.post(CHAT, data=BODY.replace(b'"m"', b'"other"')) as reply:
+            async with client.post(CHAT, json={**BODY, "model": "other"}) as reply:
                 assert reply.status in {502, 503}
             assert running.metrics.shed.labels("model_requests").value == 1
             may_end.set()
             assert (await first).status == 200
-            async with client.post(CHAT, data=BODY) as reply:
+            async with client.post(CHAT, json=BODY) as reply:
                 assert reply.status == 200
