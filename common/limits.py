@@ -111,7 +111,7 @@ MATCH_S_MAX: Final = 1.0
 BYTES_PER_TOKEN_ESTIMATE: Final = 4
 """To estimate tokens from the size of a body before anything is known of it."""
 INLINE_CHARS_MAX: Final = 40_960
-"""Longest text that is tokenized on the event loop: 0.2 ms of words, 5 ms at worst (one word, letters
+"""Longest text that is tokenized on the event loop: 0.2 ms of words, 5 ms at worst (letters drawn
 at random). Above it a thread does it, which costs 50 us more."""
 INLINE_CHARS_SLOW_MAX: Final = 2_048
 """The same where only the slower tokenizer can be used: about 1 ms, 4 ms at worst."""
@@ -121,6 +121,34 @@ SEGMENT_CACHE_BYTES: Final = 64 * 1024 * 1024
 """Ids of text between added tokens that a tokenizer keeps: 16 M tokens of chats, per model."""
 SEGMENT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest segment that is kept; one of a whole document would push out a thousand turns."""
+TEMPLATE_CHARS_MAX: Final = 100_000
+"""Of a template that nobody vouches for; the longest of a known model has about 30,000."""
+TEMPLATE_ASSIGNMENTS_MAX: Final = 256
+"""In one: what it does with messages is followed through them, at a cost that grows cubically."""
+TEMPLATE_NUMBER_MAX: Final = 1_000_000
+"""Largest number in one, and largest product of constants: no chat needs more."""
+TEMPLATE_RENDER_S: Final = 0.05
+"""For one to render, in a process of its own; then the process is killed."""
+TEMPLATE_LOAD_S: Final = 5.0
+"""For it to be compiled there, the start of the process included, and for a trial of its cost."""
+TEMPLATE_WORKERS: Final = 2
+"""Processes per template that nobody vouches for: 15 MB each."""
+TEMPLATE_MEMORY_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Address space of such a process."""
+TEMPLATE_FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Largest variables, and largest text, that pass between it and us: twice the largest body."""
+TEMPLATE_PAUSE_S: Final = 0.25
+"""Until a process that was killed is started anew; doubles with each that is killed at once."""
+TEMPLATE_PAUSE_MAX_S: Final = 30.0
+TEMPLATE_TRIAL_MESSAGES: Final = 100
+"""Messages of the smaller of two chats that show how a template's cost grows; the other has four
+times as many."""
+TEMPLATE_TRIAL_GROWTH_MAX: Final = 8.0
+"""Growth of its cost by which it counts as more than linear: linear is 4, quadratic 16."""
+TEMPLATE_TRIAL_LEAST_S: Final = 0.001
+"""Cost of the larger chat below which nothing is made of its growth."""
+VARIABLES_CHARS_MAX: Final = 1_000_000
+"""Of tools, documents and variables of a template that are rendered for matching."""
 ADDED_TOKENS_CHECKED_MAX: Final = 512
 """Added tokens that two tokenizers must agree on at start-up; some models reserve thousands."""
 
@@ -459,12 +487,26 @@ RECONNECT_S: Final = 0.1
 RECONNECT_MAX_S: Final = 1.0
 """Between two attempts; an engine that has come back is to be heard within 2 s."""
 
+# --- traces -----------------------------------------------------------------------------------
+SPANS_QUEUED_MAX: Final = 8_192
+"""Spans that wait for the collector: those of about 900 requests, 8 MB."""
+SPANS_PER_BATCH_MAX: Final = 256
+"""Spans that are written and sent at once: 4 ms, in which the event loop has to share."""
+SPANS_EVERY_S: Final = 1.0
+"""Between two looks at what is queued."""
+SPANS_SEND_S: Final = 5.0
+"""For a collector to take a batch, with all that is tried again."""
+SPANS_CLOSE_S: Final = 3.0
+"""For what is queued when the router stops, or its configuration is replaced."""
+
 # --- the simulated engine ---------------------------------------------------------------------
 ENGINE_EVENTS_QUEUED_MAX: Final = 100_000
 """Batches that wait for one slow subscriber; vLLM's own default."""
 ENGINE_CHOICES_MAX: Final = 128
 """Answers to one prompt (`n`)."""
 ENGINE_STOP_WORDS_MAX: Final = 16
+ENGINE_RESPONSES_MAX: Final = 1_024
+"""Responses that the simulated engine keeps for those that go on from them, the latest ones."""
 ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
 

@@ -113,6 +113,9 @@ class RedisSettings(_Section):
 Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class TierWeights(_Section):
     """What a cached block is worth in each tier, beside one that must be computed."""
 
@@ -144,6 +147,7 @@ class ModelSettings(_Section):
             `tool_choice` is "none"; the same as their option of this name.
         index_shards: hash slots that the model's index is spread over.
         lora_adapters: names of adapters that are known before an engine has named its own.
+        requests_max: under way with it in one router; 429 above.
         aliases: further names for it; engines are sent `name`, and clients read the one they sent.
         render_url: a service that renders what cannot be rendered here, or None.
         render_api: what it is asked with: vLLM's render endpoints, or /tokenize.
@@ -151,6 +155,8 @@ class ModelSettings(_Section):
         render_api_key_file: file with the key that it asks for.
         token_handover: give engines our token ids instead of letting them render and tokenize.
         tier_weights: what a cached block is worth to scheduling where it lives.
+        trusted_templates: SHA-256 of templates that may be rendered in the router's own process
+            beside those that are known, or "all".
     """
 
     name: ModelId
@@ -165,12 +171,14 @@ class ModelSettings(_Section):
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
     lora_adapters: Annotated[list[ModelId], Field(max_length=limits.ADAPTERS_PER_MODEL_MAX)] = []
     aliases: Annotated[list[ModelId], Field(max_length=limits.ALIASES_PER_MODEL_MAX)] = []
+    requests_max: Annotated[int, Field(ge=1)] | None = None
     render_url: HttpAddress | None = None
     render_api: Literal["render", "tokenize"] = "render"
     render_timeout_s: Annotated[float, Field(gt=0, le=limits.MATCH_S_MAX)] = 0.25
     render_api_key_file: Path | None = None
     token_handover: bool = False
     tier_weights: TierWeights = TierWeights()
+    trusted_templates: Literal["all"] | list[Sha256] = []
 
     @property
     def model(self) -> ModelName:
@@ -443,6 +451,8 @@ class EngineSettings(_Section):
         dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
         render: serve the render endpoints, as vLLM does with --enable-scale-out; else 403.
         lora_adapters: names of adapters that it serves beside its model.
+        store_responses: keep responses for those that go on from them, as vLLM does with
+            VLLM_ENABLE_RESPONSES_API_STORE=1.
     """
 
     host: str = "127.0.0.1"
@@ -467,6 +477,7 @@ class EngineSettings(_Section):
     dev_mode: bool = True
     render: bool = False
     lora_adapters: list[ModelId] = []
+    store_responses: bool = False
 
 
 class LogSettings(_Section):

@@ -28,6 +28,7 @@ from kvatlas.common.tasks import Supervisor
 from kvatlas.common.tls import TlsGauges, watch
 from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.access import Access
+from kvatlas.router.admission import Admission
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
@@ -99,6 +100,7 @@ class Shared:
     """
 
     metrics: RouterMetrics
+    admission: Admission
     pool: EnginePool
     session: aiohttp.ClientSession
 
@@ -142,8 +144,9 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
             Proxy(options, metrics, shared.pool, endpoints.health),
             Proof(settings, parts, metrics),
             redis.rates,
+            shared.admission,
             _salts(options),
-            _tracer(options, stack),
+            _tracer(options, metrics, stack),
         )
         http = RouterHttp(settings, handled, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
@@ -213,7 +216,9 @@ def _parts(settings: Settings, index: BlockIndex, shared: Shared, stack: AsyncEx
     return Parts(doubts, checks, relearning)
 
 
-def _tracer(settings: RouterSettings, stack: AsyncExitStack) -> Tracer | None:
+def _tracer(
+    settings: RouterSettings, metrics: RouterMetrics, stack: AsyncExitStack
+) -> Tracer | None:
     """Make what traces requests where that is asked for.
 
     Raises:
@@ -227,7 +232,8 @@ def _tracer(settings: RouterSettings, stack: AsyncExitStack) -> Tracer | None:
         fault = f"router.trace_url: {error.name} is missing: pip install 'kvatlas[otel]'"
         raise ConfigError([fault]) from None
     chance = random.Random()  # noqa: S311 - ids of traces guard nothing
-    tracer = Tracer(otel.otlp(settings.trace_url), settings.trace_share, chance)
+    exporter = otel.otlp(settings.trace_url, lambda how, n: metrics.spans_lost.labels(how).inc(n))
+    tracer = Tracer(exporter, settings.trace_share, chance)
     stack.push_async_callback(asyncio.to_thread, tracer.close)
     return tracer
 

@@ -116,7 +116,7 @@ class RouterMetrics(Metrics):
         "reason",
         "requests",
         "Requests refused with 429 before their body was read: `requests`, `bytes`,"
-        " `tenant_requests`, `tenant_bytes`, `lag`.",
+        " `tenant_requests`, `tenant_bytes`, `lag`; `model_requests` behind it.",
         "`lag`: this router's core is full, add routers. The others: raise the bound if the memory"
         " is there, or add routers and engines",
     )
@@ -419,4 +419,12 @@ class RouterMetrics(Metrics):
         "0 or 1",
         "0 when a comparison found a difference: no more handovers.",
         "0: see OPERATIONS.md",
+    )
+    spans_lost = counter(
+        "spans_lost",
+        "reason",
+        "spans",
+        "Spans that no collector will see: the queue was full (`queue_full`), or it did not take"
+        " them (`not_sent`).",
+        "is the collector at `router.trace_url` up, and fast enough? requests do not wait for it",
     )

@@ -17,11 +17,11 @@ from kvatlas.common.errors import (
     UpstreamTimeout,
     UpstreamUnreached,
 )
-from kvatlas.common.metrics import HistogramChild
 from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_client import RANK_HEADER
+from kvatlas.router.first_token import Gaps
 from kvatlas.router.headers import NOTHING, Header, to_client, to_engine
 from kvatlas.router.health import Health
 from kvatlas.router.keys import KEY_HEADERS
@@ -75,7 +75,7 @@ class Delivery:
     reader: AnswerReader
     first_byte: Callable[[], None]
     torn_event: bytes
-    gaps: HistogramChild | None = None
+    gaps: Gaps | None = None
 
 
 class Torn(ConnectionResetError):

@@ -20,9 +20,9 @@ from typing import Any
 
 HEAD = """# Faults
 
-Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the tables R (Redis), E
-(events) and U (upstream engines) has tests in `tests/chaos` that are named after it, and that
-inject the fault for real. `make test` runs the same tests with fewer engines and batches.
+Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the tables R (Redis) and E
+(events) has tests in `tests/chaos` that are named after it, and that inject the fault for real.
+`make test` runs the same tests with fewer engines and batches.
 
 There are 8 engines (2 where one of them is flooded or indexers are killed, as many as are told for
 E14, one per bomb for E10), each with 1,000 batches to catch up with where all are hit. What has to
@@ -46,8 +46,8 @@ MACHINE = """Measured on {cores} cores ({machine}, Python {python}), which publi
 indexer, router and tests share.
 
 """
-TIMES_LISTED_MAX = 20
 TABLES = "REUCTSX"
+TIMES_LISTED_MAX = 20
 COLUMNS = "| row | injected | seen | recovered, s |\n| --- | --- | --- | --- |\n"
 
 
@@ -82,7 +82,7 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _order(name: str) -> tuple[int, int]:
-    letter, number = re.fullmatch(r"([A-Z])(\d+)", name).groups()  # type: ignore[union-attr]
+    letter, number = re.fullmatch(rf"([{TABLES}])(\d+)", name).groups()  # type: ignore[union-attr]
     return TABLES.index(letter), int(number)
 
 

@@ -124,4 +124,4 @@ async def test_u17_a_slow_engine_is_waited_for(canary: Canary, log: io.StringIO)
         assert (seen.status, seen.seconds >= 1.0) == (200, True)
         assert sum(len(engine.requests) for engine in place.engines) == 1
         assert place.retries() == 0
-    Report("U17", "an engine takes long", "it alone computes: no hedging (ADR 7)").tell()
+    Report("U17", "an engine takes long", "it alone computes: no hedging (ADR 8)").tell()
