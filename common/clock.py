@@ -9,3 +9,5 @@ Clock = Callable[[], float]
 """Seconds on a monotonic scale with an arbitrary zero."""
 
 monotonic: Clock = time.monotonic
+thread_time: Clock = time.thread_time
+"""CPU that the calling thread has used, in seconds."""

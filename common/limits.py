@@ -82,6 +82,15 @@ HTTP_ERRORS_FROM: Final = 400
 API_KEYS_LOOK_S: Final = 1.0
 """Between two looks at the file: a key that is taken out is refused so soon."""
 
+TLS_HANDSHAKE_S: Final = 10.0
+"""For a client to be greeted: two round trips take a slow one a second or two."""
+TLS_SHUTDOWN_S: Final = 2.0
+"""For a client to take its leave; asyncio would wait for half a minute."""
+TLS_LOOK_S: Final = 2.0
+"""Between two looks at the files: whoever takes them out waits minutes anyway."""
+TLS_SERVER_NAME_CHARS_MAX: Final = 253
+"""A name in the DNS."""
+
 # --- deadlines --------------------------------------------------------------------------------
 LOOKUP_S: Final = 0.020
 """For Redis, per request; then the request goes by load."""
@@ -101,8 +110,9 @@ MATCH_S_MAX: Final = 1.0
 """Most that matching may take in all, however long the prompt."""
 BYTES_PER_TOKEN_ESTIMATE: Final = 4
 """To estimate tokens from the size of a body before anything is known of it."""
-INLINE_CHARS_MAX: Final = 16_384
-"""Longest text that is tokenized on the event loop; above it a thread does it."""
+INLINE_CHARS_MAX: Final = 40_960
+"""Longest text that is tokenized on the event loop: 0.2 ms of words, 5 ms at worst (letters drawn
+at random). Above it a thread does it, which costs 50 us more."""
 INLINE_CHARS_SLOW_MAX: Final = 2_048
 """The same where only the slower tokenizer can be used: about 1 ms, 4 ms at worst."""
 TOKENIZE_PENDING_MAX: Final = 32
@@ -111,6 +121,34 @@ SEGMENT_CACHE_BYTES: Final = 64 * 1024 * 1024
 """Ids of text between added tokens that a tokenizer keeps: 16 M tokens of chats, per model."""
 SEGMENT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest segment that is kept; one of a whole document would push out a thousand turns."""
+TEMPLATE_CHARS_MAX: Final = 100_000
+"""Of a template that nobody vouches for; the longest of a known model has about 30,000."""
+TEMPLATE_ASSIGNMENTS_MAX: Final = 256
+"""In one: what it does with messages is followed through them, at a cost that grows cubically."""
+TEMPLATE_NUMBER_MAX: Final = 1_000_000
+"""Largest number in one, and largest product of constants: no chat needs more."""
+TEMPLATE_RENDER_S: Final = 0.05
+"""For one to render, in a process of its own; then the process is killed."""
+TEMPLATE_LOAD_S: Final = 5.0
+"""For it to be compiled there, the start of the process included, and for a trial of its cost."""
+TEMPLATE_WORKERS: Final = 2
+"""Processes per template that nobody vouches for: 15 MB each."""
+TEMPLATE_MEMORY_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Address space of such a process."""
+TEMPLATE_FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Largest variables, and largest text, that pass between it and us: twice the largest body."""
+TEMPLATE_PAUSE_S: Final = 0.25
+"""Until a process that was killed is started anew; doubles with each that is killed at once."""
+TEMPLATE_PAUSE_MAX_S: Final = 30.0
+TEMPLATE_TRIAL_MESSAGES: Final = 100
+"""Messages of the smaller of two chats that show how a template's cost grows; the other has four
+times as many."""
+TEMPLATE_TRIAL_GROWTH_MAX: Final = 8.0
+"""Growth of its cost by which it counts as more than linear: linear is 4, quadratic 16."""
+TEMPLATE_TRIAL_LEAST_S: Final = 0.001
+"""Cost of the larger chat below which nothing is made of its growth."""
+VARIABLES_CHARS_MAX: Final = 1_000_000
+"""Of tools, documents and variables of a template that are rendered for matching."""
 ADDED_TOKENS_CHECKED_MAX: Final = 512
 """Added tokens that two tokenizers must agree on at start-up; some models reserve thousands."""
 

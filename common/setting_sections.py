@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, TIERS, Tier
+from kvatlas.common.section import STRICT
+from kvatlas.common.tls_settings import EndpointTls, ListenTls
 
 REDIS_SCHEMES = ("redis", "rediss", "unix")
 
@@ -40,9 +42,9 @@ HttpAddress = Annotated[str, AfterValidator(_http_address)]
 
 
 class _Section(BaseModel):
-    """A part of the configuration: unknown settings are faults, values do not change."""
+    """A part of the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = STRICT
 
 
 class RedisSettings(_Section):
@@ -111,6 +113,9 @@ class RedisSettings(_Section):
 Weight = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class TierWeights(_Section):
     """What a cached block is worth in each tier, beside one that must be computed."""
 
@@ -149,6 +154,8 @@ class ModelSettings(_Section):
         render_api_key_file: file with the key that it asks for.
         token_handover: give engines our token ids instead of letting them render and tokenize.
         tier_weights: what a cached block is worth to scheduling where it lives.
+        trusted_templates: SHA-256 of templates that may be rendered in the router's own process
+            beside those that are known, or "all".
     """
 
     name: ModelId
@@ -169,6 +176,7 @@ class ModelSettings(_Section):
     render_api_key_file: Path | None = None
     token_handover: bool = False
     tier_weights: TierWeights = TierWeights()
+    trusted_templates: Literal["all"] | list[Sha256] = []
 
     @property
     def model(self) -> ModelName:
@@ -184,6 +192,7 @@ class EndpointSettings(_Section):
         events: ZMQ address of its KV events (rank 0; rank r is r ports higher).
         replay: ZMQ address of its replay socket, alike.
         api_key_file: file with the key that the engine asks for.
+        tls: for an https:// url, instead of `endpoint_tls` as a whole.
         labels: that filters of a scheduling profile may go by.
     """
 
@@ -193,6 +202,7 @@ class EndpointSettings(_Section):
     replay: str | None = None
     data_parallel_size: Annotated[int, Field(ge=1, le=limits.DATA_PARALLEL_MAX)] = 1
     api_key_file: Path | None = None
+    tls: EndpointTls | None = None
     labels: Annotated[dict[str, str], Field(max_length=limits.LABELS_PER_ENDPOINT_MAX)] = {}
 
     @field_validator("events", "replay")
@@ -208,6 +218,12 @@ class EndpointSettings(_Section):
     def _replay_needs_events(self) -> Self:
         if self.replay and not self.events:
             raise ValueError("replay is given, but no events")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_needs_https(self) -> Self:
+        if self.tls is not None and not self.url.startswith("https:"):
+            raise ValueError("tls needs an https:// url")
         return self
 
     @property
@@ -278,6 +294,7 @@ class RouterSettings(_Section):
     """The router.
 
     Attributes:
+        tls, admin_tls: speak TLS on the clients' and on the operators' port; without it HTTP.
         policy: "prefix" weighs cached prefixes against load; "least-load" and "round-robin" are
             there to compare with.
         profile: plugins and how they make up the way to choose, instead of a policy; read by
@@ -314,6 +331,8 @@ class RouterSettings(_Section):
     port: Port = 8080
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9090
+    tls: ListenTls | None = None
+    admin_tls: ListenTls | None = None
     debug_headers: bool = False
     api_keys_file: Path | None = None
     tenant_salt_file: Path | None = None
@@ -365,12 +384,14 @@ class IndexerSettings(_Section):
     """The indexer.
 
     Attributes:
+        admin_tls: speak TLS on the operators' port; without it HTTP.
         lease_s: for which an endpoint stays with an indexer that gives no sign of life.
         metrics_interval_s: shortest time between two looks at an engine's metrics.
     """
 
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9091
+    admin_tls: ListenTls | None = None
     lease_s: Annotated[float, Field(ge=0.3, le=60.0)] = 3.0
     metrics_interval_s: Annotated[float, Field(ge=0.02, le=limits.SCRAPE_PAUSE_MAX_S)] = 0.2
 

@@ -71,7 +71,9 @@ class Written:
             ValueError: it is something else.
         """
         try:
-            root, seq, hashes, blocks, pools = msgpack.unpackb(packed)
+            root, seq, hashes, blocks, pools = msgpack.unpackb(
+                packed, raw=False, strict_map_key=True
+            )
             words, known = _unpack_words(hashes), _unpack_words(blocks)
             copies = {_pool(pool): _unpack_copies(each, len(words)) for pool, each in pools}
         except (TypeError, msgpack.UnpackException) as error:

@@ -18,6 +18,7 @@ from kvatlas.common.errors import HttpError
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.common.tls import TlsGauges, listen_credentials, port_context, watch
 from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response
 from kvatlas.router.core import Core, Shared
@@ -120,6 +121,9 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
     async with AsyncExitStack() as stack:
         metrics, options = RouterMetrics(), settings.router
         metrics.config_good.set(1)
+        gauges = TlsGauges(metrics.tls_good, metrics.tls_not_after)
+        tls = listen_credentials("router.tls", options.tls, gauges)
+        admin_tls = listen_credentials("router.admin_tls", options.admin_tls, gauges)
         session = await stack.enter_async_context(engine_session(options.connect_s))
         pool = EnginePool(options.connect_s)
         stack.callback(pool.close)
@@ -135,13 +139,16 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         metrics.connections_refused.set_function(lambda: inbound.refused)
         tasks.start(admission.run(), "admission")
         tasks.start(pool.run(), "pool")
+        tasks.start(watch(lambda: [each for each in (tls, admin_tls) if each]), "tls")
         if reload is not None:
             tasks.start(cores.follow(reload, _hangups()), "configuration")
         running.admin_port = await stack.enter_async_context(
-            serving(_admin(running), options.admin_host, options.admin_port)
+            serving(
+                _admin(running), options.admin_host, options.admin_port, port_context(admin_tls)
+            )
         )
         running.port = await stack.enter_async_context(
-            listening(inbound, options.host, options.port)
+            listening(inbound, options.host, options.port, port_context(tls))
         )
         yield running
 

@@ -25,6 +25,8 @@ from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor
+from kvatlas.common.tls import TlsGauges, watch
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.access import Access
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
@@ -56,6 +58,7 @@ class Core:
 
     Attributes:
         access: who may come; None where everybody may.
+        identities: how engines are spoken to.
         is_retired: set when requests go to another one.
     """
 
@@ -65,6 +68,7 @@ class Core:
     prober: Prober
     prompts: Prompts
     access: Access | None
+    identities: EngineIdentities
     started_s: float = field(default_factory=monotonic)
     is_retired: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -126,9 +130,10 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         metrics, session, options = shared.metrics, shared.session, settings.router
         access = Access.of(options.api_keys_file, metrics)
         boards = boards_of(settings)
-        endpoints = Endpoints(settings, metrics, boards)
+        identities = EngineIdentities(settings, TlsGauges(metrics.tls_good, metrics.tls_not_after))
+        endpoints = Endpoints(settings, metrics, boards, identities)
         redis = _redis(settings, boards, metrics, stack)
-        renders = RenderServices(settings.models, session, metrics)
+        renders = RenderServices(settings.models, session, metrics, identities)
         stages = Stages(prompts, renders, redis.index, redis.flights)
         pipeline = Pipeline(settings, stages, endpoints, metrics)
         parts = _parts(settings, redis.index, shared, stack)
@@ -159,6 +164,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
             "handover_checks": parts.checks.run(),
             "relearning": parts.relearning.run(),
             "rates": redis.rates.run(),
+            "tls": watch(identities.credentials),
         }.items():
             tasks.start(work, name)
         if access is not None:
@@ -166,7 +172,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         if options.idle_probe_s:
             idle = IdleProbes(session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
-        yield Core(settings, http, endpoints, prober, prompts, access)
+        yield Core(settings, http, endpoints, prober, prompts, access, identities)
 
 
 def _redis(

@@ -321,6 +321,7 @@ async def listening(
         ConfigError: the address cannot be bound.
     """
     loop = asyncio.get_running_loop()
+    has_tls = ssl_context is not None
     try:
         server = await loop.create_server(
             lambda: Connection(inbound),
@@ -328,7 +329,8 @@ async def listening(
             port,
             backlog=1_024,
             ssl=ssl_context,
-            ssl_handshake_timeout=limits.HEAD_READ_S if ssl_context else None,
+            ssl_handshake_timeout=limits.TLS_HANDSHAKE_S if has_tls else None,
+            ssl_shutdown_timeout=limits.TLS_SHUTDOWN_S if has_tls else None,
         )
     except OSError as error:
         raise ConfigError([f"{host}:{port}: {error.strerror}"]) from None

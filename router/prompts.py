@@ -9,10 +9,12 @@ from typing import Any, Final, TypeVar
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.errors import KvatlasError, PromptUnavailable
+from kvatlas.common.errors import ConfigError, KvatlasError, PromptUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
-from kvatlas.common.prompt import Prompt, PromptBuilder
+from kvatlas.common.prompt import Prompt, PromptBuilder, Rendered
+from kvatlas.common.prompt.memory import give_back
+from kvatlas.common.prompt.variables import check_variables_size
 from kvatlas.common.records import record
 from kvatlas.common.settings import ModelSettings
 
@@ -41,6 +43,39 @@ def match_budget_s(body_bytes: int) -> float:
     return min(budget_s, limits.MATCH_S_MAX - limits.LOOKUP_S)
 
 
+class _Threads:
+    """A few threads, and a bound on what waits for them."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self.pending = 0
+
+    async def run(self, work: Callable[[], T], deadline: float) -> T:
+        """Run in a thread until the deadline; what is late ends by itself, unheard.
+
+        Raises:
+            PromptUnavailable: "busy", or "deadline".
+        """
+        if self.pending >= limits.TOKENIZE_PENDING_MAX:
+            raise PromptUnavailable("busy")
+        self.pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        future.add_done_callback(self._one_less)
+        done, _ = await asyncio.wait({future}, timeout=max(0.0, deadline - monotonic()))
+        if not done:
+            raise PromptUnavailable("deadline")
+        return future.result()
+
+    def _one_less(self, future: asyncio.Future[Any]) -> None:
+        self.pending -= 1
+        if not future.cancelled():
+            future.exception()
+
+    def close(self, *, waits: bool = False) -> None:
+        """End them."""
+        self._pool.shutdown(wait=waits, cancel_futures=not waits)
+
+
 class Prompts:
     """Render and tokenize for all models of the process.
 
@@ -55,14 +90,25 @@ class Prompts:
     def __init__(self, models: list[ModelSettings], former: Prompts | None = None) -> None:
         self._models = {model.model: model for model in models}
         self._builders: dict[ModelName, PromptBuilder] = {}
-        for name, model in self._models.items():
-            known = former.built_for(model) if former is not None else None
-            if known is None:
-                known = PromptBuilder.load(model)
-                known.warm()
-            self._builders[name] = known
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
-        self._pending = 0
+        self._threads = _Threads(THREADS, "tokenize")
+        self._apart: dict[ModelName, _Threads] = {}
+        try:
+            for name, model in self._models.items():
+                self._take(name, model, former)
+        except ConfigError:
+            self.close()
+            raise
+        give_back()
+
+    def _take(self, name: ModelName, model: ModelSettings, former: Prompts | None) -> None:
+        known = former.built_for(model) if former is not None else None
+        if known is None:
+            known = PromptBuilder.load(model, isolates=True)
+            known.warm()
+        known.hold()
+        self._builders[name] = known
+        if known.is_isolated:
+            self._apart[name] = _Threads(limits.TEMPLATE_WORKERS, "render")
 
     def built_for(self, model: ModelSettings) -> PromptBuilder | None:
         """Give what was made for a model that was set in just this way; None if there is none."""
@@ -96,38 +142,34 @@ class Prompts:
         builder = self._builders[model]
         deadline = monotonic() + match_budget_s(body_bytes)
         begun = monotonic()
-        if body_bytes <= INLINE_BODY_BYTES_MAX:
+        apart = self._apart.get(model)
+        if apart is not None:
+            # Threads of its own: they wait for processes, for as long as those may take.
+            deadline += limits.TEMPLATE_RENDER_S
+            rendered = await apart.run(lambda: builder.prepare(path, body), deadline)
+        elif body_bytes <= INLINE_BODY_BYTES_MAX:
             rendered = builder.prepare(path, body)
         else:
-            rendered = await self._in_thread(lambda: builder.prepare(path, body), deadline)
+            rendered = await self._threads.run(lambda: _prepared(builder, path, body), deadline)
         between = monotonic()
         if rendered.chars <= _inline_chars_max(builder):
             prompt = builder.tokenize(rendered)
         else:
-            prompt = await self._in_thread(lambda: builder.tokenize(rendered), deadline)
+            prompt = await self._threads.run(lambda: builder.tokenize(rendered), deadline)
         ended = monotonic()
         return TimedPrompt(prompt, (between - begun) * 1e3, (ended - between) * 1e3)
 
-    async def _in_thread(self, work: Callable[[], T], deadline: float) -> T:
-        """Run in a thread until the deadline; what is late ends by itself, unheard."""
-        if self._pending >= limits.TOKENIZE_PENDING_MAX:
-            raise PromptUnavailable("busy")
-        self._pending += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        future.add_done_callback(self._one_less)
-        done, _ = await asyncio.wait({future}, timeout=max(0.0, deadline - monotonic()))
-        if not done:
-            raise PromptUnavailable("deadline")
-        return future.result()
-
-    def _one_less(self, future: asyncio.Future[Any]) -> None:
-        self._pending -= 1
-        if not future.cancelled():
-            future.exception()
-
     def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End the threads, and the processes that nobody has taken over."""
+        for threads in (self._threads, *self._apart.values()):
+            threads.close()
+        for builder in self._builders.values():
+            builder.close()
+
+
+def _prepared(builder: PromptBuilder, path: str, body: Mapping[str, Any]) -> Rendered:
+    check_variables_size(body)
+    return builder.prepare(path, body)
 
 
 def _inline_chars_max(builder: PromptBuilder) -> int:

@@ -157,8 +157,8 @@ class Proxy:
 
     def _target(self, endpoint: Endpoint) -> Target:
         target = self._targets.get(endpoint.url)
-        if target is None:
-            target = self._targets[endpoint.url] = Target.of(endpoint.url)
+        if target is None or target.tls is not endpoint.tls.context:
+            target = self._targets[endpoint.url] = Target.of(endpoint.url, endpoint.tls)
         return target
 
 

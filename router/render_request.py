@@ -22,8 +22,8 @@ RenderApi = Literal["render", "tokenize"]
 Sequences = tuple["array[int]", ...]
 
 ASKED_FOR: Final = frozenset({
-    "own_renderer", "harmony", "no_template", "template_error", "unsure", "tokenizer_error",
-    "tokenizer_differs",
+    "own_renderer", "harmony", "no_template", "template_error", "template_refused",
+    "template_killed", "template_busy", "unsure", "tokenizer_error", "tokenizer_differs",
 })  # fmt: skip
 """Reasons of ours for which the service may know better."""
 _NOT_BY_TOKENIZE: Final = frozenset({"harmony"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from kvatlas.common.prompt.fields import Body
 from kvatlas.common.prompt.folder import ModelFolder
 from kvatlas.common.prompt.reasons import Reason, unavailable
 from kvatlas.common.prompt.rendered import Prompt, Rendered, Truncation
+from kvatlas.common.prompt.templates import Templates
 from kvatlas.common.prompt.tokenizer import Tokenizer, TokenizerKind
 from kvatlas.common.settings import ModelSettings
 
@@ -50,35 +51,41 @@ class PromptBuilder:
     _max_model_len: int | None
     _id_max: int
     _eos: str | None
+    _templates: Templates
 
     @classmethod
-    def load(cls, model: ModelSettings) -> PromptBuilder:
+    def load(cls, model: ModelSettings, *, isolates: bool = False) -> PromptBuilder:
         """Load a model's tokenizer and templates.
 
         Args:
             model: its `tokenizer` is a folder, or a hub id that is fetched if it is not cached.
+            isolates: render templates that nobody vouches for in processes of their own, and tell
+                of each template; for a service, which must end with `close`.
 
         Raises:
             ConfigError: they cannot be had, or read.
         """
         try:
             files = ModelFolder.read(tokenizer_folder(model.tokenizer, model.revision))
-            templates = files.compiled(model.chat_template)
+            templates = Templates.load(files, model, isolates=isolates)
             where = str(Path(model.tokenizer, "tokenizer.json"))
             tokenizer = Tokenizer.from_json(files.tokenizer_json, where)
         except ConfigError as error:
             raise ConfigError([f"models.{model.name}: {fault}" for fault in error.faults]) from None
         chat = ChatRenderer(
-            templates=templates,
+            templates=templates.by_name,
             special_tokens=files.special_tokens,
             content_format=None if model.content_format == "auto" else model.content_format,
             max_model_len=model.max_model_len,
             default_variables=model.default_chat_template_kwargs or {},
             excludes_tools=model.exclude_tools_when_tool_choice_none,
         )
+        if isolates:
+            templates.try_out(chat)
         return cls(
             _tokenizer=tokenizer,
-            _chat=chat,
+            _chat=replace(chat, templates=templates.by_name),
+            _templates=templates,
             _own_renderer=files.own_renderer if model.chat_template is None else None,
             _max_model_len=model.max_model_len,
             _id_max=max(tokenizer.vocab_size, files.vocab_size) - 1,
@@ -89,6 +96,21 @@ class PromptBuilder:
     def tokenizer_kind(self) -> TokenizerKind:
         """Name the library that tokenizes."""
         return self._tokenizer.kind
+
+    @property
+    def is_isolated(self) -> bool:
+        """Tell whether chats are rendered in other processes, for which `prepare` waits."""
+        return bool(self._templates.isolated)
+
+    def hold(self) -> None:
+        """Count a user in, who is to call `close`."""
+        self._templates.users += 1
+
+    def close(self) -> None:
+        """Count a user out; the last one ends the processes that render, if there are any."""
+        self._templates.users -= 1
+        if self._templates.users <= 0:
+            self._templates.close()
 
     @property
     def eos_token_id(self) -> int | None:
@@ -175,7 +197,7 @@ class PromptBuilder:
         Raises:
             PromptUnavailable: the tokenizer failed.
         """
-        return self._tokenizer.encode([text], add_special_tokens=add_special_tokens)[0]
+        return list(self._tokenizer.encode([text], add_special_tokens=add_special_tokens)[0])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Write token ids as text, without special tokens and ids that are none.

@@ -75,6 +75,8 @@ class ChatRenderer:
             self.content_format or template.content_format,
             knows_developer=template.knows_developer,
         )
+        if len(messages) > template.messages_max:
+            unavailable("too_many_messages")
         _check_size(messages)
         seen = variables.seen_by(template, self.special_tokens.known)
         if not self.special_tokens.unknown.isdisjoint(template.variables - seen.keys()):
@@ -101,6 +103,10 @@ class ChatRenderer:
 
 def _check_template(body: Body) -> None:
     if body.get("chat_template") is not None:
+        unavailable("request_template")
+    # Other engines' name for chat_template_kwargs; vLLM reads nothing of it.
+    others = body.get("chat_template_args")
+    if isinstance(others, dict) and others.get("chat_template") is not None:
         unavailable("request_template")
     if optional_mapping(body, "kv_transfer_params").get("prompt_token_ids") is not None:
         unavailable("handover")

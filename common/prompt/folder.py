@@ -12,7 +12,6 @@ from typing import Any, Final
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.prompt.reasons import Reason
 from kvatlas.common.prompt.special_tokens import SpecialTokens
-from kvatlas.common.prompt.template import ChatTemplate
 
 # The engine renders these with code of its own whatever template they carry.
 _OWN_RENDERERS: Final = frozenset({
@@ -67,21 +66,17 @@ class ModelFolder:
             own_renderer=_own_renderer(folder, model),
         )
 
-    def compiled(self, override: Path | None) -> dict[str, ChatTemplate]:
-        """Compile the templates, or the one that replaces them all.
 
-        Raises:
-            ConfigError: one is no Jinja, or the file is not there.
-        """
-        if override is not None:
-            source = _text(override)
-            if source is None:
-                raise ConfigError([f"{override}: there is no such file"])
-            return {"default": ChatTemplate.compile(source, str(override))}
-        return {
-            name: ChatTemplate.compile(source, f"chat template {name!r}")
-            for name, source in self.templates.items()
-        }
+def read_template(path: Path) -> str:
+    """Read a file that holds a template.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    source = _text(path)
+    if source is None:
+        raise ConfigError([f"{path}: there is no such file"])
+    return source
 
 
 def _own_renderer(folder: Path, model: Mapping[str, Any]) -> Reason | None:

@@ -16,6 +16,9 @@ Reason = Literal[
     "harmony",  # alike, and not even the engine's /tokenize does as its chats do (gpt-oss)
     "no_template",
     "template_error",
+    "template_refused",  # it holds what no chat needs, and nobody vouches for it
+    "template_killed",  # it took too long, or too much memory, in its process
+    "template_busy",  # none of its processes is free, or they are being started
     "unsure",  # the engine may take it, but how it renders it has not been measured
     "stored",  # it goes on from a response that one engine keeps
     "too_many_messages",

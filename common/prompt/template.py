@@ -1,142 +1,49 @@
-"""Chat templates: Jinja in a sandbox with what Hugging Face's templates rely on, compiled once.
+"""A chat template: compiled here, or rendered elsewhere, and what its source says about itself.
 
 Deliberately absent: templates from request bodies.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cache
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
-from jinja2 import Template as JinjaTemplate
-from jinja2 import TemplateError, meta, nodes
-from jinja2.ext import Extension, LoopControlExtension
-from jinja2.parser import Parser
-from jinja2.runtime import LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import TemplateError, nodes
 
+from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.prompt.content_format import content_format_of
 from kvatlas.common.prompt.parts import ContentFormat
+from kvatlas.common.prompt.reasons import unavailable
+from kvatlas.common.templating.sandbox import compiled, environment, read_variables
 
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks what a model wrote, for training; here it only has a body."""
-
-    tags = {"generation"}  # noqa: RUF012 - the class variable that jinja2 reads
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        """Read up to the end tag and stand for what is between."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # A call block as in Hugging Face's code: variables that it sets stay within.
-        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
-
-    def _written(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - templates may give it by position
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,  # noqa: FBT001, FBT002 - alike
-) -> str:
-    """Write JSON the way templates expect it: no escapes for HTML or for other scripts."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    # The engine prints its own local time; near midnight the two may differ.
-    return datetime.now().strftime(form)  # noqa: DTZ005 - see above
-
-
-_OF_DICTS: Final = frozenset(dir(dict))
-_OF_TEXTS: Final = frozenset(
-    # `format` can be made to reach into what it is given, so the sandbox wraps it.
-    name
-    for name in dir(str)
-    if not name.startswith("_") and not name.startswith("format")
-)
-_OF_LOOPS: Final = frozenset({
-    "index", "index0", "first", "last", "length", "revindex", "revindex0", "previtem", "nextitem",
-})  # fmt: skip
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, quicker where templates do most of their work: keys of messages, their texts."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """Give what Jinja gives, without the exception that it takes to get to a key."""
-        if type(obj) is dict and attribute not in _OF_DICTS:
-            try:
-                return obj[attribute]
-            except KeyError:
-                return self.undefined(obj=obj, name=attribute)
-        kind = type(obj)
-        if (
-            (kind is str and attribute in _OF_TEXTS)
-            or (kind is LoopContext and attribute in _OF_LOOPS)
-            or (kind is Namespace and attribute[:1] != "_")
-        ):
-            try:
-                return getattr(obj, attribute)
-            except AttributeError:
-                return self.undefined(obj=obj, name=attribute)
-        return super().getattr(obj, attribute)
-
-
-@cache
-def _environment() -> _Environment:
-    environment = _Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=False,
-        autoescape=False,
-        extensions=[_GenerationTag, LoopControlExtension],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+Render = Callable[[Mapping[str, Any]], str]
+"""Renders with variables; whatever it raises is a template that failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A compiled template and what its source says about itself. Rendering is thread-safe.
+    """A template and what its source says about itself. Rendering is thread-safe.
 
     Attributes:
         variables: names that it reads without setting them.
         content_format: what it wants contents to be.
         knows_developer: whether it handles the role "developer".
         mentions_content: whether a final message can be continued with it.
+        messages_max: messages that it can afford to render.
     """
 
     variables: frozenset[str]
     content_format: ContentFormat
     knows_developer: bool
     mentions_content: bool
-    _render: Callable[..., str]
+    _render: Render
+    messages_max: int = limits.MESSAGES_MAX
 
     @classmethod
     def compile(cls, source: str, where: str) -> ChatTemplate:
-        """Compile a template.
+        """Compile a template, to be rendered in this process.
 
         Args:
             source: Jinja.
@@ -145,31 +52,72 @@ class ChatTemplate:
         Raises:
             ConfigError: it is not Jinja.
         """
-        environment = _environment()
+        tree = parsed(source, where)
         try:
-            tree = environment.parse(source)
-            template: JinjaTemplate = environment.from_string(source)
-            # A chain of dicts, which it is, would be copied name by name for each rendering.
-            template.globals = dict(template.globals)
+            template = compiled(source)
         except (TemplateError, RecursionError) as error:
-            line = getattr(error, "lineno", None)
-            at = f" in line {line}" if line else ""
-            raise ConfigError([f"{where}: is not a Jinja template{at}"]) from None
+            raise _no_jinja(where, error) from None
+        names = read_variables(source)
+        return cls.of(source, tree, names, lambda variables: template.render(**variables))
+
+    @classmethod
+    def of(
+        cls, source: str, tree: nodes.Template, variables: frozenset[str], render: Render
+    ) -> ChatTemplate:
+        """Make one whose source is not compiled here.
+
+        Args:
+            source: Jinja.
+            tree: the same, parsed.
+            variables: that it reads without setting them.
+            render: renders it.
+        """
         return cls(
-            variables=frozenset(meta.find_undeclared_variables(tree)),
+            variables=variables,
             content_format=content_format_of(tree),
             knows_developer="'developer'" in source or '"developer"' in source,
             mentions_content="content" in source,
-            _render=template.render,
+            _render=render,
         )
+
+    @classmethod
+    def refused(cls) -> ChatTemplate:
+        """Make what stands for a template that is not rendered at all."""
+        nothing: frozenset[str] = frozenset()
+        return cls(nothing, "string", False, False, _refuse)  # noqa: FBT003 - it says nothing
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """Render.
 
         Raises:
-            PromptUnavailable: the template refused or failed; the engine's own will, too.
+            PromptUnavailable: the template refused or failed, and the engine's own will, too; or
+                it is not rendered here.
         """
         try:
-            return self._render(**variables)
+            return self._render(variables)
+        except PromptUnavailable:
+            raise
         except Exception as error:  # a template may raise whatever Python can
             raise PromptUnavailable("template_error") from error
+
+
+def parsed(source: str, where: str) -> nodes.Template:
+    """Parse a template; nothing of it is run, nor evaluated.
+
+    Raises:
+        ConfigError: it is not Jinja.
+    """
+    try:
+        return environment().parse(source)
+    except (TemplateError, RecursionError) as error:
+        raise _no_jinja(where, error) from None
+
+
+def _no_jinja(where: str, error: Exception) -> ConfigError:
+    line = getattr(error, "lineno", None)
+    at = f" in line {line}" if line else ""
+    return ConfigError([f"{where}: is not a Jinja template{at}"])
+
+
+def _refuse(_variables: Mapping[str, Any]) -> NoReturn:
+    unavailable("template_refused")

@@ -20,7 +20,7 @@ import tokenizers
 
 from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.log import logger
-from kvatlas.common.prompt.backends import Backend, Fastokens, Tokenizers, guarded
+from kvatlas.common.prompt.backends import Backend, Fastokens, Ids, Tokenizers, guarded
 from kvatlas.common.prompt.corpus import CORPUS, texts_with
 from kvatlas.common.prompt.rendered import Truncation
 
@@ -69,6 +69,7 @@ class Tokenizer:
         added = [token.content for token in reference.get_added_tokens_decoder().values()]
         fast = _agreeing_fastokens(source, slow, (*CORPUS, *texts_with(added)))
         prefix, suffix = _special_margins(slow)
+        # Whichever backend is not used goes, with its 100 MB.
         return cls(
             kind="fastokens" if fast else "tokenizers",
             vocab_size=reference.get_vocab_size(with_added_tokens=True),
@@ -76,7 +77,7 @@ class Tokenizer:
                 map(len, reference.get_vocab(with_added_tokens=True)), default=1
             ),
             _backend=fast or slow,
-            _token_to_id=reference.token_to_id,
+            _token_to_id=fast.id_of if fast else reference.token_to_id,
             _prefix=prefix,
             _suffix=suffix,
         )
@@ -85,7 +86,7 @@ class Tokenizer:
         """Look up the id of a token, None if there is none."""
         return self._token_to_id(token)
 
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
         """Tokenize. Special tokens that are written out in a text become their ids.
 
         Raises:
@@ -135,13 +136,13 @@ def _checked_cache(reference: tokenizers.Tokenizer) -> Tokenizers:
     return cached if same else plain
 
 
-def _agreeing_fastokens(source: str, reference: Backend, corpus: Sequence[str]) -> Backend | None:
+def _agreeing_fastokens(source: str, reference: Backend, corpus: Sequence[str]) -> Fastokens | None:
     """Load fastokens if it can read the tokenizer and agrees with the reference."""
     try:
         fast = guarded(lambda: Fastokens(source))
         agrees = all(
-            guarded(lambda flag=flag: fast.encode(corpus, add_special_tokens=flag))  # type: ignore[misc]  # a default binds the loop's value
-            == reference.encode(corpus, add_special_tokens=flag)
+            list(map(list, guarded(lambda flag=flag: fast.encode(corpus, add_special_tokens=flag))))  # type: ignore[misc]  # a default binds the loop's value
+            == list(map(list, reference.encode(corpus, add_special_tokens=flag)))
             for flag in (False, True)
         )
     except PromptUnavailable:

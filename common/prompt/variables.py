@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kvatlas.common import limits
 from kvatlas.common.prompt.fields import Body, flag, optional_mapping
 from kvatlas.common.prompt.lax import check_numbers
 from kvatlas.common.prompt.reasons import unavailable
@@ -27,6 +28,8 @@ _SWALLOWED: Final = frozenset({
     "return_assistant_tokens_mask", "tokenizer_kwargs", "tokenize", "chat_template",
     "continue_final_message", "tools", "documents", "add_generation_prompt",
 })  # fmt: skip
+_TEXTS: Final = frozenset({"messages", "prompt", "input", "system"})
+"""Members that become messages, or a prompt as it is."""
 _EFFORTS: Final = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
 
 
@@ -107,6 +110,33 @@ def chat_variables(
         continues=continues,
         others={name: value for name, value in merged.items() if name not in _SWALLOWED},
     )
+
+
+def check_variables_size(body: Body) -> None:
+    """Refuse a body that has templates write out more than messages, before they do.
+
+    Args:
+        body: of a request; what is said in its messages has a bound of its own.
+
+    Raises:
+        PromptUnavailable: it is too long.
+    """
+    left = limits.VARIABLES_CHARS_MAX
+    messages = body.get("messages")
+    waiting = [value for name, value in body.items() if name not in _TEXTS]
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict):
+            waiting += [value for name, value in message.items() if name != "content"]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        # What is no text takes a few characters, too.
+        left -= len(value) + 1 if isinstance(value, str) else 8
+        if left < 0:
+            unavailable("too_long")
 
 
 def _check(merged: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, redirect_stderr
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import uvloop
 
 from kvatlas.common import limits
 from kvatlas.common.log import configure_logs
+from kvatlas.common.log_writer import LineWriter, QueuedLogger
 from tests.fakes.canary import Canary
 from tests.fakes.chaos_engine import ChaosEngine
 from tests.fakes.chaos_place import ChaosPlace, Scale
@@ -104,14 +105,26 @@ def libuv() -> None:
     uvloop.run(asyncio.sleep(0))
 
 
+class Lines(LineWriter):
+    """Keep lines instead of writing them, at once."""
+
+    def __init__(self, kept: io.StringIO) -> None:
+        self._kept = kept
+
+    def write(self, line: bytes) -> None:
+        """Keep a line."""
+        self._kept.write(line.decode() + "\n")
+
+
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
     """Collect the product's log as JSON lines, everything that it would say."""
     lines = io.StringIO()
-    with redirect_stderr(lines):
-        configure_logs("debug", json=True)
+    configure_logs("debug", json=True).close()
     # Loggers that remember this test's stream would write into it for ever.
-    structlog.configure(cache_logger_on_first_use=False)
+    structlog.configure(
+        logger_factory=lambda *_: QueuedLogger(Lines(lines)), cache_logger_on_first_use=False
+    )
     yield lines
     structlog.reset_defaults()
 

@@ -46,6 +46,7 @@ MACHINE = """Measured on {cores} cores ({machine}, Python {python}), which publi
 indexer, router and tests share.
 
 """
+TABLES = "REUCTSX"
 TIMES_LISTED_MAX = 20
 COLUMNS = "| row | injected | seen | recovered, s |\n| --- | --- | --- | --- |\n"
 
@@ -80,9 +81,9 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
     return HEAD + machine + COLUMNS + "".join(map(_line, ordered))
 
 
-def _order(name: str) -> tuple[bool, int]:
-    letter, number = re.fullmatch(r"([RE])(\d+)", name).groups()  # type: ignore[union-attr]
-    return letter == "E", int(number)
+def _order(name: str) -> tuple[int, int]:
+    letter, number = re.fullmatch(rf"([{TABLES}])(\d+)", name).groups()  # type: ignore[union-attr]
+    return TABLES.index(letter), int(number)
 
 
 def _line(row: dict[str, Any]) -> str:

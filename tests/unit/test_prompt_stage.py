@@ -59,11 +59,11 @@ async def test_what_takes_too_long_is_given_up(
     body = chat("canal " * 20_000)
     with pytest.raises(PromptUnavailable, match="deadline"):
         await prompts.token_ids(MODEL, CHAT_PATH, body, 1_000)
-    assert prompts._pending == 1
+    assert prompts._threads.pending == 1
     release.set()
-    prompts._threads.shutdown(wait=True)
+    prompts._threads.close(waits=True)
     await asyncio.sleep(0.01)
-    assert prompts._pending == 0
+    assert prompts._threads.pending == 0
 
 
 async def test_a_crowd_is_sent_on_at_once(
