@@ -136,6 +136,25 @@ def test_bodies_that_are_no_messages(body: dict[str, Any]) -> None:
         messages.read_options(body)
 
 
+def test_what_is_asked_for() -> None:
+    """One answer, as long and until what its own members say."""
+    said = {"model": "m", "messages": [], "max_tokens": 3, "stop_sequences": ["x"], "stream": True}
+    options = messages.read_options(said)
+    assert (options.max_tokens, options.stop, options.choices) == (3, ("x",), 1)
+    assert options.stream
+    options = responses.read_options({"input": "a", "max_output_tokens": 4, "stop": "y"})
+    assert (options.max_tokens, options.stop, options.stream) == (4, ("y",), False)
+
+
+def test_errors_are_those_of_their_api() -> None:
+    """With vLLM's names of kinds."""
+    told = messages.error(404, "no")["error"]
+    assert told == {"type": "NotFoundError", "message": "no"}
+    told = responses.not_found("resp_x")["error"]
+    assert (told["param"], told["type"]) == ("response_id", "invalid_request_error")
+    assert messages.counted(3)["context_management"] == {"original_input_tokens": 3}
+
+
 def test_bodies_that_are_no_responses() -> None:
     """An input is needed."""
     with pytest.raises(InvalidRequest):
