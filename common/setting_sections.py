@@ -147,6 +147,7 @@ class ModelSettings(_Section):
             `tool_choice` is "none"; the same as their option of this name.
         index_shards: hash slots that the model's index is spread over.
         lora_adapters: names of adapters that are known before an engine has named its own.
+        requests_max: under way with it in one router; 429 above.
         aliases: further names for it; engines are sent `name`, and clients read the one they sent.
         render_url: a service that renders what cannot be rendered here, or None.
         render_api: what it is asked with: vLLM's render endpoints, or /tokenize.
@@ -170,6 +171,7 @@ class ModelSettings(_Section):
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
     lora_adapters: Annotated[list[ModelId], Field(max_length=limits.ADAPTERS_PER_MODEL_MAX)] = []
     aliases: Annotated[list[ModelId], Field(max_length=limits.ALIASES_PER_MODEL_MAX)] = []
+    requests_max: Annotated[int, Field(ge=1)] | None = None
     render_url: HttpAddress | None = None
     render_api: Literal["render", "tokenize"] = "render"
     render_timeout_s: Annotated[float, Field(gt=0, le=limits.MATCH_S_MAX)] = 0.25

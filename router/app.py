@@ -128,10 +128,10 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         pool = EnginePool(options.connect_s)
         stack.callback(pool.close)
         tasks = await stack.enter_async_context(Supervisor())
-        cores = Cores(Shared(metrics, pool, session), tasks)
+        admission = Admission(options, metrics)
+        cores = Cores(Shared(metrics, admission, pool, session), tasks)
         stack.push_async_callback(cores.aclose)
         await cores.start(settings)
-        admission = Admission(options, metrics)
         front = Front(cores, admission, lambda: running.readiness())  # noqa: PLW0108 - it is made below
         inbound = Inbound(front.answer, error_response, _connections_max())
         running = Running(cores, front, inbound, pool, metrics)

@@ -28,6 +28,7 @@ from kvatlas.common.tasks import Supervisor
 from kvatlas.common.tls import TlsGauges, watch
 from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.access import Access
+from kvatlas.router.admission import Admission
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
@@ -99,6 +100,7 @@ class Shared:
     """
 
     metrics: RouterMetrics
+    admission: Admission
     pool: EnginePool
     session: aiohttp.ClientSession
 
@@ -142,6 +144,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
             Proxy(options, metrics, shared.pool),
             Proof(settings, parts, metrics),
             redis.rates,
+            shared.admission,
             _salts(options),
             _tracer(options, metrics, stack),
         )

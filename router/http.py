@@ -23,6 +23,7 @@ from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS, RESPONSES_PATH
 from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router.access import demand_model
+from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
@@ -74,6 +75,7 @@ class Handled:
     proxy: Proxy
     proof: Proof
     rates: RateLimits
+    admission: Admission
     salts: Salts | None
     tracer: Tracer | None = None
 
@@ -89,6 +91,8 @@ class RouterHttp:
     def __init__(self, settings: Settings, parts: Handled, metrics: RouterMetrics) -> None:
         self._settings = settings
         self._rates = parts.rates
+        self._admission = parts.admission
+        self._requests_max = {model.model: model.requests_max for model in settings.models}
         self._salts = parts.salts
         self._router = settings.router
         self._pipeline = parts.pipeline
@@ -152,6 +156,7 @@ class RouterHttp:
 
     async def _generate(self, request: Request, trip: Trip) -> Response | None:
         client = request.client
+        trip.tenant = client.tenant if client is not None else None
         self._rates.check(client)
         taken = await self._intake.take(request)
         trip.received()
@@ -164,11 +169,17 @@ class RouterHttp:
             body = self._salts.salted(body, client.tenant)
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()
+        with self._admission.admitted_to(trip.model, self._requests_max[trip.model]):
+            return await self._route(request, trip, body, asked_name)
+
+    async def _route(
+        self, request: Request, trip: Trip, body: ClientBody, asked_name: str | None
+    ) -> Response | None:
         decision = await self._pipeline.decide(
             trip.path, body.fields, len(body.raw), headers=request.headers
         )
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
-        trip.grant = await self._rates.take(client, decision.work.prompt_tokens)
+        trip.grant = await self._rates.take(request.client, decision.work.prompt_tokens)
         is_silent = body.fields.get("stream") is not True
         with self._pipeline.flight(decision, is_silent=is_silent) as flight:
             decision = await self._pipeline.settle(decision, flight)

@@ -116,7 +116,7 @@ class RouterMetrics(Metrics):
         "reason",
         "requests",
         "Requests refused with 429 before their body was read: `requests`, `bytes`,"
-        " `tenant_requests`, `tenant_bytes`, `lag`.",
+        " `tenant_requests`, `tenant_bytes`, `lag`; `model_requests` behind it.",
         "`lag`: this router's core is full, add routers. The others: raise the bound if the memory"
         " is there, or add routers and engines",
     )
