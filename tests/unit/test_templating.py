@@ -70,6 +70,13 @@ def test_faults_are_named(source: str, found: list[str]) -> None:
     assert faults(source) == found
 
 
+def test_what_is_too_much_is_named() -> None:
+    """A template, or what it assigns, may be too long to be looked through in time."""
+    many = "{% set a = messages %}" * (limits.TEMPLATE_ASSIGNMENTS_MAX + 1)
+    assert faults(many) == ["too many assignments"]
+    assert faults("x" * (limits.TEMPLATE_CHARS_MAX + 1)) == ["too long"]
+
+
 def test_who_is_trusted() -> None:
     """Known ones, those that are listed, or all."""
     digest = template_hash("{{ x }}")
@@ -175,9 +182,13 @@ def test_frames_are_bounded(ends: tuple[socket.socket, socket.socket]) -> None:
         send(ours, DONE, b"x" * 1_000_000)
 
 
-def test_a_worker_serves_until_it_is_left(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_a_worker_serves_until_it_is_left(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It says which variables there are, renders, and says what failed; nothing else ends it."""
     ours, theirs = ends
+    # It would bound the CPU time of this process.
+    monkeypatch.setattr(worker, "_allow_seconds", lambda _seconds: None)
     send(ours, DONE, b"{{ x }}{{ 1 / y }}")
     for variables in ({"x": "\ud800", "y": 1}, {"x": "", "y": 0}):
         send(ours, DONE, json.dumps(variables, ensure_ascii=False).encode("utf-8", "surrogatepass"))
