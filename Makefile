@@ -10,7 +10,7 @@ UV_VENV := .cache/uv
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-engine test-valkey chaos soak lint format tokenizer lock wheel sbom audit check-wheel check-image check-k8s bench bench-index bench-routing clean
+.PHONY: help setup demo up test test-engine test-valkey chaos soak lint format tokenizer lock wheel sbom audit check-wheel check-image check-k8s bench bench-index bench-routing bench-proxy clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -96,6 +96,10 @@ bench-index: $(DEV) ## Measure the index: memory, writes, lookups, growth (JSON=
 
 bench-routing: $(DEV) ## Compare routers and peers on a trace (45 minutes; QUICK=1, JSON=FILE)
 	$(BIN)/python -m bench.routing $(if $(QUICK),--quick) $(if $(JSON),--json "$(JSON)")
+
+bench-proxy: $(DEV) ## Measure what the router costs, peers beside it (QUICK=1, JSON=FILE, MARKDOWN=FILE, ARGS=)
+	$(BIN)/python -m bench.proxy $(if $(QUICK),--quick) $(if $(JSON),--json "$(JSON)") \
+	  $(if $(MARKDOWN),--markdown "$(MARKDOWN)") $(ARGS)
 
 lock: ## Lock the dependencies anew
 	test -x $(UV_VENV)/bin/uv || { $(PYTHON) -m venv $(UV_VENV) && $(UV_VENV)/bin/pip install -q uv; }

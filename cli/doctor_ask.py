@@ -30,6 +30,7 @@ from kvatlas.cli.doctor_services import (
     read_samples,
     router_url,
 )
+from kvatlas.cli.doctor_tls import certificates
 from kvatlas.cli.doctor_zmq import EventSockets
 from kvatlas.cli.index_reader import EndpointState, IndexReader
 from kvatlas.common import limits
@@ -39,6 +40,8 @@ from kvatlas.common.key_file import read_key
 from kvatlas.common.prompt import PromptBuilder
 from kvatlas.common.prompt.probe_set import Probe, probe_set
 from kvatlas.common.settings import EndpointSettings, Settings
+from kvatlas.common.tls import TlsGauges
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.indexer.discovery import Source, configured_sources
 from kvatlas.router.engine_answers import read_json
 from kvatlas.router.engine_client import Asked, Silence, ask
@@ -69,22 +72,24 @@ async def find_out(settings: Settings, request: Request) -> Found:
     """Ask everybody.
 
     Raises:
-        ConfigError: a tokenizer or a key file cannot be read.
+        ConfigError: a tokenizer, a key file or what engines are spoken to with cannot be read.
     """
     probes = {m.name: probe_set(PromptBuilder.load(m), m.name) for m in settings.models}
     timeout = aiohttp.ClientTimeout(total=limits.PROBE_TIMEOUT_S)
+    identities = EngineIdentities(settings, TlsGauges())
     async with aiohttp.ClientSession(timeout=timeout) as session:
         redis = await ask_redis(settings.redis)
-        engines = await _engines(session, settings, probes, request)
+        engines = await _engines(session, settings, (probes, identities), request)
         events = await _events(settings, redis, [e.url for e in engines if e.silence is None])
         return Found(
             models={model.name: model.index_shards for model in settings.models},
             engines=engines,
             events=events,
             redis=redis,
-            indexers=await ask_pages(session, request.indexers, indexer_url(settings)),
-            renders=await ask_renders(session, settings),
-            routers=await ask_pages(session, request.routers, router_url(settings)),
+            indexers=await ask_pages(session, request.indexers, indexer_url(settings), identities),
+            renders=await ask_renders(session, settings, identities),
+            routers=await ask_pages(session, request.routers, router_url(settings), identities),
+            certificates=certificates(settings, identities),
         )
 
 
@@ -94,9 +99,10 @@ async def find_out(settings: Settings, request: Request) -> Found:
 async def _engines(
     session: aiohttp.ClientSession,
     settings: Settings,
-    probes: Mapping[str, Sequence[Probe]],
+    means: tuple[Mapping[str, Sequence[Probe]], EngineIdentities],
     request: Request,
 ) -> list[EngineFound]:
+    probes, identities = means
     slots = asyncio.Semaphore(ENGINES_AT_ONCE)
 
     async def one(endpoint: EndpointSettings) -> EngineFound:
@@ -106,7 +112,8 @@ async def _engines(
             endpoint.names(),
             settings.model_named(endpoint.model).block_size,
         )
-        asked = Asked(endpoint.url, read_key(endpoint.api_key_file, "endpoints"))
+        key = read_key(endpoint.api_key_file, "endpoints")
+        asked = Asked(endpoint.url, key, tls=identities.of(endpoint.url))
         async with slots:
             return await _engine(session, asked, found, probes[endpoint.model], request)
 

@@ -188,6 +188,19 @@ class RenderFound:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateFound:
+    """A certificate that the configuration names.
+
+    Attributes:
+        setting: that names its file.
+        left_s: until it expires; negative behind that.
+    """
+
+    setting: str
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """Everything."""
 
@@ -199,3 +212,4 @@ class Found:
     indexers: Sequence[PageFound]
     routers: Sequence[PageFound]
     renders: Sequence[RenderFound] = ()
+    certificates: Sequence[CertificateFound] = ()

@@ -11,6 +11,7 @@ from kvatlas.cli.doctor_facts import (
     FAULT,
     OK,
     WARN,
+    CertificateFound,
     Finding,
     Found,
     PageFound,
@@ -19,6 +20,9 @@ from kvatlas.cli.doctor_facts import (
 )
 from kvatlas.common.keyspace import SCHEMA_VERSION
 
+DAY_S: Final = 86_400.0
+EXPIRES_SOON_DAYS: Final = 14
+"""What renews by itself does so a month before."""
 REPORTED_MIN: Final = 50
 """Compared answers from which on shares of them mean something."""
 OVER_SHARE_WARN: Final = 0.05
@@ -38,6 +42,7 @@ def judge(found: Found) -> list[Finding]:
     for page in found.routers:
         findings += judge_router(page)
     findings += map(judge_render, found.renders)
+    findings += map(judge_certificate, found.certificates)
     for engine in found.engines:
         findings += judge_engine(engine)
     by_name = {name: engine for engine in found.engines for name in engine.names}
@@ -45,6 +50,20 @@ def judge(found: Found) -> list[Finding]:
         findings += judge_events(events, by_name[events.name], found)
         findings += judge_predictions(events.name, found)
     return findings
+
+
+def judge_certificate(found: CertificateFound) -> Finding:
+    """Judge how long a certificate is good."""
+    days = found.left_s / DAY_S
+    if days >= EXPIRES_SOON_DAYS:
+        return Finding(OK, found.setting, "certificate", f"Good for {days:.0f} days.")
+    return Finding(
+        WARN if days > 0 else FAULT,
+        found.setting,
+        "certificate",
+        f"The certificate expires in {days:.1f} days." if days > 0 else "Its certificate expired.",
+        "Renew it, and replace its file: it is read again without a restart.",
+    )
 
 
 def judge_redis(redis: RedisFound, models: Mapping[str, int]) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
@@ -17,6 +18,7 @@ from kvatlas.common.keyspace import MODELS_KEY, SCHEMA_KEY
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
 from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.settings import RedisSettings, Settings
+from kvatlas.common.tls_engines import PLAIN, EngineIdentities, EngineTls
 from kvatlas.router.engine_answers import read_json
 from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
@@ -74,29 +76,40 @@ def _as_text(value: Any) -> str:
 
 def indexer_url(settings: Settings) -> str:
     """Give the admin address of an indexer on this machine."""
-    return _url(settings.indexer.admin_host, settings.indexer.admin_port)
+    own = settings.indexer
+    return _url(own.admin_host, own.admin_port, has_tls=own.admin_tls is not None)
 
 
 def router_url(settings: Settings) -> str:
     """Give the admin address of a router on this machine."""
-    return _url(settings.router.admin_host, settings.router.admin_port)
+    own = settings.router
+    return _url(own.admin_host, own.admin_port, has_tls=own.admin_tls is not None)
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"  # noqa: S104 - it is asked, not bound
+def _url(host: str, port: int, *, has_tls: bool) -> str:
+    asked = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104 - it is asked, not bound
+    return f"{'https' if has_tls else 'http'}://{asked}:{port}"
 
 
 async def ask_pages(
-    session: aiohttp.ClientSession, named: Sequence[str], default: str
+    session: aiohttp.ClientSession,
+    named: Sequence[str],
+    default: str,
+    identities: EngineIdentities,
 ) -> list[PageFound]:
     """Ask for the metrics of services: of those that are named, or of the one configured."""
-    urls = [(url, True) for url in named] or [(default, False)]
-    return list(await asyncio.gather(*(_page(session, url, is_named) for url, is_named in urls)))
+    pages = [PageFound(url, is_named=True) for url in named]
+    pages = pages or [PageFound(default, is_named=False)]
+    has_tls = any(page.url.startswith("https:") for page in pages)
+    tls = identities.default() if has_tls else PLAIN
+    return list(await asyncio.gather(*(_page(session, page, tls) for page in pages)))
 
 
-async def ask_renders(session: aiohttp.ClientSession, settings: Settings) -> list[RenderFound]:
+async def ask_renders(
+    session: aiohttp.ClientSession, settings: Settings, identities: EngineIdentities
+) -> list[RenderFound]:
     """Have each render service render a text and a chat, as routers would."""
-    services = RenderServices(settings.models, session, RouterMetrics())
+    services = RenderServices(settings.models, session, RouterMetrics(), identities)
     found = []
     for model in settings.models:
         if model.render_url:
@@ -110,19 +123,19 @@ async def ask_renders(session: aiohttp.ClientSession, settings: Settings) -> lis
     return found
 
 
-async def _page(session: aiohttp.ClientSession, url: str, is_named: bool) -> PageFound:
-    asked = Asked(url.rstrip("/"), None, bytes_max=limits.METRICS_BYTES_MAX)
+async def _page(session: aiohttp.ClientSession, page: PageFound, tls: EngineTls) -> PageFound:
+    asked = Asked(page.url.rstrip("/"), None, bytes_max=limits.METRICS_BYTES_MAX, tls=tls)
     try:
         metrics = await ask(session, asked, "/metrics")
         ready = await ask(session, asked, "/readyz")
     except Silence as silence:
-        return PageFound(url, is_named, silence=silence.why)
+        return replace(page, silence=silence.why)
     if metrics.status != 200:
-        return PageFound(url, is_named, silence=f"status {metrics.status}")
+        return replace(page, silence=f"status {metrics.status}")
     answer = read_json(ready.content)
     reason = answer.get("reason") if isinstance(answer, dict) else None
     not_ready = None if ready.status == 200 else str(reason or f"status {ready.status}")
-    return PageFound(url, is_named, not_ready=not_ready, samples=read_samples(metrics.content))
+    return replace(page, not_ready=not_ready, samples=read_samples(metrics.content))
 
 
 def read_samples(page: bytes) -> Samples:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -14,6 +17,7 @@ from kvatlas.common.errors import ConfigError
 
 Readiness = Callable[[], str | None]
 """None when ready, else why not, in a few words."""
+_BACKLOG: Final = 1_024
 
 
 def admin_app(
@@ -55,8 +59,16 @@ def readyz_handler(readiness: Readiness) -> Callable[[web.Request], Awaitable[we
 
 
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def serving(
+    app: web.Application, host: str, port: int, ssl_context: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """Serve an application until the context ends.
+
+    Args:
+        app: the application.
+        host: to listen on.
+        port: alike; 0 lets the system choose.
+        ssl_context: to speak TLS with, and nothing else; None for HTTP.
 
     Yields:
         The port, which the system chose if 0 was asked for.
@@ -76,7 +88,7 @@ async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[i
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, backlog=1_024)
+        site = _site(runner, host, port, ssl_context)
         try:
             await site.start()
         except OSError as error:
@@ -84,3 +96,41 @@ async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[i
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+def _site(
+    runner: web.AppRunner, host: str, port: int, ssl_context: ssl.SSLContext | None
+) -> web.BaseSite:
+    if ssl_context is None:
+        return web.TCPSite(runner, host, port, backlog=_BACKLOG)
+    return _TlsSite(runner, host, port, ssl_context)
+
+
+class _TlsSite(web.BaseSite):
+    """A listening port like aiohttp's own, whose handshakes have a deadline of ours."""
+
+    def __init__(
+        self, runner: web.AppRunner, host: str, port: int, ssl_context: ssl.SSLContext
+    ) -> None:
+        super().__init__(runner, ssl_context=ssl_context, backlog=_BACKLOG)
+        self._host, self._port = host, port
+
+    @property
+    def name(self) -> str:
+        """Give the address."""
+        return f"https://{self._host}:{self._port}"
+
+    async def start(self) -> None:
+        """Listen."""
+        await super().start()
+        server = self._runner.server
+        assert server is not None  # noqa: S101 - a runner that is set up has one
+        self._server = await asyncio.get_running_loop().create_server(
+            server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=limits.TLS_HANDSHAKE_S,
+            ssl_shutdown_timeout=limits.TLS_SHUTDOWN_S,
+        )

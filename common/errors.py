@@ -16,6 +16,7 @@
     |   |-- TooManyConnections     503 too_many_connections
     |   |-- Overloaded             429 overloaded
     |   `-- RateLimited            429 rate_limit_exceeded
+    |-- InternalError              ours; 500 internal_error
     |-- UpstreamError              the engines'; each has an HTTP status
     |   |-- NoEndpoints            503 no_endpoints
     |   |-- UpstreamConnect        502 upstream_connect
@@ -171,6 +172,10 @@ class RateLimited(RequestError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class InternalError(HttpError):
+    """The router failed; what it was is in its log."""
 
 
 class UpstreamError(HttpError):

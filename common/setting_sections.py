@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from kvatlas.common import limits
 from kvatlas.common.ids import EndpointName, ModelName, endpoint_name
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, TIERS, Tier
+from kvatlas.common.section import STRICT
+from kvatlas.common.tls_settings import EndpointTls, ListenTls
 
 REDIS_SCHEMES = ("redis", "rediss", "unix")
 
@@ -40,9 +42,9 @@ HttpAddress = Annotated[str, AfterValidator(_http_address)]
 
 
 class _Section(BaseModel):
-    """A part of the configuration: unknown settings are faults, values do not change."""
+    """A part of the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = STRICT
 
 
 class RedisSettings(_Section):
@@ -145,6 +147,7 @@ class ModelSettings(_Section):
             `tool_choice` is "none"; the same as their option of this name.
         index_shards: hash slots that the model's index is spread over.
         lora_adapters: names of adapters that are known before an engine has named its own.
+        requests_max: under way with it in one router; 429 above.
         aliases: further names for it; engines are sent `name`, and clients read the one they sent.
         render_url: a service that renders what cannot be rendered here, or None.
         render_api: what it is asked with: vLLM's render endpoints, or /tokenize.
@@ -168,6 +171,7 @@ class ModelSettings(_Section):
     index_shards: Annotated[int, Field(ge=1, le=256)] = 1
     lora_adapters: Annotated[list[ModelId], Field(max_length=limits.ADAPTERS_PER_MODEL_MAX)] = []
     aliases: Annotated[list[ModelId], Field(max_length=limits.ALIASES_PER_MODEL_MAX)] = []
+    requests_max: Annotated[int, Field(ge=1)] | None = None
     render_url: HttpAddress | None = None
     render_api: Literal["render", "tokenize"] = "render"
     render_timeout_s: Annotated[float, Field(gt=0, le=limits.MATCH_S_MAX)] = 0.25
@@ -190,6 +194,7 @@ class EndpointSettings(_Section):
         events: ZMQ address of its KV events (rank 0; rank r is r ports higher).
         replay: ZMQ address of its replay socket, alike.
         api_key_file: file with the key that the engine asks for.
+        tls: for an https:// url, instead of `endpoint_tls` as a whole.
         labels: that filters of a scheduling profile may go by.
     """
 
@@ -199,6 +204,7 @@ class EndpointSettings(_Section):
     replay: str | None = None
     data_parallel_size: Annotated[int, Field(ge=1, le=limits.DATA_PARALLEL_MAX)] = 1
     api_key_file: Path | None = None
+    tls: EndpointTls | None = None
     labels: Annotated[dict[str, str], Field(max_length=limits.LABELS_PER_ENDPOINT_MAX)] = {}
 
     @field_validator("events", "replay")
@@ -214,6 +220,12 @@ class EndpointSettings(_Section):
     def _replay_needs_events(self) -> Self:
         if self.replay and not self.events:
             raise ValueError("replay is given, but no events")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_needs_https(self) -> Self:
+        if self.tls is not None and not self.url.startswith("https:"):
+            raise ValueError("tls needs an https:// url")
         return self
 
     @property
@@ -284,6 +296,7 @@ class RouterSettings(_Section):
     """The router.
 
     Attributes:
+        tls, admin_tls: speak TLS on the clients' and on the operators' port; without it HTTP.
         policy: "prefix" weighs cached prefixes against load; "least-load" and "round-robin" are
             there to compare with.
         profile: plugins and how they make up the way to choose, instead of a policy; read by
@@ -320,6 +333,8 @@ class RouterSettings(_Section):
     port: Port = 8080
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9090
+    tls: ListenTls | None = None
+    admin_tls: ListenTls | None = None
     debug_headers: bool = False
     api_keys_file: Path | None = None
     tenant_salt_file: Path | None = None
@@ -371,12 +386,14 @@ class IndexerSettings(_Section):
     """The indexer.
 
     Attributes:
+        admin_tls: speak TLS on the operators' port; without it HTTP.
         lease_s: for which an endpoint stays with an indexer that gives no sign of life.
         metrics_interval_s: shortest time between two looks at an engine's metrics.
     """
 
     admin_host: str = "127.0.0.1"
     admin_port: Port = 9091
+    admin_tls: ListenTls | None = None
     lease_s: Annotated[float, Field(ge=0.3, le=60.0)] = 3.0
     metrics_interval_s: Annotated[float, Field(ge=0.02, le=limits.SCRAPE_PAUSE_MAX_S)] = 0.2
 
@@ -404,6 +421,8 @@ class EngineSettings(_Section):
         dev_mode: serve POST /reset_prefix_cache, as vLLM does in its development mode.
         render: serve the render endpoints, as vLLM does with --enable-scale-out; else 403.
         lora_adapters: names of adapters that it serves beside its model.
+        store_responses: keep responses for those that go on from them, as vLLM does with
+            VLLM_ENABLE_RESPONSES_API_STORE=1.
     """
 
     host: str = "127.0.0.1"
@@ -428,6 +447,7 @@ class EngineSettings(_Section):
     dev_mode: bool = True
     render: bool = False
     lora_adapters: list[ModelId] = []
+    store_responses: bool = False
 
 
 class LogSettings(_Section):

@@ -40,11 +40,14 @@ from kvatlas.common.setting_sections import (
     RouterSettings,
     SessionSettings,
 )
+from kvatlas.common.tls_settings import EndpointTls, ListenTls
 
 __all__ = [
     "EndpointSettings",
+    "EndpointTls",
     "EngineSettings",
     "IndexerSettings",
+    "ListenTls",
     "LogSettings",
     "ModelSettings",
     "RedisSettings",
@@ -73,6 +76,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = Field(default_factory=lambda: RedisSettings.model_validate({}))
     models: Annotated[list[ModelSettings], Field(max_length=limits.MODELS_MAX)] = []
     endpoints: Annotated[list[EndpointSettings], Field(max_length=limits.ENDPOINTS_MAX)] = []
+    endpoint_tls: EndpointTls = EndpointTls()
     router: RouterSettings = RouterSettings()
     indexer: IndexerSettings = IndexerSettings()
     engine: EngineSettings = EngineSettings()

@@ -25,6 +25,7 @@ from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.redis_client import LOGIN_REASONS, RedisArg, ServerFacts
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.common.tls import Credentials, TlsGauges, listen_credentials, port_context, watch
 from kvatlas.indexer.chores import Chores
 from kvatlas.indexer.discovery import configured_sources
 from kvatlas.indexer.feed import Feed
@@ -76,12 +77,19 @@ class Indexer:
         settings: the configuration.
         reload: reads the configuration again, None where it has no file; ConfigError where it
             cannot be used.
+
+    Raises:
+        ConfigError: files that the configuration names cannot be used.
     """
 
     def __init__(self, settings: Settings, reload: Reload | None = None) -> None:
         self._settings = settings
         self._reload = reload
         self.metrics = IndexerMetrics()
+        gauges = TlsGauges(self.metrics.tls_good, self.metrics.tls_not_after)
+        self._admin_tls = listen_credentials(
+            "indexer.admin_tls", settings.indexer.admin_tls, gauges
+        )
         self._store = IndexStore.connect(settings.redis)
         self._store_watch = StoreWatch(self._store, self.metrics)
         self._context = _context()
@@ -92,7 +100,11 @@ class Indexer:
         leases = Leases(self._store.client, me, round(lease_s * 1_000))
         self.ownership = Ownership(me, leases, lease_s, means)
         self._scraping = Scraping.connect(settings.redis, self.ownership, self.metrics)
-        self._configure(settings)
+        try:
+            self._configure(settings)
+        except ConfigError:
+            self._context.destroy(linger=0)
+            raise
         self._fault: str | None = NOT_REACHED
         self._lives: dict[Shard, tuple[str, str]] = {}
         self._prepared = asyncio.Event()
@@ -107,7 +119,10 @@ class Indexer:
         admin = self._settings.indexer
         app = admin_app(self.metrics.registry, lambda: self._fault)
         try:
-            async with serving(app, admin.admin_host, admin.admin_port), Supervisor() as tasks:
+            async with (
+                serving(app, admin.admin_host, admin.admin_port, port_context(self._admin_tls)),
+                Supervisor() as tasks,
+            ):
                 self._start(tasks)
                 _LOG.info("indexer.started", indexer=self.ownership.me, models=len(self._models))
                 await stop.wait()
@@ -119,9 +134,13 @@ class Indexer:
         _LOG.info("indexer.stopped")
 
     def _configure(self, settings: Settings) -> None:
+        self._scraping.configure(settings)
         self._models = {model.model: model.index_shards for model in settings.models}
         self.ownership.configure(configured_sources(settings), self._shards())
-        self._scraping.configure(settings)
+
+    def _credentials(self) -> list[Credentials]:
+        admin = [] if self._admin_tls is None else [self._admin_tls]
+        return [*admin, *self._scraping.credentials()]
 
     def _shards(self) -> list[Shard]:
         return [shard for model, count in self._models.items() for shard in shards_of(model, count)]
@@ -130,6 +149,7 @@ class Indexer:
         tasks.start(self._watch_redis(), "watch")
         tasks.start(self.ownership.run(tasks, self._prepared), "ownership")
         tasks.start(self._scraping.run(tasks, self._prepared), "scraping")
+        tasks.start(watch(self._credentials), "tls")
         tasks.start(self._tick(), "tick")
         tasks.start(self._talk(), "talk")
         tasks.start(Chores(self.ownership, self._store, self.metrics, self._shards).run(), "chores")
@@ -154,11 +174,12 @@ class Indexer:
             await asyncio.sleep(WATCH_S)
             try:
                 settings = await asyncio.to_thread(reload)
+                if settings is not None:
+                    self._configure(settings)
             except ConfigError as error:
                 _LOG.error("config.refused", faults=error.faults)
                 continue
             if settings is not None:
-                self._configure(settings)
                 _LOG.info("config.reloaded", endpoints=len(settings.endpoints))
 
     async def _watch_redis(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvatlas.common.metrics import Metrics, counter, gauge
+from kvatlas.common.tls import CERTIFICATES_GOOD, NOT_AFTER
 
 
 class IndexerMetrics(Metrics):
@@ -157,6 +158,9 @@ class IndexerMetrics(Metrics):
     )
     entries_written = counter("entries_written", "", "entries", "Entries changed in Redis.")
     entries_swept = counter("entries_swept", "", "entries", "Entries of past epochs cleaned.")
+    # --- TLS --------------------------------------------------------------------------------
+    tls_good = CERTIFICATES_GOOD
+    tls_not_after = NOT_AFTER
     # --- engines' gauges ----------------------------------------------------------------------
     scraped = gauge(
         "scraped_engines",

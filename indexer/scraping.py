@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -30,6 +30,8 @@ from kvatlas.common.redis_client import connect
 from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.settings import EndpointSettings, RedisSettings, Settings
 from kvatlas.common.tasks import Supervisor
+from kvatlas.common.tls import Credentials, TlsGauges
+from kvatlas.common.tls_engines import EngineIdentities, EngineTls
 from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.ownership import Ownership
@@ -49,6 +51,7 @@ class _Engine:
 
     Attributes:
         key: that it asks for.
+        tls: how it is spoken to.
         due_s: when it is to be looked at next.
         is_ours: whether it is ours to look at.
         is_silent: whether the last look found nothing.
@@ -57,6 +60,7 @@ class _Engine:
     settings: EndpointSettings
     model: ModelName
     key: str | None
+    tls: EngineTls
     pace: Pace
     due_s: float = 0.0
     is_ours: bool = False
@@ -105,6 +109,8 @@ class Scraping:
         self._client = client
         self._ownership = ownership
         self._metrics = metrics
+        self._gauges = TlsGauges(metrics.tls_good, metrics.tls_not_after)
+        self._identities: EngineIdentities | None = None
         self._engines: dict[str, _Engine] = {}
         self._boards: dict[ModelName, _Board] = {}
         self._due: list[tuple[float, int, _Engine]] = []
@@ -127,14 +133,23 @@ class Scraping:
         await self._client.aclose()
 
     def configure(self, settings: Settings) -> None:
-        """Say which engines there are."""
+        """Say which engines there are.
+
+        Raises:
+            ConfigError: what they are to be spoken to with cannot be used; all is as before.
+        """
+        identities = EngineIdentities(settings, self._gauges)
+        if self._identities is not None:
+            self._identities.give_way(identities)
+        self._identities = identities
         before, self._engines = self._engines, {}
         for known in before.values():
             # Until the next look at what is ours; who is not there any more stays so.
             known.is_ours = False
         for each in settings.endpoints:
-            old = before.get(each.url)
+            old, tls = before.get(each.url), identities.of(each.url)
             if old is not None and old.settings == each:
+                old.tls = tls
                 self._engines[each.url] = old
                 continue
             try:
@@ -145,12 +160,16 @@ class Scraping:
                 continue
             model = settings.model_named(each.model).model
             pace = Pace(settings.indexer.metrics_interval_s)
-            self._engines[each.url] = _Engine(each, model, key, pace)
+            self._engines[each.url] = _Engine(each, model, key, tls, pace)
         models = {engine.model for engine in self._engines.values()}
         self._boards = {
             model: self._boards.get(model) or _Board(GaugeWriter(self._client, LoadKeys(model)))
             for model in models
         }
+
+    def credentials(self) -> Sequence[Credentials]:
+        """List whose files are to be watched."""
+        return () if self._identities is None else self._identities.credentials()
 
     async def run(self, tasks: Supervisor, ready: asyncio.Event) -> None:
         """Look, write and tidy up, for ever. Faults of Redis are waited out.
@@ -211,7 +230,7 @@ class Scraping:
 
     async def _look(self, session: aiohttp.ClientSession, engine: _Engine) -> None:
         async with self._slots_of_silent if engine.is_silent else self._slots:
-            found = await look(session, engine.settings.url, engine.key)
+            found = await look(session, engine.settings.url, engine.key, engine.tls)
         self._metrics.scrapes.labels(found.outcome).inc()
         engine.is_silent, engine.is_looked_at = not found.is_up, False
         engine.pace.note(found, self._ours / limits.SCRAPES_PER_S_MAX)

@@ -1,4 +1,4 @@
-"""Let in no more than a router can hold, before anything of a body is read.
+"""Let in no more than a router can hold, before anything of a body is read; by model behind it.
 
 What is refused here costs some microseconds; everybody else is served as if they had not come.
 """
@@ -6,20 +6,21 @@ What is refused here costs some microseconds; everybody else is served as if the
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Literal
 
 from kvatlas.common import limits
 from kvatlas.common.clock import Clock, monotonic
 from kvatlas.common.errors import Overloaded
+from kvatlas.common.ids import ModelName
 from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.answers import RETRY_AFTER_S
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.request import Request
 
-Reason = Literal["lag", "requests", "bytes", "tenant_requests", "tenant_bytes"]
+Reason = Literal["lag", "requests", "bytes", "tenant_requests", "tenant_bytes", "model_requests"]
 
 
 @record
@@ -63,6 +64,22 @@ class Stay:
         self._admission.count(self._ask, -1)
 
 
+class ModelStay:
+    """A request that was let in to a model, until its context ends."""
+
+    __slots__ = ("_counts", "_model")
+
+    def __init__(self, counts: Counter[ModelName], model: ModelName) -> None:
+        self._counts = counts
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._counts[self._model] += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._counts[self._model] -= 1
+
+
 class Admission:
     """Count what is under way, in all and by tenant, and how late the loop is.
 
@@ -79,6 +96,7 @@ class Admission:
         self._clock = clock
         self._all = _Held()
         self._tenants: dict[str, _Held] = {}
+        self._models: Counter[ModelName] = Counter()
         self._lags: deque[float] = deque([0.0] * limits.LAGS_KEPT, limits.LAGS_KEPT)
         self.configure(settings)
         metrics.admitted.set_function(lambda: self._all.requests)
@@ -122,14 +140,31 @@ class Admission:
         """
         reason = self.refusal(ask)
         if reason is not None:
-            self._metrics.shed.labels(reason).inc()
-            error = Overloaded("too much is under way; try again")
-            error.headers = [("Retry-After", RETRY_AFTER_S)]
-            raise error
+            raise self._refused(reason)
         if ask.tenant is not None:
             self._tenants.setdefault(ask.tenant, _Held())
         self.count(ask, 1)
         return Stay(self, ask)
+
+    def admitted_to(self, model: ModelName, requests_max: int | None) -> ModelStay:
+        """Count a request in with its model until the context of what is given ends.
+
+        Args:
+            model: that it asks for, which is known only when its body is read.
+            requests_max: under way with it; None for as many as come.
+
+        Raises:
+            Overloaded: it is not let in.
+        """
+        if requests_max is not None and self._models[model] >= requests_max:
+            raise self._refused("model_requests")
+        return ModelStay(self._models, model)
+
+    def _refused(self, reason: Reason) -> Overloaded:
+        self._metrics.shed.labels(reason).inc()
+        error = Overloaded("too much is under way; try again")
+        error.headers = [("Retry-After", RETRY_AFTER_S)]
+        return error
 
     def count(self, ask: Ask, sign: int) -> None:
         """Count a request in (1) or out (-1)."""

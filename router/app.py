@@ -6,7 +6,7 @@ import asyncio
 import gc
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -14,10 +14,11 @@ from aiohttp import web
 
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
-from kvatlas.common.errors import BadHttp, HttpError, MethodNotAllowed, TooManyConnections
+from kvatlas.common.errors import HttpError
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.common.tls import TlsGauges, listen_credentials, port_context, watch
 from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response
 from kvatlas.router.core import Core, Shared
@@ -30,7 +31,6 @@ from kvatlas.router.inbound import Inbound, listening
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.outbound import EnginePool
 from kvatlas.router.probe import Prober
-from kvatlas.router.request import Response
 
 _LOG = logger("router")
 
@@ -121,28 +121,34 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
     async with AsyncExitStack() as stack:
         metrics, options = RouterMetrics(), settings.router
         metrics.config_good.set(1)
+        gauges = TlsGauges(metrics.tls_good, metrics.tls_not_after)
+        tls = listen_credentials("router.tls", options.tls, gauges)
+        admin_tls = listen_credentials("router.admin_tls", options.admin_tls, gauges)
         session = await stack.enter_async_context(engine_session(options.connect_s))
         pool = EnginePool(options.connect_s)
         stack.callback(pool.close)
         tasks = await stack.enter_async_context(Supervisor())
-        cores = Cores(Shared(metrics, pool, session), tasks)
+        admission = Admission(options, metrics)
+        cores = Cores(Shared(metrics, admission, pool, session), tasks)
         stack.push_async_callback(cores.aclose)
         await cores.start(settings)
-        admission = Admission(options, metrics)
         front = Front(cores, admission, lambda: running.readiness())  # noqa: PLW0108 - it is made below
-        inbound = Inbound(front.answer, _refusal, _connections_max())
+        inbound = Inbound(front.answer, error_response, _connections_max())
         running = Running(cores, front, inbound, pool, metrics)
         metrics.connections.set_function(lambda: len(inbound.connections))
         metrics.connections_refused.set_function(lambda: inbound.refused)
         tasks.start(admission.run(), "admission")
         tasks.start(pool.run(), "pool")
+        tasks.start(watch(lambda: [each for each in (tls, admin_tls) if each]), "tls")
         if reload is not None:
             tasks.start(cores.follow(reload, _hangups()), "configuration")
         running.admin_port = await stack.enter_async_context(
-            serving(_admin(running), options.admin_host, options.admin_port)
+            serving(
+                _admin(running), options.admin_host, options.admin_port, port_context(admin_tls)
+            )
         )
         running.port = await stack.enter_async_context(
-            listening(inbound, options.host, options.port)
+            listening(inbound, options.host, options.port, port_context(tls))
         )
         yield running
 
@@ -158,12 +164,6 @@ def _hangups() -> asyncio.Event:
     hangup = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
     return hangup
-
-
-def _refusal(status: int, message: str) -> Response:
-    """Write an error of HTTP itself; the path may not be known."""
-    kinds: dict[int, Callable[[str], HttpError]] = {503: TooManyConnections, 405: MethodNotAllowed}
-    return error_response(kinds.get(status, BadHttp)(message), "")
 
 
 def _admin(running: Running) -> web.Application:

@@ -25,7 +25,10 @@ from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import Supervisor
+from kvatlas.common.tls import TlsGauges, watch
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.access import Access
+from kvatlas.router.admission import Admission
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
@@ -56,6 +59,7 @@ class Core:
 
     Attributes:
         access: who may come; None where everybody may.
+        identities: how engines are spoken to.
         is_retired: set when requests go to another one.
     """
 
@@ -65,6 +69,7 @@ class Core:
     prober: Prober
     prompts: Prompts
     access: Access | None
+    identities: EngineIdentities
     started_s: float = field(default_factory=monotonic)
     is_retired: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -95,6 +100,7 @@ class Shared:
     """
 
     metrics: RouterMetrics
+    admission: Admission
     pool: EnginePool
     session: aiohttp.ClientSession
 
@@ -126,9 +132,10 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         metrics, session, options = shared.metrics, shared.session, settings.router
         access = Access.of(options.api_keys_file, metrics)
         boards = boards_of(settings)
-        endpoints = Endpoints(settings, metrics, boards)
+        identities = EngineIdentities(settings, TlsGauges(metrics.tls_good, metrics.tls_not_after))
+        endpoints = Endpoints(settings, metrics, boards, identities)
         redis = _redis(settings, boards, metrics, stack)
-        renders = RenderServices(settings.models, session, metrics)
+        renders = RenderServices(settings.models, session, metrics, identities)
         stages = Stages(prompts, renders, redis.index, redis.flights)
         pipeline = Pipeline(settings, stages, endpoints, metrics)
         parts = _parts(settings, redis.index, shared, stack)
@@ -137,8 +144,9 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
             Proxy(options, metrics, shared.pool),
             Proof(settings, parts, metrics),
             redis.rates,
+            shared.admission,
             _salts(options),
-            _tracer(options, stack),
+            _tracer(options, metrics, stack),
         )
         http = RouterHttp(settings, handled, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
@@ -159,6 +167,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
             "handover_checks": parts.checks.run(),
             "relearning": parts.relearning.run(),
             "rates": redis.rates.run(),
+            "tls": watch(identities.credentials),
         }.items():
             tasks.start(work, name)
         if access is not None:
@@ -166,7 +175,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         if options.idle_probe_s:
             idle = IdleProbes(session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
-        yield Core(settings, http, endpoints, prober, prompts, access)
+        yield Core(settings, http, endpoints, prober, prompts, access, identities)
 
 
 def _redis(
@@ -207,7 +216,9 @@ def _parts(settings: Settings, index: BlockIndex, shared: Shared, stack: AsyncEx
     return Parts(doubts, checks, relearning)
 
 
-def _tracer(settings: RouterSettings, stack: AsyncExitStack) -> Tracer | None:
+def _tracer(
+    settings: RouterSettings, metrics: RouterMetrics, stack: AsyncExitStack
+) -> Tracer | None:
     """Make what traces requests where that is asked for.
 
     Raises:
@@ -221,7 +232,8 @@ def _tracer(settings: RouterSettings, stack: AsyncExitStack) -> Tracer | None:
         fault = f"router.trace_url: {error.name} is missing: pip install 'kvatlas[otel]'"
         raise ConfigError([fault]) from None
     chance = random.Random()  # noqa: S311 - ids of traces guard nothing
-    tracer = Tracer(otel.otlp(settings.trace_url), settings.trace_share, chance)
+    exporter = otel.otlp(settings.trace_url, lambda how, n: metrics.spans_lost.labels(how).inc(n))
+    tracer = Tracer(exporter, settings.trace_share, chance)
     stack.push_async_callback(asyncio.to_thread, tracer.close)
     return tracer
 

@@ -24,7 +24,7 @@ _LOG = logger("cores")
 Reload = Callable[[bool], Settings | None]
 """Reads the configuration again, whatever it was before (True) or where it has changed (False)."""
 
-_AT_START_ONLY = ("host", "port", "admin_host", "admin_port")
+_AT_START_ONLY = ("host", "port", "tls", "admin_host", "admin_port", "admin_tls")
 
 
 class Cores:
@@ -40,6 +40,11 @@ class Cores:
         self._tasks = tasks
         self._living: dict[asyncio.Task[None], Core] = {}
         self.current: Core
+
+    @property
+    def living(self) -> int:
+        """Count the cores: the newest, and those that still have requests."""
+        return len(self._living)
 
     async def start(self, settings: Settings) -> None:
         """Make the first core.
@@ -65,6 +70,7 @@ class Cores:
         while made.readiness() is not None and monotonic() < deadline:  # noqa: ASYNC110 - it is a reading
             await asyncio.sleep(limits.CORE_LOOK_S)
         self.current = made
+        former.identities.give_way(made.identities)
         former.is_retired.set()
         self._tell_what_stays(former.settings, settings)
 

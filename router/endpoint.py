@@ -11,6 +11,7 @@ from kvatlas.common import limits
 from kvatlas.common.gauges import NO_GAUGES, Adapters, EngineGauges, Sample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
+from kvatlas.common.tls_engines import PLAIN, EngineTls
 from kvatlas.router.flights import Stand
 from kvatlas.router.recent_counts import RecentCounts
 from kvatlas.router.stand_load import StandLoad, strangers
@@ -52,6 +53,7 @@ class Endpoint(StandLoad):
         rank: of data parallelism.
         ranks: how many the engine has; with more than one it is told by a header which.
         labels: from the configuration.
+        tls: how its engine is spoken to.
         block_size: configured or learned from the engine, None before.
         stand: how it stands with all routers together.
         gauges: as of the newest look, ours or an indexer's.
@@ -75,6 +77,7 @@ class Endpoint(StandLoad):
     stand: Stand
     ranks: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
+    tls: EngineTls = PLAIN
     gauges: EngineGauges = NO_GAUGES
     looked_s: float = float("-inf")
     others_running: int = 0
@@ -156,6 +159,7 @@ class Engine:
     """What all ranks behind one address have in common.
 
     Attributes:
+        tls: how it is spoken to.
         endpoints: one per rank.
         seen_s: when it was looked at last, by whomever.
         lives: how often it was seen to be there anew: at first, after a restart, or after it had
@@ -166,6 +170,7 @@ class Engine:
     url: str
     model: ModelName
     api_key: str | None = field(repr=False)
+    tls: EngineTls = PLAIN
     endpoints: list[Endpoint] = field(default_factory=list)
     seen_s: float = float("-inf")
     lives: int = 0

@@ -13,6 +13,7 @@ from kvatlas.common.key_file import read_key
 from kvatlas.common.keyspace import shard_of
 from kvatlas.common.log import logger
 from kvatlas.common.settings import EndpointSettings, Settings
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.endpoint import Endpoint, Engine, EngineFacts, TokenizerVerdict
 from kvatlas.router.flights import Board
 from kvatlas.router.metrics import RouterMetrics
@@ -28,14 +29,20 @@ class Endpoints:
         settings: the configuration.
         metrics: told of health and requests in flight.
         boards: of all models: how endpoints stand.
+        identities: how engines are spoken to.
 
     Raises:
         ConfigError: a key file cannot be read.
     """
 
     def __init__(
-        self, settings: Settings, metrics: RouterMetrics, boards: Mapping[ModelName, Board]
+        self,
+        settings: Settings,
+        metrics: RouterMetrics,
+        boards: Mapping[ModelName, Board],
+        identities: EngineIdentities,
     ) -> None:
+        self._identities = identities
         self._metrics = metrics
         self._boards = boards
         self._configured = {m.model: m.block_size for m in settings.models}
@@ -123,6 +130,7 @@ class Endpoints:
     def _add(self, settings: Settings, endpoint: EndpointSettings) -> None:
         model = settings.model_named(endpoint.model)
         key = read_key(endpoint.api_key_file, "endpoints")
+        tls = self._identities.of(endpoint.url)
         for rank, name in enumerate(endpoint.names()):
             shard = shard_of(model.model, name, model.index_shards)
             added = Endpoint(
@@ -136,9 +144,12 @@ class Endpoints:
                 self._boards[model.model].stand(name),
                 labels=endpoint.labels,
                 ranks=endpoint.data_parallel_size,
+                tls=tls,
             )
             self._by_model[model.model].append(added)
-            engine = self._engines.setdefault(endpoint.url, Engine(endpoint.url, model.model, key))
+            engine = self._engines.setdefault(
+                endpoint.url, Engine(endpoint.url, model.model, key, tls)
+            )
             engine.endpoints.append(added)
             self._by_name[name] = engine, added
             self._metrics.healthy.labels(name).set_function(partial(_healthy, added))

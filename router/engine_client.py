@@ -9,6 +9,7 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.errors import KvatlasError
+from kvatlas.common.tls_engines import PLAIN, EngineTls
 
 
 def engine_session(connect_s: float) -> aiohttp.ClientSession:
@@ -39,6 +40,7 @@ class Asked:
         timeout_s: for one answer.
         bytes_max: largest answer that is read.
         rank: of data parallelism that is to answer; None where the engine has one, or any may.
+        tls: how it is spoken to.
     """
 
     url: str
@@ -46,6 +48,7 @@ class Asked:
     timeout_s: float = limits.PROBE_TIMEOUT_S
     bytes_max: int = limits.PROBE_ANSWER_BYTES_MAX
     rank: int | None = None
+    tls: EngineTls = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ async def ask(
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=asked.timeout_s),
             allow_redirects=False,
+            ssl=asked.tls.ssl,
+            server_hostname=asked.tls.server_name,
         ) as reply:
             return await _read(reply, asked.bytes_max)
     except TimeoutError:

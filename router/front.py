@@ -52,7 +52,8 @@ class Front:
     def described(self) -> set[tuple[str, str]]:
         """List what is served: methods and paths."""
         _, posted, read = self._routes_of(self._cores.current)
-        return {("POST", path) for path in posted} | {("GET", path) for path in read}
+        found = {("POST", path) for path in posted} | {("GET", path) for path in read}
+        return found | {("GET", f"{MODELS_PATH}/{{id}}")}
 
     def _route(self, core: Core, request: Request) -> tuple[Answer, bool]:
         """Find what answers a path, and whether it takes a body.
@@ -83,7 +84,7 @@ class Front:
             read: dict[str, Answer] = {
                 MODELS_PATH: core.http.catalog.models,
                 READY_PATH: self._ready,
-                OPENAPI_PATH: openapi,
+                OPENAPI_PATH: openapi(core.settings.router),
             }
             self._routes = (core, posted, read)
             self._admission.configure(core.settings.router)

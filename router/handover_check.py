@@ -108,7 +108,9 @@ class HandoverChecks:
         endpoint = check.endpoint
         # More bytes are so many more tokens, or something else altogether.
         most = limits.TOKENIZE_ANSWER_BYTES_PER_TOKEN * (len(check.token_ids) + 1_000)
-        asked = Asked(endpoint.url, endpoint.api_key, limits.HANDOVER_CHECK_S, most)
+        asked = Asked(
+            endpoint.url, endpoint.api_key, limits.HANDOVER_CHECK_S, most, tls=endpoint.tls
+        )
         try:
             reply = await ask(self._session, asked, "/tokenize", check.asked)
         except Silence:

@@ -19,13 +19,15 @@ from kvatlas.common.errors import (
     UpstreamConnect,
 )
 from kvatlas.common.ids import ModelName
-from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS
+from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS, RESPONSES_PATH
 from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router.access import demand_model
+from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
+from kvatlas.router.first_token import FirstToken, Gaps
 from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.intake import Intake
@@ -73,6 +75,7 @@ class Handled:
     proxy: Proxy
     proof: Proof
     rates: RateLimits
+    admission: Admission
     salts: Salts | None
     tracer: Tracer | None = None
 
@@ -88,6 +91,8 @@ class RouterHttp:
     def __init__(self, settings: Settings, parts: Handled, metrics: RouterMetrics) -> None:
         self._settings = settings
         self._rates = parts.rates
+        self._admission = parts.admission
+        self._requests_max = {model.model: model.requests_max for model in settings.models}
         self._salts = parts.salts
         self._router = settings.router
         self._pipeline = parts.pipeline
@@ -151,6 +156,7 @@ class RouterHttp:
 
     async def _generate(self, request: Request, trip: Trip) -> Response | None:
         client = request.client
+        trip.tenant = client.tenant if client is not None else None
         self._rates.check(client)
         taken = await self._intake.take(request)
         trip.received()
@@ -163,11 +169,17 @@ class RouterHttp:
             body = self._salts.salted(body, client.tenant)
         for member in body.cut:
             self._metrics.members_cut.labels(member).inc()
+        with self._admission.admitted_to(trip.model, self._requests_max[trip.model]):
+            return await self._route(request, trip, body, asked_name)
+
+    async def _route(
+        self, request: Request, trip: Trip, body: ClientBody, asked_name: str | None
+    ) -> Response | None:
         decision = await self._pipeline.decide(
             trip.path, body.fields, len(body.raw), headers=request.headers
         )
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
-        trip.grant = await self._rates.take(client, decision.work.prompt_tokens)
+        trip.grant = await self._rates.take(request.client, decision.work.prompt_tokens)
         is_silent = body.fields.get("stream") is not True
         with self._pipeline.flight(decision, is_silent=is_silent) as flight:
             decision = await self._pipeline.settle(decision, flight)
@@ -222,10 +234,13 @@ class RouterHttp:
                 job.flight.began()
 
         is_stream = answer.content_type == EVENT_STREAM
-        gaps = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
+        gaps: Gaps | None = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
         headers = self._our_headers(trip, decision, case.judged)
-        seen = _in_clients_words(job, reader, answer) if is_readable else reader
-        delivery = Delivery(headers, seen, first_byte, torn_event(trip.path), gaps)
+        seen: AnswerReader = _in_clients_words(job, reader, answer) if is_readable else reader
+        if gaps is not None and is_readable and trip.path == RESPONSES_PATH:
+            seen = gaps = FirstToken(seen, first_byte, gaps)
+        begun = _nothing if isinstance(seen, FirstToken) else first_byte
+        delivery = Delivery(headers, seen, begun, torn_event(trip.path), gaps)
         response = await self._proxy.relay(job.request, answer, case.endpoint, delivery)
         if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
             trip.cached_tokens, trip.usage = usage.cached_tokens, usage
@@ -307,6 +322,10 @@ def _in_clients_words(job: Job, reader: AnswerReader, answer: Answer) -> AnswerR
         return reader
     parent = PARENTS.get(job.trip.path, b"")
     return Renamed(reader, Names(job.asked_name, parent, is_stream=is_stream))
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _demand_one_alive(decision: Decision) -> None:

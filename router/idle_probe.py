@@ -69,7 +69,7 @@ class IdleProbes:
 
     async def _probe(self, endpoint: Endpoint) -> None:
         body = orjson.dumps({"model": endpoint.model, "prompt": [TOKEN], "max_tokens": 1})
-        asked = Asked(endpoint.url, endpoint.api_key, rank=endpoint.asked_rank)
+        asked = Asked(endpoint.url, endpoint.api_key, rank=endpoint.asked_rank, tls=endpoint.tls)
         try:
             answered = (await ask(self._session, asked, COMPLETIONS_PATH, body)).status == OK
         except Silence:

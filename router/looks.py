@@ -90,7 +90,7 @@ class Looks:
 
     async def _look(self, engine: Engine) -> None:
         try:
-            found = await look(self._session, engine.url, engine.api_key)
+            found = await look(self._session, engine.url, engine.api_key, engine.tls)
         finally:
             self._looking.discard(engine.url)
         self._metrics.looks.labels(found.outcome).inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvatlas.common.metrics import Metrics, counter, gauge, histogram
+from kvatlas.common.tls import CERTIFICATES_GOOD, NOT_AFTER
 
 STAGE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 TTFT_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -93,6 +94,8 @@ class RouterMetrics(Metrics):
         "0 when the file of keys cannot be used as it stands (`keys.refused`): the former count.",
         "0: mend the file; nothing of the change is in force",
     )
+    tls_good = CERTIFICATES_GOOD
+    tls_not_after = NOT_AFTER
     rate_limited = counter(
         "rate_limited",
         "tenant kind",
@@ -113,7 +116,7 @@ class RouterMetrics(Metrics):
         "reason",
         "requests",
         "Requests refused with 429 before their body was read: `requests`, `bytes`,"
-        " `tenant_requests`, `tenant_bytes`, `lag`.",
+        " `tenant_requests`, `tenant_bytes`, `lag`; `model_requests` behind it.",
         "`lag`: this router's core is full, add routers. The others: raise the bound if the memory"
         " is there, or add routers and engines",
     )
@@ -209,8 +212,9 @@ class RouterMetrics(Metrics):
         "upstream_errors",
         "endpoint kind",
         "attempts",
-        "Engines that failed: `connect`, `connect_timeout`, `disconnected`, `protocol`,"
-        " `first_byte_timeout`, and behind the first byte `idle`, `broken`.",
+        "Engines that failed: `connect`, `connect_timeout`, `tls` (no handshake: a certificate was"
+        " refused, its or ours), `disconnected`, `protocol`, `first_byte_timeout`, and behind the"
+        " first byte `idle`, `broken`.",
         "one endpoint only: look at that engine; all at once: look at the network",
     )
     retries = counter(
@@ -399,4 +403,12 @@ class RouterMetrics(Metrics):
         "0 or 1",
         "0 when a comparison found a difference: no more handovers.",
         "0: see OPERATIONS.md",
+    )
+    spans_lost = counter(
+        "spans_lost",
+        "reason",
+        "spans",
+        "Spans that no collector will see: the queue was full (`queue_full`), or it did not take"
+        " them (`not_sent`).",
+        "is the collector at `router.trace_url` up, and fast enough? requests do not wait for it",
     )

@@ -18,6 +18,7 @@ import httptools
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import KvatlasError
+from kvatlas.common.tls_engines import PLAIN, EngineTls
 from kvatlas.router.headers import Header
 
 Kind = Literal[
@@ -50,12 +51,14 @@ class Target:
 
     Attributes:
         tls: how it is spoken to and trusted; None for plain HTTP.
+        server_name: that its certificate must be for; None for the host.
         host_line: the header that names it.
     """
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
+    server_name: str | None = None
     host_line: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -63,10 +66,17 @@ class Target:
         object.__setattr__(self, "host_line", f"Host: {named}:{self.port}\r\n".encode())
 
     @classmethod
-    def of(cls, url: str, tls: ssl.SSLContext | None = None) -> Target:
-        """Read an address of the form http://host:port."""
+    def of(cls, url: str, tls: EngineTls = PLAIN) -> Target:
+        """Read an address of the form http://host:port.
+
+        Raises:
+            ValueError: ours: https:// without a context would be sent in clear.
+        """
         parts = urlsplit(url)
-        return cls(parts.hostname or "", parts.port or 80, tls)
+        context = tls.context
+        if (parts.scheme == "https") != (context is not None):
+            raise ValueError("TLS and https:// go together")
+        return cls(parts.hostname or "", parts.port or 80, context, tls.server_name)
 
 
 class Sink(Protocol):
@@ -302,8 +312,10 @@ class EngineConnection(asyncio.Protocol):
         if self._ends_with_connection and exc is None:
             answer.complete()
         else:
-            # Before the first byte of a body the client has seen nothing.
-            answer.fail("broken" if answer.is_begun else "disconnected")
+            # Before the first byte of a body the client has seen nothing. Of TLS 1.3 we read behind
+            # the handshake that our certificate is not liked.
+            before: Kind = "tls" if isinstance(exc, ssl.SSLError) else "disconnected"
+            answer.fail("broken" if answer.is_begun else before)
 
     # --- what the parser calls ----------------------------------------------------------------
 
@@ -474,12 +486,19 @@ class EnginePool:
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await self._loop.create_connection(
-                    lambda: EngineConnection(self, target), target.host, target.port, ssl=target.tls
+                    lambda: EngineConnection(self, target),
+                    target.host,
+                    target.port,
+                    ssl=target.tls,
+                    server_hostname=target.server_name,
                 )
         except ssl.SSLError:
             raise EngineFailed("tls") from None
         except TimeoutError:
             raise EngineFailed("connect_timeout") from None
+        except ConnectionResetError:
+            # A connection that was made, and broken off in its handshake.
+            raise EngineFailed("tls" if target.tls else "connect") from None
         except OSError:
             raise EngineFailed("connect") from None
         self._all.add(connection)

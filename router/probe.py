@@ -181,7 +181,7 @@ class Prober:
                     await engine.joined.wait()
 
     async def _round(self, engine: Engine, course: _Course) -> None:
-        asked = Asked(engine.url, engine.api_key)
+        asked = Asked(engine.url, engine.api_key, tls=engine.tls)
         if engine.lives != course.lives:
             course.lives, course.attempts = engine.lives, 0
             # Several engines may take turns behind one address.

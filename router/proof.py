@@ -25,6 +25,7 @@ from kvatlas.router.proxy import EVENT_STREAM
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.usage import (
     STREAM_OPTIONS,
+    USAGE_WORDS,
     AnswerReader,
     Unread,
     Usage,
@@ -36,7 +37,7 @@ from kvatlas.router.usage_habit import Asked
 from kvatlas.router.usage_stream import UsageStream
 
 REPORTING_PATHS: Final = (CHAT_PATH, COMPLETIONS_PATH)
-"""Paths whose answers tell their usage in OpenAI's words; elsewhere nothing is asked or added."""
+"""Paths whose engines may be asked to tell more; elsewhere nothing is asked or added."""
 
 
 @record
@@ -163,12 +164,14 @@ class Proof:
 
     def reader(self, case: Case, sent: Sent, content_type: str) -> AnswerReader:
         """Give what looks at a successful answer on its way."""
-        if case.path not in REPORTING_PATHS:
+        words = USAGE_WORDS.get(case.path)
+        if words is None:
             return Unread()
-        if content_type == EVENT_STREAM:
+        if content_type == EVENT_STREAM and case.path in REPORTING_PATHS:
             is_ours = sent.asked == "us"
             return UsageStream(takes_out=is_ours, stamps=is_ours and case.endpoint.usage.stamps)
-        return WholeAnswer() if content_type == "application/json" else Unread()
+        is_read = content_type in (EVENT_STREAM, "application/json")
+        return WholeAnswer(words) if is_read else Unread()
 
     def note(self, case: Case, sent: Sent, reader: AnswerReader) -> Usage | None:
         """Learn from an answer that came to its end; give the usage that it reported."""
@@ -176,7 +179,8 @@ class Proof:
             self._checks.sample(
                 case.decision.model, case.endpoint, case.body.fields, case.decision.token_ids
             )
-        self._note_habit(case.endpoint, sent, reader)
+        if case.path in REPORTING_PATHS:
+            self._note_habit(case.endpoint, sent, reader)
         usage = reader.usage
         if usage is None:
             return None

@@ -16,11 +16,11 @@ from kvatlas.common.errors import (
     UpstreamProtocol,
     UpstreamTimeout,
 )
-from kvatlas.common.metrics import HistogramChild
 from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_client import RANK_HEADER
+from kvatlas.router.first_token import Gaps
 from kvatlas.router.headers import NOTHING, Header, to_client, to_engine
 from kvatlas.router.keys import KEY_HEADERS
 from kvatlas.router.metrics import RouterMetrics
@@ -70,7 +70,7 @@ class Delivery:
     reader: AnswerReader
     first_byte: Callable[[], None]
     torn_event: bytes
-    gaps: HistogramChild | None = None
+    gaps: Gaps | None = None
 
 
 class Torn(ConnectionResetError):
@@ -157,8 +157,8 @@ class Proxy:
 
     def _target(self, endpoint: Endpoint) -> Target:
         target = self._targets.get(endpoint.url)
-        if target is None:
-            target = self._targets[endpoint.url] = Target.of(endpoint.url)
+        if target is None or target.tls is not endpoint.tls.context:
+            target = self._targets[endpoint.url] = Target.of(endpoint.url, endpoint.tls)
         return target
 
 

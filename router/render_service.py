@@ -24,6 +24,7 @@ from kvatlas.common.key_file import read_key
 from kvatlas.common.prompt import Prompt
 from kvatlas.common.prompt.fields import cache_salt
 from kvatlas.common.settings import ModelSettings
+from kvatlas.common.tls_engines import EngineIdentities, EngineTls
 from kvatlas.router.breaker import Breaker
 from kvatlas.router.engine_client import Asked, Reply, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
@@ -101,6 +102,7 @@ class _Service:
     api: RenderApi
     timeout_s: float
     api_key: str | None
+    tls: EngineTls
     breaker: Breaker
     pending: int = 0
 
@@ -112,6 +114,7 @@ class RenderServices:
         models: those with a `render_url` have one.
         session: what they are asked with.
         metrics: told of outcomes.
+        identities: how services are spoken to.
 
     Raises:
         ConfigError: a key file cannot be read.
@@ -122,6 +125,7 @@ class RenderServices:
         models: Sequence[ModelSettings],
         session: aiohttp.ClientSession,
         metrics: RouterMetrics,
+        identities: EngineIdentities,
         clock: Clock = monotonic,
     ) -> None:
         self._session = session
@@ -133,6 +137,7 @@ class RenderServices:
                 model.render_api,
                 model.render_timeout_s,
                 read_key(model.render_api_key_file, f"models.{model.name}"),
+                identities.of(model.render_url),
                 Breaker(limits.RENDER_FAILURES_MAX, limits.RENDER_PAUSE_S, clock),
             )
             for model in models
@@ -194,7 +199,8 @@ async def _ask(
         raise PromptUnavailable("render_timeout")
     if not service.breaker.lets_through():
         raise PromptUnavailable("render_paused")
-    asked = Asked(service.url, service.api_key, limit_s, limits.RENDER_ANSWER_BYTES_MAX)
+    most = limits.RENDER_ANSWER_BYTES_MAX
+    asked = Asked(service.url, service.api_key, limit_s, most, tls=service.tls)
     service.pending += 1
     try:
         reply = await ask(session, asked, *question)

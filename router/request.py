@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
-from kvatlas.common.errors import BodyTimeout, BodyTooLarge
+from kvatlas.common.errors import BodyTimeout, BodyTooLarge, HttpError
 from kvatlas.router.headers import Header
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Request:
     """
 
     __slots__ = (
-        "_ask", "_bytes_max", "_pieces", "_size", "_waiting", "client", "content_length",
+        "_ask", "_bytes_max", "_error", "_pieces", "_size", "_waiting", "client", "content_length",
         "headers", "is_http_10", "is_whole", "keeps_alive", "method", "outflow", "path", "peer",
         "query",
     )  # fmt: skip
@@ -144,6 +144,7 @@ class Request:
         self._bytes_max: int | None = None
         self._ask: Callable[[], None]
         self._waiting: asyncio.Future[None] | None = None
+        self._error: HttpError | None = None
 
     # --- for handlers -------------------------------------------------------------------------
 
@@ -151,8 +152,10 @@ class Request:
         """Give the body.
 
         Raises:
-            BodyTooLarge, BodyTimeout: the client's.
+            HttpError: the client's; it is too large, late, or cannot be read.
         """
+        if self._error is not None:
+            raise self._error
         self._bytes_max = bytes_max
         if (self.content_length or 0) > bytes_max:
             raise _too_large(bytes_max)
@@ -175,8 +178,7 @@ class Request:
             self._waiting = None
 
     def _late(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(BodyTimeout("the body did not arrive in time"))
+        self.fail(BodyTimeout("the body did not arrive in time"))
 
     # --- for the connection -------------------------------------------------------------------
 
@@ -208,6 +210,12 @@ class Request:
         """Note that the body is whole."""
         self.is_whole = True
         self._wake()
+
+    def fail(self, error: HttpError) -> None:
+        """Note that the rest of the body will not be had."""
+        self._error = error
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(error)
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():

@@ -6,8 +6,10 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Final
 
 from kvatlas.common.clock import monotonic
+from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
 from kvatlas.router.headers import request_id
 from kvatlas.router.rates import Grant
@@ -15,6 +17,8 @@ from kvatlas.router.tracing import Trace
 from kvatlas.router.usage import Usage
 
 _LOG = logger("router")
+UNKNOWN: Final = ModelName("unknown")
+"""Model of requests for one that is not served."""
 _CHANCE = random.Random()  # noqa: S311 - ids of requests guard nothing
 
 
@@ -28,6 +32,7 @@ class Trip:
     """What becomes known of a request on its way.
 
     Attributes:
+        tenant: whose key was shown; None where none is asked for.
         match_tokens: the predicted hit.
         cached_tokens: the actual one, as the engine reported it.
         usage: what the engine reported.
@@ -39,7 +44,8 @@ class Trip:
     request_id: str
     path: str
     begun: float = field(default_factory=monotonic)
-    model: str = "unknown"
+    model: ModelName = UNKNOWN
+    tenant: str | None = None
     status: int = 0
     endpoint: str | None = None
     prompt_tokens: int | None = None
@@ -118,6 +124,7 @@ class Trip:
             request_id=self.request_id,
             trace_id=self.trace and self.trace.trace_id,
             path=self.path,
+            tenant=self.tenant,
             model=self.model,
             status=self.status,
             outcome=self.outcome,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, Protocol, TypeGuard, cast
 
 import orjson
 
 from kvatlas.common import limits
+from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
 from kvatlas.common.records import record
 
 STREAM_OPTIONS: Final = "stream_options"
@@ -54,7 +56,7 @@ class AnswerReader(Protocol):
 
 
 def usage_from(value: Any) -> Usage | None:
-    """Read the `usage` of an answer; None where it is something else."""
+    """Read the `usage` of a chat or completion; None where it is something else."""
     if not isinstance(value, dict):
         return None
     prompt_tokens = value.get("prompt_tokens")
@@ -68,6 +70,42 @@ def usage_from(value: Any) -> Usage | None:
         cached if _is_count(cached) else None,
         output if _is_count(output) else 0,
     )
+
+
+def usage_of_response(value: Any) -> Usage | None:
+    """Read the `usage` of a response, alike."""
+    if not isinstance(value, dict) or not _is_count(value.get("input_tokens")):
+        return None
+    details, output = value.get("input_tokens_details"), value.get("output_tokens")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(
+        value["input_tokens"],
+        cached if _is_count(cached) else None,
+        output if _is_count(output) else 0,
+    )
+
+
+def usage_of_message(value: Any) -> Usage | None:
+    """Read the `usage` of a message, alike: what was cached, or is from here on, is told apart."""
+    if not isinstance(value, dict) or not _is_count(value.get("input_tokens")):
+        return None
+    cached, created = value.get("cache_read_input_tokens"), value.get("cache_creation_input_tokens")
+    output = value.get("output_tokens")
+    parts = (value["input_tokens"], cached, created)
+    return Usage(
+        sum(part for part in parts if _is_count(part)),
+        cached if _is_count(cached) else None,
+        output if _is_count(output) else 0,
+    )
+
+
+USAGE_WORDS: Final[Mapping[str, Callable[[Any], Usage | None]]] = {
+    CHAT_PATH: usage_from,
+    COMPLETIONS_PATH: usage_from,
+    MESSAGES_PATH: usage_of_message,
+    RESPONSES_PATH: usage_of_response,
+}
+"""How the usage is read of the answers of a path; of those of all others it is not."""
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
@@ -117,45 +155,53 @@ class Unread:
 
 
 class WholeAnswer:
-    """Read the usage of an answer in one piece of JSON, from its end and without delaying it.
+    """Read the usage of an answer from its end, without delaying it.
 
-    Engines write the usage behind the choices. What stands too far before the end, behind a long
-    `prompt_logprobs` or `prompt_token_ids`, is not read.
+    Engines write the usage behind the choices, and in streams of messages and responses into one of
+    the last events. What stands too far before the end, behind a long `prompt_logprobs` or
+    `prompt_token_ids`, is not read.
+
+    Args:
+        read: what is a usage in the words of this answer.
+
+    Cost: 0.3 us per piece.
     """
 
-    __slots__ = ("_tail", "takes_out", "usage")
+    __slots__ = ("_kept", "_kept_bytes", "_read", "takes_out", "usage")
 
-    def __init__(self) -> None:
-        self._tail = b""
+    def __init__(self, read: Callable[[Any], Usage | None] = usage_from) -> None:
+        self._read = read
+        self._kept: deque[bytes] = deque()
+        self._kept_bytes = 0
         self.takes_out = False
         self.usage: Usage | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Pass a piece on and remember its end."""
-        most = limits.ANSWER_TAIL_BYTES_MAX
-        if len(piece) >= most:
-            self._tail = piece[-most:]
-        else:
-            self._tail = self._tail[-(most - len(piece)) :] + piece
+        kept = self._kept
+        kept.append(piece[-limits.ANSWER_TAIL_BYTES_MAX :])
+        self._kept_bytes += len(kept[-1])
+        while self._kept_bytes - len(kept[0]) >= limits.ANSWER_TAIL_BYTES_MAX:
+            self._kept_bytes -= len(kept.popleft())
         return piece
 
     def end(self) -> bytes:
         """Read what there is."""
-        self.usage = _usage_in(self._tail)
-        self._tail = b""
+        self.usage = self._usage_in(b"".join(self._kept))
+        self._kept.clear()
+        self._kept_bytes = 0
         return b""
 
-
-def _usage_in(tail: bytes) -> Usage | None:
-    end = len(tail)
-    while (at := tail.rfind(_NAME, 0, end)) >= 0:
-        end = at
-        found = _COLON.match(tail, at + len(_NAME))
-        if found is None:
-            continue
-        if (usage := usage_from(_object_at(tail, found.end()))) is not None:
-            return usage
-    return None
+    def _usage_in(self, tail: bytes) -> Usage | None:
+        end = len(tail)
+        while (at := tail.rfind(_NAME, 0, end)) >= 0:
+            end = at
+            found = _COLON.match(tail, at + len(_NAME))
+            if found is None:
+                continue
+            if (usage := self._read(_object_at(tail, found.end()))) is not None:
+                return usage
+        return None
 
 
 def _object_at(raw: bytes, start: int) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import orjson
 
 from kvatlas.simulator.generation import Answer
 
@@ -56,11 +58,28 @@ class Report:
     details: bool
 
 
+class Voice(Protocol):
+    """The words of one API in which an answer is told, whole or piece by piece."""
+
+    def whole(self, choices: Sequence[Choice]) -> Json:
+        """Write the answer of a request without `stream`."""
+
+    def opening(self) -> bytes:
+        """Write what a stream begins with, before anything is computed."""
+
+    def token(self, choice: Choice) -> bytes:
+        """Write what the token that was generated last brings."""
+
+    def ending(self, choices: Sequence[Choice]) -> bytes:
+        """Write what a stream ends with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What all parts of an answer have in common.
+    """What all parts of an answer in OpenAI's words for chats and completions have in common.
 
     Attributes:
+        samples: answers to each prompt.
         fingerprint: on a whole answer; in a stream on the chunk with the usage, and where there
             is none on the last chunk of each choice.
     """
@@ -72,8 +91,9 @@ class Envelope:
     chat: bool
     token_ids: bool
     report: Report
+    samples: int
 
-    def whole(self, choices: Sequence[Choice], samples_per_prompt: int) -> Json:
+    def whole(self, choices: Sequence[Choice]) -> Json:
         """Write the answer to a request that is not streamed."""
         answer: Json = {
             "id": self.id,
@@ -82,7 +102,7 @@ class Envelope:
             "model": self.model,
             "choices": [self._whole_choice(choice) for choice in choices],
             "system_fingerprint": self.fingerprint,
-            "usage": self._usage(choices, samples_per_prompt, choices[-1].cached_tokens),
+            "usage": self._usage(choices, choices[-1].cached_tokens),
             "kv_transfer_params": None,
         }
         if self.chat:
@@ -90,7 +110,24 @@ class Envelope:
             answer["prompt_token_ids"] = list(choices[0].prompt) if self.token_ids else None
         return answer
 
-    def first_chunk(self, choice: Choice) -> Json:
+    def opening(self) -> bytes:
+        """Write nothing: the first chunk goes out with the first token."""
+        return b""
+
+    def token(self, choice: Choice) -> bytes:
+        """Write the chunk of a token, behind the first one of a chat."""
+        chunks = [self._token_chunk(choice)]
+        if self.chat and choice.sent == 1:
+            chunks.insert(0, self._first_chunk(choice))
+        return server_sent(map(orjson.dumps, chunks))
+
+    def ending(self, choices: Sequence[Choice]) -> bytes:
+        """Write the usage, if it is wanted, and [DONE]."""
+        if not self.report.at_end:
+            return DONE
+        return server_sent([orjson.dumps(self._usage_chunk(choices))]) + DONE
+
+    def _first_chunk(self, choice: Choice) -> Json:
         """Write the chunk of a chat that names the role; it goes out with the first token."""
         entry = {**_choice(choice.index), "delta": {"role": "assistant", "content": ""}}
         chunk = self._chunk([entry])
@@ -99,7 +136,7 @@ class Envelope:
         chunk["prompt_token_ids"] = list(choice.prompt) if self.token_ids else None
         return chunk
 
-    def token_chunk(self, choice: Choice) -> Json:
+    def _token_chunk(self, choice: Choice) -> Json:
         """Write the chunk of the token that was generated last."""
         text = choice.answer.texts[choice.sent - 1]
         entry = _choice(choice.index)
@@ -118,21 +155,19 @@ class Envelope:
             chunk["system_fingerprint"] = self.fingerprint
         return chunk
 
-    def usage_chunk(self, choices: Sequence[Choice], samples_per_prompt: int) -> Json:
+    def _usage_chunk(self, choices: Sequence[Choice]) -> Json:
         """Write the last chunk of a stream whose client asked for the usage."""
-        counted = self._usage(choices, samples_per_prompt, choices[0].cached_tokens)
+        counted = self._usage(choices, choices[0].cached_tokens)
         return {**self._chunk([]), "usage": counted, "system_fingerprint": self.fingerprint}
 
-    def _usage(
-        self, choices: Sequence[Choice], samples_per_prompt: int, cached_tokens: int
-    ) -> Json:
+    def _usage(self, choices: Sequence[Choice], cached_tokens: int) -> Json:
         """Count tokens: prompts once each, however many answers they get.
 
         The cached tokens are one sequence's, as with vLLM: a stream tells the first one's, a whole
         answer the last one's.
         """
         counted: Json = _counts(
-            sum(len(choice.prompt) for choice in choices[::samples_per_prompt]),
+            sum(len(choice.prompt) for choice in choices[:: self.samples]),
             sum(choice.sent for choice in choices),
         )
         if self.report.details:
@@ -168,10 +203,15 @@ def _counts(prompt_tokens: int, completion_tokens: int) -> Json:
     }
 
 
-def error(status: int, message: str, param: str | None) -> Json:
-    """Write an error."""
-    kind = _ERROR_TYPES.get(status, "InternalServerError")
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+def error_type(status: int) -> str:
+    """Give the name of an error's kind."""
+    return _ERROR_TYPES.get(status, "InternalServerError")
+
+
+def error(status: int, message: str, param: str | None, kind: str | None = None) -> Json:
+    """Write an error, of the kind that its status names unless another is given."""
+    told = {"message": message, "type": kind or error_type(status), "param": param}
+    return {"error": {**told, "code": status}}
 
 
 def model_list(
@@ -215,6 +255,12 @@ def rendered(model: str, token_ids: Sequence[int], cache_salt: str | None, chat:
 def server_sent(parts: Iterable[bytes]) -> bytes:
     """Write parts of a stream as server-sent events."""
     return b"".join(b"data: " + part + b"\n\n" for part in parts)
+
+
+def named_event(content: Json) -> bytes:
+    """Write an event that is named as its `type` says."""
+    kind: str = content["type"]
+    return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(content) + b"\n\n"
 
 
 def _choice(index: int) -> Json:

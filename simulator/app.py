@@ -15,9 +15,10 @@ from kvatlas.common.settings import EngineSettings, ModelSettings, Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.simulator.events import Sources, publishing
 from kvatlas.simulator.generation import find_vocabulary
-from kvatlas.simulator.http import Engine, engine_app
+from kvatlas.simulator.http import engine_app
 from kvatlas.simulator.metrics import EngineMetrics
 from kvatlas.simulator.scheduler import Scheduler
+from kvatlas.simulator.serving import Engine
 
 _LOG = logger("engine")
 

@@ -76,6 +76,30 @@ def read_options(path: str, body: dict[str, Any]) -> Options:
     )
 
 
+def plain_options(body: dict[str, Any], *, limit: str, stop: str) -> Options:
+    """Read the options of a request for one answer whose API asks for no more.
+
+    Args:
+        body: of the request.
+        limit: member with the most tokens of the answer.
+        stop: member with the texts at which it ends.
+
+    Raises:
+        InvalidRequest: with the field at fault.
+    """
+    return Options(
+        chat=True,
+        max_tokens=_whole(body, limit, None),
+        choices=1,
+        stop=_stop(body.get(stop)),
+        stream=_flag(body, "stream"),
+        include_usage=False,
+        continuous_usage=False,
+        token_ids=False,
+        announces_hits=_announces_hits(body),
+    )
+
+
 def handed_over(path: str, body: dict[str, Any]) -> list[Any] | None:
     """Find token ids that a chat brings with it; what they are is not checked here."""
     params = body.get("kv_transfer_params")

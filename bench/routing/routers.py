@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,8 +49,6 @@ def running_router(name: str, site: Site) -> Iterator[Route]:
 
 
 def _kvatlas(stack: contextlib.ExitStack, site: Site, *, routers: int, policy: str | None) -> Route:
-    redis = stack.enter_context(running_redis(site.folder))
-    indexer_port = site.ports.take()
     # The default profile, with what it believes of engines scaled as these are: they compute fewer
     # tokens in a step, and all time runs faster.
     scaled = {
@@ -59,9 +57,19 @@ def _kvatlas(stack: contextlib.ExitStack, site: Site, *, routers: int, policy: s
     }
     profile = short_form("cost-scorer", "max-score-picker", **scaled)
     options: dict[str, Any] = {"profile": profile} if policy is None else {"policy": policy}
+    return kvatlas_route(stack, site, {"router": options}, routers)
+
+
+def kvatlas_route(
+    stack: contextlib.ExitStack, site: Site, settings: Mapping[str, Any], routers: int = 1
+) -> Route:
+    """Start Redis, an indexer and routers with these sections of a configuration."""
+    redis = stack.enter_context(running_redis(site.folder))
+    indexer_port = site.ports.take()
     sections = {
+        **settings,
         "redis": {"url": redis.url},
-        "router": {"drain_s": 1.0, **options},
+        "router": {"drain_s": 1.0, **settings.get("router", {})},
         "indexer": {"admin_port": indexer_port},
     }
     config = str(site.config("kvatlas", sections))

@@ -91,18 +91,19 @@ class Site:
 
     Attributes:
         folder: for logs and configurations.
+        tokenizer: folder of the model that all prompts are for.
     """
 
     folder: Path
     model: Model
     ports: Ports
     engines: list[Engine] = field(default_factory=list)
+    tokenizer: Path = field(default_factory=demo_model_path)
 
     def config(self, name: str, sections: Mapping[str, Any]) -> Path:
         """Write a configuration with the model, the engines and whatever else."""
-        tokenizer = str(demo_model_path())
         content = {
-            "models": [{"name": MODEL, "tokenizer": tokenizer, "block_size": BLOCK_SIZE}],
+            "models": [{"name": MODEL, "tokenizer": str(self.tokenizer), "block_size": BLOCK_SIZE}],
             "endpoints": [
                 {
                     "url": engine.url,

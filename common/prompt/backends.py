@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import fastokens
@@ -19,11 +20,14 @@ from kvatlas.common.prompt.segments import SegmentCache, splitter_of
 
 _T = TypeVar("_T")
 
+Ids = Sequence[int]
+"""Token ids; an array of C's unsigned integers where they come as such."""
+
 
 class Backend(Protocol):
     """What a tokenizer's library does for us; thread-safe."""
 
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> Sequence[Sequence[int]]:
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
         """Tokenize each text."""
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -39,17 +43,15 @@ class Fastokens:
         self._tokenizer.no_padding()
         self._tokenizer.enable_segment_cache(cache_bytes)
 
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[array[int]]:
-        """Tokenize each text. No id becomes an object: a million would hold the GIL for 10 ms."""
-        return [self._packed(text, add_special_tokens=add_special_tokens) for text in texts]
-
-    def _packed(self, text: str, *, add_special_tokens: bool) -> array[int]:
-        raw, _ = self._tokenizer.encode_batch_flat([text], add_special_tokens=add_special_tokens)
-        ids = array("I")
-        ids.frombytes(raw)
-        if sys.byteorder == "big":  # pragma: no cover - the library writes little-endian
-            ids.byteswap()
-        return ids
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
+        """Tokenize each text."""
+        written, ends = self._tokenizer.encode_batch_flat(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        ids = _array("I", written)
+        if len(texts) == 1:
+            return [ids]
+        return [ids[start:end] for start, end in pairwise(_array("Q", ends))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Write ids as text, without special tokens and ids that are none."""
@@ -76,10 +78,10 @@ class Tokenizers:
             else None
         )
 
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
         """Tokenize each text."""
         if self._cache is None or add_special_tokens:
-            return self._encode_batch(texts, add_special_tokens=add_special_tokens)
+            return list(self._encode_batch(texts, add_special_tokens=add_special_tokens))
         return [self._cache.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -95,6 +97,15 @@ class Tokenizers:
             list(texts), add_special_tokens=add_special_tokens
         )
         return [encoding.ids for encoding in encodings]
+
+
+def _array(kind: str, written: bytes) -> array[int]:
+    """Read numbers as fastokens writes them, little-endian."""
+    numbers = array(kind)
+    numbers.frombytes(written)
+    if sys.byteorder != "little":
+        numbers.byteswap()
+    return numbers
 
 
 def guarded(work: Callable[[], _T]) -> _T:

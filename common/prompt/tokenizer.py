@@ -12,7 +12,7 @@ file once with the engine's own transformers (`AutoTokenizer.from_pretrained(d).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ import tokenizers
 
 from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.log import logger
-from kvatlas.common.prompt.backends import Backend, Fastokens, Tokenizers, guarded
+from kvatlas.common.prompt.backends import Backend, Fastokens, Ids, Tokenizers, guarded
 from kvatlas.common.prompt.corpus import CORPUS, texts_with
 from kvatlas.common.prompt.rendered import Truncation
 
@@ -86,7 +86,7 @@ class Tokenizer:
         """Look up the id of a token, None if there is none."""
         return self._token_to_id(token)
 
-    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> Sequence[Sequence[int]]:
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
         """Tokenize. Special tokens that are written out in a text become their ids.
 
         Raises:
@@ -141,8 +141,8 @@ def _agreeing_fastokens(source: str, reference: Backend, corpus: Sequence[str]) 
     try:
         fast = guarded(lambda: Fastokens(source))
         agrees = all(
-            _lists(guarded(lambda flag=flag: fast.encode(corpus, add_special_tokens=flag)))  # type: ignore[misc]  # a default binds the loop's value
-            == _lists(reference.encode(corpus, add_special_tokens=flag))
+            list(map(list, guarded(lambda flag=flag: fast.encode(corpus, add_special_tokens=flag))))  # type: ignore[misc]  # a default binds the loop's value
+            == list(map(list, reference.encode(corpus, add_special_tokens=flag)))
             for flag in (False, True)
         )
     except PromptUnavailable:
@@ -152,10 +152,6 @@ def _agreeing_fastokens(source: str, reference: Backend, corpus: Sequence[str]) 
         _LOG.warning("tokenizer.fell_back", reason="disagrees")
         return None
     return fast
-
-
-def _lists(sequences: Iterable[Sequence[int]]) -> list[list[int]]:
-    return [list(ids) for ids in sequences]
 
 
 def _special_margins(backend: Backend) -> tuple[int, int]:

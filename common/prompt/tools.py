@@ -16,6 +16,13 @@ from kvatlas.common.prompt.reasons import unavailable
 Json = dict[str, Any]
 
 
+class AsItComes(Json):
+    """A called function that no type of the engine's has put in order: its keys stay as they are.
+
+    The engine makes it itself, of an item of a response.
+    """
+
+
 def tools_of(body: Body, *, exclude_with_none: bool) -> list[Json] | None:
     """Normalise the tools on offer; None where there are none.
 
@@ -134,14 +141,18 @@ def tool_calls_of(message: Body) -> list[Json]:
     return [
         {
             "id": call["id"],
-            "function": {
-                "arguments": _arguments(call["function"]["arguments"]),
-                **_first(call["function"], "name", but=("arguments",)),
-            },
+            "function": _called(call["function"]),
             **_first(call, "type", but=("id", "function")),
         }
         for call in calls
     ]
+
+
+def _called(function: Json) -> Json:
+    arguments = _arguments(function["arguments"])
+    if isinstance(function, AsItComes):
+        return {**function, "arguments": arguments}
+    return {"arguments": arguments, **_first(function, "name", but=("arguments",))}
 
 
 def _first(source: Json, *names: str, but: tuple[str, ...] = ()) -> Json:

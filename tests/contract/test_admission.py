@@ -12,12 +12,13 @@ from prometheus_client import generate_latest
 
 from kvatlas.common import limits
 from kvatlas.common.errors import Overloaded
-from kvatlas.common.settings import RouterSettings
+from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.router.admission import Admission, Ask
 from kvatlas.router.keys import hash_key
 from kvatlas.router.metrics import RouterMetrics
-from tests.contract.test_proxy import ANSWER, BODY, CHAT, one_engine
-from tests.fakes.upstream import Exchange, plain
+from tests.contract.test_proxy import ANSWER, BODY, CHAT, one_engine, routed, settings_for
+from tests.fakes.engines import until
+from tests.fakes.upstream import Exchange, plain, upstream
 
 
 def admission(**bounds: Any) -> Admission:
@@ -146,3 +147,36 @@ def client_port(client: aiohttp.ClientSession) -> int:
     port = client._base_url.port if client._base_url else None
     assert port
     return port
+
+
+async def test_a_model_is_bound_behind_its_name(redis_url: str) -> None:
+    """Its bound is its own, by whatever name it is asked for; others' requests are let in."""
+    may_end = asyncio.Event()
+
+    async def waiting(exchange: Exchange) -> None:
+        await may_end.wait()
+        await plain(ANSWER)(exchange)
+
+    async with upstream(waiting) as engine:
+        settings = settings_for([engine.port], redis_url).model_dump(
+            mode="json", exclude_defaults=True
+        )
+        (model,) = settings["models"]
+        settings["models"] = [
+            model | {"requests_max": 1, "aliases": ["n"]},
+            model | {"name": "other"},
+        ]
+        settings["endpoints"].append({"url": "http://127.0.0.1:9", "model": "other"})
+        async with routed(Settings.model_validate(settings)) as (running, client):
+            first = asyncio.create_task(client.post(CHAT, json=BODY))
+            await until(lambda: bool(engine.requests))
+            named = {**BODY, "model": "n"}
+            async with client.post(CHAT, json=named) as reply:
+                assert (reply.status, reply.headers["Retry-After"]) == (429, "1")
+            async with client.post(CHAT, json={**BODY, "model": "other"}) as reply:
+                assert reply.status in {502, 503}
+            assert running.metrics.shed.labels("model_requests").value == 1
+            may_end.set()
+            assert (await first).status == 200
+            async with client.post(CHAT, json=BODY) as reply:
+                assert reply.status == 200

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -11,6 +14,7 @@ from typer.testing import CliRunner, Result
 from kvatlas import __version__
 from kvatlas.cli.main import app
 from kvatlas.common.prompt import demo_model_path
+from tests.fakes.authority import LOCALHOST, Authority
 
 BAD = """
 redis: {url: "http://127.0.0.1"}
@@ -72,6 +76,39 @@ def test_command_line_is_checked_like_the_file(good: str) -> None:
     result = run("router", "--config", good, "--port", "70000")
     assert result.exit_code == 78
     assert "router.port" in result.stderr
+
+
+def service(command: str, path: Path, **content: Any) -> tuple[int, str]:
+    """Run a service in a process of its own until it gives up."""
+    model = {"name": "demo", "tokenizer": str(demo_model_path()), "block_size": 16}
+    path.write_text(json.dumps({"models": [model], **content}))
+    ended = subprocess.run(
+        [sys.executable, "-m", "kvatlas.cli.main", command, "--config", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("command", ["router", "indexer"])
+def test_files_of_tls_that_cannot_be_used_are_faults(
+    command: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Each is named with its setting, and nothing of what stands in it is told."""
+    cert, key = Authority(tmp_path, "ours").issue("server", LOCALHOST)
+    key.write_text("canary")
+    tls = {"cert_file": str(cert), "key_file": str(key)}
+    own = {"redis": {"url": redis_url}, command: {"admin_port": 0, "admin_tls": tls}}
+    status, told = service(command, tmp_path / "own.yaml", **own)
+    fault = f"{command}.admin_tls.key_file: {key}: holds no private key in PEM that can be read"
+    assert (status, fault in told, "canary" in told) == (78, True, False)
+    engines = [{"url": "https://e:1", "model": "demo"}]
+    others = {"redis": {"url": redis_url}, "endpoints": engines, "endpoint_tls": tls}
+    status, told = service(command, tmp_path / "others.yaml", **others)
+    fault = f"endpoint_tls.key_file: {key}: holds no private key in PEM that can be read"
+    assert (status, fault in told, "canary" in told) == (78, True, False)
 
 
 def test_check_config_is_content_with_a_good_one(good: str) -> None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import shutil
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable
 from typing import Any
 
+import anthropic
 import openai
 import pytest
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionUserMessageParam
 
 from kvatlas.common.prompt import CHAT_PATH
-from kvatlas.router.openapi import DESCRIPTION
 from tests.fakes.place import CHAT, DONE, END, TEXT, Place, events_of, faked, simulated
-from tests.fakes.upstream import SSE_HEAD, Exchange, plain
+from tests.fakes.upstream import SSE_HEAD, Behaviour, Exchange
 
 pytestmark = pytest.mark.usefixtures("patient")
 HELLO: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "Which is deepest?"}]
@@ -178,8 +178,7 @@ async def test_openai_cancels(redis_url: str) -> None:
 async def curl(place: Place, body: Any, *options: str) -> tuple[int, str]:
     """Run curl; give its exit status and what it wrote, the HTTP status last."""
     command = shutil.which("curl")
-    if command is None:
-        pytest.skip("curl is not installed")
+    assert command is not None, "curl is one of the clients"
     process = await asyncio.create_subprocess_exec(
         command, "-sN", "-w", "\n%{http_code}", *options, "--json", json.dumps(body),
         place.url + CHAT_PATH, stdin=DEVNULL, stdout=PIPE,
@@ -218,41 +217,105 @@ async def test_curl_sees_torn_streams_and_may_leave(redis_url: str) -> None:
         await nothing_under_way(place)
 
 
-# --- where they are installed -----------------------------------------------------------------
-async def test_langchain_whole_and_streamed(redis_url: str) -> None:
-    """ChatOpenAI works as with any server of that API."""
-    pytest.importorskip("langchain_openai")
-    chat_openai = importlib.import_module("langchain_openai").ChatOpenAI
-    async with simulated(redis_url) as place:
-        model = chat_openai(
-            model="m", base_url=f"{place.url}/v1", api_key="none", max_retries=0, max_tokens=6
-        )
-        whole = await model.ainvoke("Which is deepest?")
-        streamed = [chunk.content async for chunk in model.astream("Which is deepest?")]
-        assert whole.content == "".join(streamed) != ""
+# --- Anthropic's SDK, and OpenAI's for responses ------------------------------------------------
+USE: list[dict[str, Any]] = [
+    {"type": "message_start", "message": {
+        "id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [],
+        "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 9},
+    }},
+    {"type": "content_block_start", "index": 0, "content_block": {
+        "type": "tool_use", "id": "c1", "name": "depth", "input": {}}},
+    {"type": "content_block_delta", "index": 0, "delta": {
+        "type": "input_json_delta", "partial_json": '{"canal": '}},
+    {"type": "content_block_delta", "index": 0, "delta": {
+        "type": "input_json_delta", "partial_json": '"old"}'}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+     "usage": {"input_tokens": 1, "output_tokens": 7, "cache_read_input_tokens": 8}},
+    {"type": "message_stop"},
+]  # fmt: skip
+FUNCTION = {"id": "fc_1", "type": "function_call", "call_id": "c1", "name": "depth"}
+RESPONSE = {
+    "id": "resp_1", "object": "response", "model": "m", "created_at": 1, "output": [],
+    "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
+}  # fmt: skip
+CALL: list[dict[str, Any]] = [
+    {"type": "response.created", "sequence_number": 0, "response": RESPONSE},
+    {"type": "response.output_item.added", "sequence_number": 1, "output_index": 0,
+     "item": {**FUNCTION, "arguments": ""}},
+    {"type": "response.function_call_arguments.delta", "sequence_number": 2, "output_index": 0,
+     "item_id": "fc_1", "delta": '{"canal": "old"}'},
+    {"type": "response.output_item.done", "sequence_number": 3, "output_index": 0,
+     "item": {**FUNCTION, "arguments": '{"canal": "old"}'}},
+    {"type": "response.completed", "sequence_number": 4, "response": {
+        **RESPONSE, "output": [{**FUNCTION, "arguments": '{"canal": "old"}'}],
+        "usage": {"input_tokens": 9, "input_tokens_details": {"cached_tokens": 8},
+                  "output_tokens": 7, "output_tokens_details": {"reasoning_tokens": 0},
+                  "total_tokens": 16}}},
+]  # fmt: skip
 
 
-MESSAGE = {
-    "id": "msg_1",
-    "type": "message",
-    "role": "assistant",
-    "model": "m",
-    "content": [{"type": "text", "text": "deep"}],
-    "stop_reason": "end_turn",
-    "stop_sequence": None,
-    "usage": {"input_tokens": 9, "output_tokens": 1},
-}
+def telling(events: list[dict[str, Any]], *, breaks: bool = False) -> Behaviour:
+    """Stream named events; to break off comes behind the first one."""
+
+    async def behave(exchange: Exchange) -> None:
+        await exchange.send(SSE_HEAD)
+        for event in events[:1] if breaks else events:
+            name = event["type"].encode()
+            await exchange.chunk(b"event: " + name + b"\n" + events_of(event))
+            await asyncio.sleep(0.01)
+        if breaks:
+            exchange.reset()
+        else:
+            await exchange.send(b"0\r\n\r\n")
+
+    return behave
 
 
-async def test_anthropic_whole_and_refused(redis_url: str) -> None:
-    """Its SDK reads answers, and errors as its own kinds, where /v1/messages is served."""
-    anthropic = pytest.importorskip("anthropic")
-    if "/v1/messages" not in DESCRIPTION["paths"]:
-        pytest.skip("/v1/messages is not served")
-    async with faked(plain(json.dumps(MESSAGE).encode()), redis_url) as (_, place):
-        client = anthropic.AsyncAnthropic(base_url=place.url, api_key="none", max_retries=0)
-        async with client:
-            answer = await client.messages.create(model="m", max_tokens=4, messages=HELLO)
-            assert answer.content[0].text == "deep"
-            with pytest.raises(anthropic.NotFoundError):
-                await client.messages.create(model="no such one", max_tokens=4, messages=HELLO)
+def counted(place: Place) -> tuple[float, float, float]:
+    """Give what was counted of usage: input, cached and output tokens."""
+    metrics = place.running.metrics
+    each = (metrics.input_tokens, metrics.cached_tokens, metrics.output_tokens)
+    first, second, third = (place.count(metric, "m") for metric in each)
+    return first, second, third
+
+
+async def test_anthropic_tools_and_torn_streams(redis_url: str) -> None:
+    """Calls arrive piece by piece and are counted; a stream that breaks off is an error."""
+    said: Any = {"model": "m", "max_tokens": 9, "messages": HELLO}
+    async with faked(telling(USE), redis_url) as (_, place):
+        client = AsyncAnthropic(base_url=place.url, api_key="none", max_retries=0)
+        async with client, client.messages.stream(**said) as stream:
+            (block,) = (await stream.get_final_message()).content
+        assert block.type == "tool_use"
+        assert block.input == {"canal": "old"}
+        await nothing_under_way(place)
+        assert counted(place) == (9, 8, 7)
+    async with faked(telling(USE, breaks=True), redis_url) as (_, place):
+        client = AsyncAnthropic(base_url=place.url, api_key="none", max_retries=0)
+        async with client, client.messages.stream(**said) as stream:
+            with pytest.raises(anthropic.APIStatusError, match="the engine failed"):
+                await stream.get_final_message()
+        await nothing_under_way(place)
+        assert place.count(place.running.metrics.errors, "m", "torn") == 1
+
+
+async def test_openai_responses_tools_and_torn_streams(redis_url: str) -> None:
+    """Alike."""
+    asked: Any = {"model": "m", "input": "Which?", "stream": True}
+    async with faked(telling(CALL), redis_url) as (_, place), sdk(place) as client:
+        events = [event async for event in await client.responses.create(**asked)]
+        assert events[-1].response.output[0].arguments == '{"canal": "old"}'
+        await nothing_under_way(place)
+        assert counted(place) == (9, 8, 7)
+    async with faked(telling(CALL, breaks=True), redis_url) as (_, place), sdk(place) as client:
+        stream = await client.responses.create(**asked)
+
+        async def read() -> None:
+            async for _ in stream:
+                pass
+
+        with pytest.raises(openai.APIError, match="the engine failed"):
+            await read()
+        await nothing_under_way(place)
+        assert place.count(place.running.metrics.errors, "m", "torn") == 1

@@ -89,6 +89,7 @@ async def test_every_expression_finds_what_it_names(labels_of: dict[str, set[str
     [
         ("max(a)", [Selector("a", set())]),
         ('sum by (x, y) (rate(a{b="}", c=~"d"}[5m])) > 0', [Selector("a", {"x", "y", "b", "c"})]),
+        ("min by (x) (a) - time() < 5", [Selector("a", {"x"})]),
         ("sum by (x) (a) / sum(b)", [Selector("a", {"x"}), Selector("b", set())]),
     ],
 )

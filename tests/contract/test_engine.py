@@ -430,7 +430,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
         ("completions", {"prompt": [10**9]}, 400),
         ("completions", {"prompt": [1] * 200}, 400),
         ("completions", {"prompt": [1] * 50, "max_tokens": 100}, 400),
-        ("responses", {}, 404),
+        ("embeddings", {}, 404),
     ],
 )
 async def test_bad_requests_get_errors_as_of_vllm(path: str, body: Any, status: int) -> None:
@@ -485,9 +485,10 @@ async def test_reset_is_served_in_dev_mode_only() -> None:
 
 
 async def test_detokenize_refuses_what_is_no_token() -> None:
-    """Ids outside the vocabulary are a bad request."""
+    """Ids outside the vocabulary have no text; what is no id is a bad request."""
     async with client() as c:
-        for tokens in ([10**9], ["1"], [True], None):
+        assert await c.post("/detokenize", {"tokens": [10**9]}) == (200, {"prompt": ""})
+        for tokens in ([-1], ["1"], [True], None):
             status, _ = await c.post("/detokenize", {"tokens": tokens})
             assert status == 400
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,41 +18,10 @@ from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.indexer.store import IndexStore
+from tests.fakes.authority import Authority
 from tests.fakes.redis_servers import Server, free_port, plain_options, redis7
 
 MODELS = {ModelName("m"): 1}
-
-
-class Authority:
-    """A CA made on the spot, with certificates for a server and for a client."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.ca = folder / f"{name}-ca.crt"
-        self._key = folder / f"{name}-ca.key"
-        self._folder, self._name = folder, name
-        subject = ("-subj", f"/CN={name} CA", "-days", "2")
-        openssl("req", "-x509", *EC, "-keyout", self._key, "-out", self.ca, *subject)
-
-    def issue(self, owner: str, extension: str) -> tuple[Path, Path]:
-        """Make a certificate and its key."""
-        base = self._folder / f"{self._name}-{owner}"
-        request, key, made = (base.with_suffix(end) for end in (".csr", ".key", ".crt"))
-        extensions = base.with_suffix(".ext")
-        extensions.write_text(extension)
-        openssl("req", *EC, "-keyout", key, "-out", request, "-subj", f"/CN={owner}")
-        openssl(
-            *("x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", self._key),
-            *("-CAcreateserial", "-days", "2", "-extfile", extensions, "-out", made),
-        )
-        return made, key
-
-
-EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def openssl(*words: str | Path) -> None:
-    """Run openssl."""
-    subprocess.run(["openssl", *words], check=True, capture_output=True)
 
 
 @dataclass(frozen=True)

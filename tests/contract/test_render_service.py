@@ -14,7 +14,9 @@ from kvatlas.common import limits
 from kvatlas.common.errors import PromptUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, PromptBuilder, demo_model_path
-from kvatlas.common.settings import ModelSettings
+from kvatlas.common.settings import ModelSettings, Settings
+from kvatlas.common.tls import TlsGauges
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.render_service import RenderServices
 from tests.contract.test_probe import explained
@@ -45,7 +47,8 @@ class Services:
     def __init__(self, session: aiohttp.ClientSession, url: str, **options: Any) -> None:
         self.metrics = RouterMetrics()
         model = ModelSettings(name="demo", tokenizer="demo", render_url=url, **options)
-        self.stage = RenderServices([model], session, self.metrics, lambda: self.now)
+        identities = EngineIdentities(Settings(), TlsGauges())
+        self.stage = RenderServices([model], session, self.metrics, identities, lambda: self.now)
         self.now = 1_000.0
 
     async def ids(self, body: dict[str, Any], path: str = CHAT_PATH) -> list[list[int]]:

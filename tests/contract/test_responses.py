@@ -10,7 +10,11 @@ import pytest
 
 from kvatlas.common.prompt import RESPONSES_PATH
 from kvatlas.router.response_ids import new_id
+from kvatlas.simulator.app import engine
 from tests.contract.test_proxy import one_engine, routed, settings_for
+from tests.fakes.place import fast_engine
+from tests.fakes.place import routed as place_of
+from tests.fakes.place import settings_for as one_engine_settings
 from tests.fakes.upstream import Exchange, plain, upstream
 
 BODY = {"model": "m", "input": "hello"}
@@ -71,3 +75,35 @@ async def test_stored_responses_are_out_of_reach(redis_url: str) -> None:
             async with client.post(f"{RESPONSES_PATH}/{path}", json=BODY) as reply:
                 assert reply.status == 404
         assert engine.requests == []
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_response_goes_on_where_it_is_kept(redis_url: str) -> None:
+    """By the engine that made it, from its cache; any other engine says that it has none."""
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(engine(fast_engine(store_responses=True)))
+            for _ in range(2)
+        ]
+        settings = one_engine_settings(engines[0].url, redis_url)
+        settings.endpoints.append(settings.endpoints[0].model_copy(update={"url": engines[1].url}))
+        place = await stack.enter_async_context(place_of(settings, engines[0].url))
+        session = place.session
+        body = {"model": "m", "input": "Which canal is deepest? " * 20, "max_output_tokens": 4}
+        async with session.post(place.url + RESPONSES_PATH, json=body) as reply:
+            made, where = await reply.json(), reply.headers["x-kvatlas-endpoint"]
+        more = {**body, "input": "And then?", "previous_response_id": made["id"]}
+        for is_stream in (False, True):
+            url = place.url + RESPONSES_PATH
+            async with session.post(url, json={**more, "stream": is_stream}) as reply:
+                raw = await reply.text()
+                assert (reply.status, reply.headers["x-kvatlas-endpoint"]) == (200, where)
+                assert reply.headers["x-kvatlas-fallback"] == "prompt:stored"
+            told = json.loads(raw.strip().rsplit("data: ", 1)[-1])
+            usage = told.get("response", told)["usage"]
+            assert usage["input_tokens_details"]["cached_tokens"] >= 16 * 5
+        (other,) = [each.url for each in engines if where not in each.url]
+        async with session.post(other + RESPONSES_PATH, json=more) as reply:
+            assert reply.status == 404
+            error = (await reply.json())["error"]
+        assert (error["param"], error["type"]) == ("response_id", "invalid_request_error")

@@ -30,7 +30,9 @@ from kvatlas.common.errors import KvatlasError
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, PromptBuilder
 from kvatlas.common.prompt.probe_set import probe_set
-from kvatlas.common.settings import ModelSettings
+from kvatlas.common.settings import ModelSettings, Settings
+from kvatlas.common.tls import TlsGauges
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.engine_client import Asked
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.probe import check_tokenizer
@@ -99,6 +101,7 @@ class Comparison:
                 ],
                 session,
                 RouterMetrics(),
+                EngineIdentities(Settings(), TlsGauges()),
             )
             for api in ("render", "tokenize")
         }

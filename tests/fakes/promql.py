@@ -14,7 +14,7 @@ _TOKEN: Final = re.compile(
     r'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<range>\[[^\]]*\])|(?P<number>\d+(?:\.\d+)?)'
     r"|(?P<word>[a-zA-Z_:][a-zA-Z0-9_:]*)|(?P<sign>=~|!~|!=|==|>=|<=|[-+*/%^(){},=<>]))"
 )
-FUNCTIONS: Final = frozenset({"sum", "max", "min", "rate", "histogram_quantile"})
+FUNCTIONS: Final = frozenset({"sum", "max", "min", "rate", "histogram_quantile", "time"})
 _MATCHERS: Final = frozenset({"=", "!=", "=~", "!~"})
 
 

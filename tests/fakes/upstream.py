@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -106,10 +107,12 @@ class Upstream:
 
 
 @asynccontextmanager
-async def upstream(behaviour: Behaviour, port: int = 0) -> AsyncIterator[Upstream]:
+async def upstream(
+    behaviour: Behaviour, port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Upstream]:
     """Run such an engine until the context ends."""
     made = Upstream(behaviour)
-    server = await asyncio.start_server(made.serve, "127.0.0.1", port)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", port, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

@@ -10,6 +10,7 @@ import pytest
 from kvatlas.cli.doctor_engine import judge_engine
 from kvatlas.cli.doctor_events import behind, judge_events
 from kvatlas.cli.doctor_facts import (
+    CertificateFound,
     EngineFound,
     EventsFound,
     EventSource,
@@ -21,7 +22,13 @@ from kvatlas.cli.doctor_facts import (
     ReplayFound,
     Samples,
 )
-from kvatlas.cli.doctor_judge import judge, judge_indexer, judge_redis, judge_router
+from kvatlas.cli.doctor_judge import (
+    judge,
+    judge_certificate,
+    judge_indexer,
+    judge_redis,
+    judge_router,
+)
 from kvatlas.cli.index_reader import EndpointState
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.keyspace import SCHEMA_VERSION
@@ -299,3 +306,13 @@ def test_samples_are_summed_by_labels() -> None:
     assert (page.sum("a"), page.sum("a", x="2"), page.sum("a", x="3")) == (3.0, 2.0, None)
     assert page.by("a", "y") == {"1": 3.0}
     assert page.labels("a") == [{"x": "1", "y": "1"}, {"x": "2", "y": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("days", "level"), [(14.0, "ok"), (13.9, "warn"), (0.1, "warn"), (0.0, "fault"), (-3, "fault")]
+)
+def test_certificates_are_warned_of_two_weeks_before(days: float, level: str) -> None:
+    """With what to do about it."""
+    found = judge_certificate(CertificateFound("router.tls", days * 86_400))
+    assert (found.level, found.where) == (level, "router.tls")
+    assert bool(found.advice) is (level != "ok")

@@ -11,6 +11,8 @@ from kvatlas.common.gauges import Adapters, EngineGauges, Look, Sample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.settings import Settings
+from kvatlas.common.tls import TlsGauges
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import boards_of
@@ -138,7 +140,12 @@ def settings(tmp_path: Path, key: str | None) -> Settings:
 
 def fleet(configured: Settings) -> Endpoints:
     """Make the endpoints of a configuration."""
-    return Endpoints(configured, RouterMetrics(), boards_of(configured))
+    return Endpoints(
+        configured,
+        RouterMetrics(),
+        boards_of(configured),
+        EngineIdentities(configured, TlsGauges()),
+    )
 
 
 def test_every_rank_is_an_endpoint(tmp_path: Path) -> None:

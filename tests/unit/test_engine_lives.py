@@ -9,6 +9,8 @@ import pytest
 from kvatlas.common.gauges import Sample
 from kvatlas.common.ids import ModelName
 from kvatlas.common.settings import Settings
+from kvatlas.common.tls import TlsGauges
+from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Engine, EngineFacts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import boards_of
@@ -34,7 +36,9 @@ def fleet(adapters: tuple[str, ...] = ()) -> Endpoints:
         "models": [{"name": "m", "tokenizer": "t", "lora_adapters": list(adapters)}],
         "endpoints": [{"url": f"http://e:{n}", "model": "m"} for n in (1, 2, 3)],
     })  # fmt: skip
-    return Endpoints(settings, RouterMetrics(), boards_of(settings))
+    return Endpoints(
+        settings, RouterMetrics(), boards_of(settings), EngineIdentities(settings, TlsGauges())
+    )
 
 
 def lives(looks: list[Sample]) -> list[int]:

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from kvatlas.common import limits
-from kvatlas.router.usage import Unread, Usage, WholeAnswer, asking_options, usage_from, wish_of
+from kvatlas.router.usage import (
+    Unread,
+    Usage,
+    WholeAnswer,
+    asking_options,
+    usage_from,
+    usage_of_message,
+    usage_of_response,
+    wish_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,61 @@ def test_reading_a_usage(value: Any, usage: Usage | None) -> None:
     assert usage_from(value) == usage
 
 
+@pytest.mark.parametrize(
+    ("value", "usage"),
+    [
+        (None, None),
+        ({"prompt_tokens": 5}, None),
+        ({"input_tokens": "5"}, None),
+        ({"input_tokens": 5}, Usage(5, None)),
+        ({"input_tokens": 5, "output_tokens": 2, "input_tokens_details": None}, Usage(5, None, 2)),
+        ({"input_tokens": 5, "input_tokens_details": {"cached_tokens": 4}}, Usage(5, 4)),
+        ({"input_tokens": 5, "input_tokens_details": {"cached_tokens": None}}, Usage(5, None)),
+    ],
+)
+def test_reading_the_usage_of_a_response(value: Any, usage: Usage | None) -> None:
+    """In its own words, by the same rules."""
+    assert usage_of_response(value) == usage
+
+
+@pytest.mark.parametrize(
+    ("value", "usage"),
+    [
+        (None, None),
+        ({"prompt_tokens": 5}, None),
+        ({"input_tokens": -1}, None),
+        ({"input_tokens": 5, "output_tokens": 3}, Usage(5, None, 3)),
+        ({"input_tokens": 5, "output_tokens": None, "cache_read_input_tokens": 4}, Usage(9, 4)),
+        ({"input_tokens": 5, "cache_read_input_tokens": None}, Usage(5, None)),
+        (
+            {
+                "input_tokens": 5,
+                "cache_creation_input_tokens": 2,
+                "cache_read_input_tokens": 4,
+            },
+            Usage(11, 4),
+        ),
+    ],
+)
+def test_reading_the_usage_of_a_message(value: Any, usage: Usage | None) -> None:
+    """The prompt is all of it: what was cached, what is from here on, and the rest."""
+    assert usage_of_message(value) == usage
+
+
+def test_the_usage_of_a_stream_of_messages_is_the_last_one() -> None:
+    """The first event has one as well, which knows of no cache yet."""
+    events = (
+        b'event: message_start\ndata: {"message":{"usage":{"input_tokens":9}}}\n\n'
+        b'event: message_delta\ndata: {"delta":{},"usage":{"input_tokens":1,"output_tokens":3,'
+        b'"cache_read_input_tokens":8}}\n\nevent: message_stop\ndata: {}\n\n'
+    )
+    reader = WholeAnswer(usage_of_message)
+    for at in range(0, len(events), 11):
+        reader.feed(events[at : at + 11])
+    reader.end()
+    assert reader.usage == Usage(9, 8, 3)
+
+
 def whole(**fields: Any) -> bytes:
     """Write an answer as vLLM orders it."""
     usage = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
@@ -86,7 +150,7 @@ def test_the_usage_at_the_end_is_read_however_the_answer_is_cut(step: int) -> No
     reader = WholeAnswer()
     for at in range(0, len(answer), step):
         assert reader.feed(answer[at : at + step]) == answer[at : at + step]
-        assert len(reader._tail) <= limits.ANSWER_TAIL_BYTES_MAX
+        assert reader._kept_bytes <= limits.ANSWER_TAIL_BYTES_MAX + step
     assert reader.end() == b""
     assert reader.usage == Usage(9, 4)
 

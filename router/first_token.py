@@ -1,0 +1,80 @@
+"""Where a stream begins to tell what was generated, for one that speaks up earlier. Pure.
+
+The stream of a response begins with the request as it was taken in, before its prompt is computed:
+that first piece says nothing of how long computing took.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from kvatlas.router.usage import AnswerReader, Usage
+
+_GENERATED: Final = re.compile(
+    rb"\nevent: response\.(?!(?:created|queued|in_progress)\r?\n)[a-z_.]+\r?\n"
+)
+"""The name of an event behind those that only say that the request was taken in."""
+_OVERLAP: Final = 96
+"""Bytes before a piece that may be part of such a line."""
+
+
+class Gaps(Protocol):
+    """What is told the seconds between two pieces."""
+
+    def observe(self, value: float, /) -> None:
+        """Note one."""
+
+
+class FirstToken:
+    """Watch a stream for its first token; all else is for the reader within.
+
+    Args:
+        reader: what the answer passes through.
+        came: called once, when the first token has come.
+        gaps: told the seconds between pieces from then on.
+
+    Attributes:
+        usage: as the reader within found it.
+        takes_out: as it says.
+
+    Cost: 0.4 us per piece until then, 0.1 us afterwards.
+    """
+
+    __slots__ = ("_came", "_gaps", "_inner", "_tail", "takes_out")
+
+    def __init__(self, reader: AnswerReader, came: Callable[[], None], gaps: Gaps) -> None:
+        self._inner = reader
+        self._came: Callable[[], None] | None = came
+        self._gaps = gaps
+        self._tail = b"\n"
+        self.takes_out = reader.takes_out
+
+    @property
+    def usage(self) -> Usage | None:
+        """Give what the reader within found."""
+        return self._inner.usage
+
+    @usage.setter
+    def usage(self, usage: Usage | None) -> None:
+        self._inner.usage = usage
+
+    def feed(self, piece: bytes) -> bytes:
+        """Take a piece as it was read."""
+        if self._came is not None:
+            seen = self._tail + piece
+            if _GENERATED.search(seen):
+                self._came()
+                self._came = None
+            self._tail = seen[-_OVERLAP:]
+        return self._inner.feed(piece)
+
+    def end(self) -> bytes:
+        """Give what was held back."""
+        return self._inner.end()
+
+    def observe(self, value: float, /) -> None:
+        """Note the seconds since the piece before, if that brought a token."""
+        if self._came is None:
+            self._gaps.observe(value)
