@@ -21,7 +21,6 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import PromptUnavailable
 from kvatlas.common.templating.frames import DONE, TOO_LONG, Closed, receive, send
 
-
 _KEPT: Final = ("TZ", "LD_LIBRARY_PATH")
 """Variables that Python itself may need, and what the date in a prompt depends on."""
 
