@@ -520,6 +520,11 @@ TRACE_TOKENS_MAX: Final = 10_000_000
 SIMULATED_ENDPOINTS_MAX: Final = 4_096
 SIMULATED_ROUTERS_MAX: Final = 256
 
+# --- memory -----------------------------------------------------------------------------------
+GC_THRESHOLDS: Final = (20_000, 20, 50)
+"""Objects of a router that are new before it looks for cycles among them, and how often it looks
+among older ones; some 10 MB of garbage at most."""
+
 # --- labels and logs --------------------------------------------------------------------------
 METRIC_CHILDREN_MAX: Final = 10_000
 """Combinations of labels' values per metric; more are counted as "other". Values come from the

@@ -127,11 +127,12 @@ class RouterHttp:
             trip.trace = self.tracer.begin(request.headers.getall(TRACEPARENT))
         self.open_requests += 1
         self.idle.clear()
+        response = None
         try:
-            return await self._generate(request, trip)
+            response = await self._generate(request, trip)
         except HttpError as error:
             trip.status, trip.outcome = error.status, error.code
-            return error_response(error, trip.path, trip.request_id)
+            response = error_response(error, trip.path, trip.request_id)
         except Torn:
             trip.outcome = "torn"
             raise
@@ -143,7 +144,11 @@ class RouterHttp:
             self.open_requests -= 1
             if self.open_requests == 0:
                 self.idle.set()
-            self._finish(trip)
+            if response is None:
+                self._finish(trip)
+        if response is not None:
+            response.then.append(lambda: self._finish(trip))
+        return response
 
     async def explain(self, asked: bytes, request_id: str | None) -> dict[str, Any]:
         """Say what would be decided for a body, and why; nothing is sent to an engine.
@@ -286,8 +291,15 @@ class RouterHttp:
         begun = _nothing if isinstance(seen, FirstToken) else first_byte
         delivery = Delivery(headers, seen, begun, torn_event(trip.path), gaps)
         response = await self._proxy.relay(job.request, answer, case.endpoint, delivery)
-        if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
-            trip.cached_tokens, trip.usage = usage.cached_tokens, usage
+
+        def learn() -> None:
+            if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
+                trip.cached_tokens, trip.usage = usage.cached_tokens, usage
+
+        if response is None:
+            learn()
+        else:
+            response.then.append(learn)
         return response
 
     async def _send(self, job: Job, case: Case) -> tuple[Sent, Answer]:

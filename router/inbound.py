@@ -194,6 +194,8 @@ class Connection(asyncio.Protocol):
         keeps_alive = request.keeps_alive and request.is_whole and not self._inbound.is_closing
         if response is not None:
             self._writer.whole(response, request, keeps_alive=keeps_alive)
+            for then in response.then:
+                then()
         self._done(request, keeps_alive=keeps_alive)
 
     def _done(self, request: Request, *, keeps_alive: bool) -> None:
