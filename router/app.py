@@ -132,7 +132,7 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         cores = Cores(Shared(metrics, admission, pool, session), tasks)
         stack.push_async_callback(cores.aclose)
         await cores.start(settings)
-        front = Front(cores, admission, lambda: running.readiness())  # noqa: PLW0108 - it is made below
+        front = Front(cores, admission, lambda: running.readiness(), metrics)  # noqa: PLW0108 - it is made below
         inbound = Inbound(front.answer, error_response, _connections_max())
         running = Running(cores, front, inbound, pool, metrics)
         metrics.connections.set_function(lambda: len(inbound.connections))
