@@ -42,6 +42,8 @@ MESSAGES_MAX: Final = 2_000
 """Messages rendered for matching; a quadratic template takes over a second beyond it."""
 PROMPT_CHARS_MAX: Final = 4_000_000
 """Characters tokenized for matching: about a million tokens."""
+PROMPT_TOKENS_MAX: Final = 1_048_576
+"""Tokens hashed for matching, on the event loop: 5 ms."""
 COMPLETION_PROMPTS_MAX: Final = 1_024
 """Prompts in one completion request that are looked at; only the first decides the endpoint."""
 MODEL_NAME_CHARS_MAX: Final = 256

@@ -25,11 +25,11 @@ from kvatlas.router.core import Core, Shared
 from kvatlas.router.cores import Cores, Reload
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.engine_client import engine_session
+from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.front import Front
 from kvatlas.router.http import RouterHttp
 from kvatlas.router.inbound import Inbound, listening
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.outbound import EnginePool
 from kvatlas.router.probe import Prober
 
 _LOG = logger("router")

@@ -23,6 +23,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.router.access import demand_model
 from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
+from kvatlas.router.arrival import Answer
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
 from kvatlas.router.first_token import FirstToken, Gaps
@@ -30,7 +31,6 @@ from kvatlas.router.headers import Header
 from kvatlas.router.intake import Intake
 from kvatlas.router.job import Busy, Job, another, demand_one_alive, in_clients_words, outgoing
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.outbound import Answer
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import Case, Proof, Sent
 from kvatlas.router.proxy import EVENT_STREAM, Delivery, Proxy, Torn

@@ -37,8 +37,8 @@ class RouterMetrics(Metrics):
         "first_byte_seconds",
         "model",
         TTFT_BUCKETS,
-        "From the request's arrival to the first byte of the answer: TTFT of streams, all of it"
-        " for other answers.",
+        "From the request's arrival to the first byte of the answer (of a response's stream: of its"
+        " first token): TTFT of streams, all of it for other answers.",
         "rises with `awaiting`: add engines. Without it: see `stage_seconds`",
     )
     gap_seconds = histogram(

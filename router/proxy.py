@@ -19,14 +19,16 @@ from kvatlas.common.errors import (
 )
 from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
+from kvatlas.router.arrival import Answer, EngineFailed, Kind
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_client import RANK_HEADER
+from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.first_token import Gaps
 from kvatlas.router.headers import NOTHING, Header, to_client, to_engine
 from kvatlas.router.health import Health
 from kvatlas.router.keys import KEY_HEADERS
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.outbound import Answer, EngineFailed, EnginePool, Kind, Target
+from kvatlas.router.outbound import Target
 from kvatlas.router.request import Outflow, Request, Response
 from kvatlas.router.usage import AnswerReader
 
