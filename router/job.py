@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from kvatlas.common.errors import KvatlasError, NoEndpoints
 from kvatlas.common.records import record
+from kvatlas.router.arrival import Answer
 from kvatlas.router.body import ClientBody
 from kvatlas.router.flight_log import OwnFlight
-from kvatlas.router.outbound import Answer
 from kvatlas.router.pipeline import Decision, Judged
 from kvatlas.router.proof import Case, Sent
 from kvatlas.router.proxy import EVENT_STREAM, Outgoing

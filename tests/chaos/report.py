@@ -25,8 +25,8 @@ Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the ta
 has tests in `tests/chaos` that are named after it, and that inject the fault for real. `make test`
 runs the same tests at a smaller size.
 
-R and E: there are 8 engines (2 where one of them is flooded or indexers are killed, as many as are told for
-E14, one per bomb for E10), each with 1,000 batches to catch up with where all are hit. What has to
+R and E: there are 8 engines (2 where one of them is flooded or indexers are killed, as many as are
+told for E14, one per bomb for E10), each with 1,000 batches to catch up with where all are hit. What has to
 recover is injected three times (E16: 100). *Recovered* is the time from the fault's end until every
 engine's newest blocks are found by a lookup, requests go where their prompt is cached for that
 reason, and a full scan of Redis equals the engines' caches: at most 5 s, but for what is marked
