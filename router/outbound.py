@@ -183,8 +183,10 @@ class EngineConnection(asyncio.Protocol):
     # --- what the parser calls ----------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Begin a head."""
+        """Begin a head; one that nobody asked for ends the connection."""
         self._headers, self._reason = [], b""
+        if self._answer is None:
+            self.close()
 
     def on_status(self, reason: bytes) -> None:
         """Take a piece of the reason."""
@@ -229,6 +231,8 @@ class EngineConnection(asyncio.Protocol):
         if self._is_in_head:
             return
         answer, self._answer = self._answer, None
+        if answer is None:
+            return  # given up, or never asked for: it is closed, and must not be used again
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -240,8 +244,7 @@ class EngineConnection(asyncio.Protocol):
         else:
             # An engine that answers early wants no more of the request.
             self.close()
-        if answer is not None:
-            answer.complete()
+        answer.complete()
 
     # --- time ---------------------------------------------------------------------------------
 
