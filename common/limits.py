@@ -163,6 +163,10 @@ UPSTREAM_KEEPALIVE_S: Final = 2.0
 CLIENT_KEEPALIVE_S: Final = 75.0
 DRAIN_S: Final = 60.0
 """For streams in flight at shutdown."""
+PRE_STOP_S: Final = 5.0
+"""Until load balancers have heard that a router is not ready; it serves as ever meanwhile."""
+DRAIN_LOOK_S: Final = 0.02
+"""Between two looks at what is under way at shutdown."""
 RETRIES_MAX: Final = 1
 """Before the first byte only, on another endpoint."""
 ANSWER_TAIL_BYTES_MAX: Final = 16 * 1024

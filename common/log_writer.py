@@ -65,6 +65,7 @@ class LineWriter:
             line = self._lines.popleft()
             size += len(line)
             taken.append(line)
+        told = len(taken)
         if (untold := self._untold) and not self._lines:
             self._untold -= untold
             taken.append(self._lost(untold))
@@ -73,8 +74,9 @@ class LineWriter:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
             except OSError:
-                # A full disk, or nobody who reads: there is no one to tell.
-                self.dropped += len(taken)
+                # A full disk, or nobody who reads: there is no one to tell before it flows again.
+                self.dropped += told
+                self._untold += told + (untold if len(taken) > told else 0)
                 return
 
 

@@ -325,6 +325,8 @@ class RouterSettings(_Section):
         idle_probe_s: after so long without a request an engine gets one of a single token, so
             that it tells of a cache that was cleared meanwhile; 0 for never.
         handover_check_share: share of the handed-over prompts that are checked, 0 to 1.
+        pre_stop_s: how long requests are taken as ever once told to stop, though not ready.
+        drain_s: for open requests after that; what is left is torn.
         trace_url: of an OpenTelemetry collector that takes traces over OTLP and HTTP.
         trace_share: share of the requests without a traceparent that are traced, 0 to 1.
     """
@@ -363,6 +365,7 @@ class RouterSettings(_Section):
     connect_s: Seconds = limits.CONNECT_S
     first_byte_s: Seconds = limits.FIRST_BYTE_S
     stream_idle_s: Seconds = limits.STREAM_IDLE_S
+    pre_stop_s: Annotated[float, Field(ge=0, le=600)] = limits.PRE_STOP_S
     drain_s: Seconds = limits.DRAIN_S
     trace_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0
