@@ -16,6 +16,8 @@ CONNECTIONS_MAX: Final = 16_384
 """Of clients to one router, where the limit of open files allows as many; each takes 5 KB."""
 FILES_KEPT: Final = 256
 """Open files that connections of clients and engines leave to everything else."""
+SCHEMA_LOOK_S: Final = 2.0
+"""Between a router's two looks at the version of the index: one GET each."""
 CORES_MAX: Final = 4
 """Configurations that requests are under way with; the next change waits for one to end."""
 CORE_LOOK_S: Final = 0.05
