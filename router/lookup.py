@@ -108,8 +108,8 @@ class BlockIndex:
             IndexUnavailable: Redis is not there.
         """
         with guard():
-            found: bytes | None = await self.client.get(SCHEMA_KEY)
-        return None if found is None else found.decode(errors="replace")
+            found = await self.client.get(SCHEMA_KEY)
+        return found.decode(errors="replace") if isinstance(found, bytes) else found
 
     async def match(
         self, shards: Sequence[Shard], hashes: Sequence[BlockHash]

@@ -61,7 +61,7 @@ class Deaths:
 
     def begun(self, tasks: Supervisor, work: Coroutine[Any, Any, Any], name: str) -> Any:
         """Start a task, or what dies in its place."""
-        kind = name.split(" 127.")[0]
+        kind = name.split(" 127.", maxsplit=1)[0]
         self.started.add(kind)
         if kind == self._victim and self.died_at is None:
             self.died_at = 0.0
@@ -82,7 +82,7 @@ def _main_of(service: str, redis_url: str, folder: Path, *, is_short: bool = Fal
         keys = folder / "keys.yaml"
         keys.write_text("keys: []\n")
         options: dict[str, Any] = {"idle_probe_s": 60, "api_keys_file": keys}
-        return _router_main(router_settings([NOBODY], redis_url, **options), is_short)
+        return _router_main(router_settings([NOBODY], redis_url, **options), is_short=is_short)
     settings = Settings.model_validate({
         "redis": {"url": redis_url},
         "models": [{"name": "demo", "tokenizer": str(demo_model_path()), "block_size": 16}],
@@ -91,22 +91,22 @@ def _main_of(service: str, redis_url: str, folder: Path, *, is_short: bool = Fal
     })  # fmt: skip
 
     async def main(stop: asyncio.Event) -> None:
-        _stop_soon(stop, is_short)
+        _stop_soon(stop, is_short=is_short)
         await Indexer(settings, lambda: None).serve(stop)
 
     return main
 
 
-def _router_main(settings: Settings, is_short: bool) -> Main:
+def _router_main(settings: Settings, *, is_short: bool) -> Main:
     async def main(stop: asyncio.Event) -> None:
-        _stop_soon(stop, is_short)
+        _stop_soon(stop, is_short=is_short)
         async with router(settings, lambda _is_asked: None):
             await stop.wait()
 
     return main
 
 
-def _stop_soon(stop: asyncio.Event, is_short: bool) -> None:
+def _stop_soon(stop: asyncio.Event, *, is_short: bool) -> None:
     asyncio.get_running_loop().call_later(RUNS_S if is_short else 15.0, stop.set)
 
 

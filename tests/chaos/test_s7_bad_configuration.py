@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.settings import (
@@ -25,7 +26,7 @@ from kvatlas.common.tasks import EX_CONFIG
 from tests.chaos.conftest import Report
 from tests.fakes.canary import Canary
 
-SECTIONS = {
+SECTIONS: dict[str, type[BaseModel]] = {
     "redis": RedisSettings,
     "router": RouterSettings,
     "indexer": IndexerSettings,

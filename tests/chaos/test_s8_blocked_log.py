@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,9 @@ async def test_s8_a_full_pipe_makes_nobody_wait(few_lines: None, pipe: tuple[int
         assert writer.dropped > 0
     assert max(stalls) < 0.1
     dropped = writer.dropped
-    received, lines, told = b"", [{}], [0]
+    received = b""
+    lines: list[dict[str, Any]] = []
+    told: list[int] = []
     while sum(told) < dropped:
         received += await asyncio.to_thread(_read_until, reading, b"\n")
         lines = [json.loads(line) for line in received.splitlines()]
