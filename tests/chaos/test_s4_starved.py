@@ -1,4 +1,4 @@
-"""S4, the router gets hardly any CPU: it sheds, answers liveness, and takes all again afterwards."""
+"""S4, the router gets hardly any CPU: it sheds, is alive, and takes all again afterwards."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from tests.chaos.conftest import Report
 from tests.fakes.engines import router_settings
 
 ROUTER = (
-    "access", "admission", "configuration", "core", "doubts", "flights", "gauges", "handover_checks",
-    "idle_probes", "looks", "pool", "probes", "rates", "relearning", "schema", "tls",
+    "access", "admission", "configuration", "core", "doubts", "flights", "gauges",
+    "handover_checks", "idle_probes", "looks", "pool", "probes", "rates", "relearning", "schema", "tls",
 )  # fmt: skip
 INDEXER = (
     "chores", "configuration", "forget gauges", "look", "mirror", "ownership", "scraping",
