@@ -22,7 +22,8 @@ from tests.fakes.engines import router_settings
 
 ROUTER = (
     "access", "admission", "configuration", "core", "doubts", "flights", "gauges",
-    "handover_checks", "idle_probes", "looks", "pool", "probes", "rates", "relearning", "schema", "tls",
+    "handover_checks", "idle_probes", "looks", "pool", "probes", "rates", "relearning",
+    "schema", "tls",
 )  # fmt: skip
 INDEXER = (
     "chores", "configuration", "forget gauges", "look", "mirror", "ownership", "scraping",
