@@ -20,6 +20,7 @@
     |-- UpstreamError              the engines'; each has an HTTP status
     |   |-- NoEndpoints            503 no_endpoints
     |   |-- UpstreamConnect        502 upstream_connect
+    |   |   `-- UpstreamUnreached  504 upstream_unreached
     |   |-- UpstreamProtocol       502 upstream_protocol
     |   |-- UpstreamTorn           upstream_failed: at the end of a stream, which has its status
     |   `-- UpstreamTimeout        504 upstream_timeout
@@ -196,6 +197,13 @@ class UpstreamConnect(UpstreamError):
     """The engine could not be reached, or closed before it answered."""
 
     code = "upstream_connect"
+
+
+class UpstreamUnreached(UpstreamConnect):
+    """Nothing at the engine's address took or refused the connection in time."""
+
+    status = 504
+    code = "upstream_unreached"
 
 
 class UpstreamProtocol(UpstreamError):

@@ -44,6 +44,8 @@ MESSAGES_MAX: Final = 2_000
 """Messages rendered for matching; a quadratic template takes over a second beyond it."""
 PROMPT_CHARS_MAX: Final = 4_000_000
 """Characters tokenized for matching: about a million tokens."""
+PROMPT_TOKENS_MAX: Final = 1_048_576
+"""Tokens hashed for matching, on the event loop: 5 ms."""
 COMPLETION_PROMPTS_MAX: Final = 1_024
 """Prompts in one completion request that are looked at; only the first decides the endpoint."""
 MODEL_NAME_CHARS_MAX: Final = 256
@@ -169,8 +171,29 @@ PRE_STOP_S: Final = 5.0
 """Until load balancers have heard that a router is not ready; it serves as ever meanwhile."""
 DRAIN_LOOK_S: Final = 0.02
 """Between two looks at what is under way at shutdown."""
-RETRIES_MAX: Final = 1
-"""Before the first byte only, on another endpoint."""
+RETRIES_SHARE: Final = 0.2
+"""Of the requests under way that may be retries: each has one at most, before its first byte."""
+RETRIES_AT_LEAST: Final = 3
+"""Retries that may be under way however few requests there are."""
+UNANSWERED_MAX: Final = 3
+"""Connections and looks in a row without an answer after which an endpoint is away."""
+OUTCOMES_KEPT: Final = 40
+"""Latest requests of an endpoint whose share of failures is looked at."""
+EJECTION_FAILURES: Final = 5
+"""Requests in a row that fail; then the endpoint is left out for a while."""
+EJECTION_SHARE: Final = 0.5
+"""Of its latest requests that fail; alike."""
+EJECTION_REQUESTS_MIN: Final = 20
+"""Requests below which a share says nothing."""
+EJECTION_S: Final = 30.0
+"""Of the first ejection; the n-th in short succession takes n times as long."""
+EJECTION_MAX_S: Final = 300.0
+EJECTION_JITTER: Final = 0.2
+"""By which an ejection may be shorter, so that routers do not return in step."""
+EJECTED_SHARE_MAX: Final = 0.5
+"""Of a model's endpoints that may be out when one is ejected: the others must bear its load."""
+PANIC_SHARE: Final = 0.5
+"""Of a model's endpoints that must be in; else those ejected are asked all the same."""
 ANSWER_TAIL_BYTES_MAX: Final = 16 * 1024
 """End of an answer that is kept to read its usage; a usage is under 1 KB."""
 STREAM_EVENT_BYTES_MAX: Final = 64 * 1024
@@ -178,6 +201,8 @@ STREAM_EVENT_BYTES_MAX: Final = 64 * 1024
 METRICS_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest page of engine metrics that is read."""
 METRICS_TIMEOUT_S: Final = 2.0
+HEALTH_TIMEOUT_S: Final = 1.0
+"""For /health of an engine whose page of metrics does not come."""
 PROBES_AT_ONCE_MAX: Final = 16
 """Engines that are asked for their models and token ids at the same time."""
 PROBE_TIMEOUT_S: Final = 2.0

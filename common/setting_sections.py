@@ -280,6 +280,32 @@ class SessionSettings(_Section):
         return f"{{{', '.join(f'{name}: {value}' for name, value in told.items())}}}"
 
 
+class EjectionSettings(_Section):
+    """When an endpoint that answers, but fails requests, gets none for a while.
+
+    Attributes:
+        failures: one after the other that eject.
+        share: of its latest requests that failed, from which on they eject.
+        requests_min: of which there must be so many.
+        pause_s: of the first ejection; the n-th in short succession takes n times as long.
+        pause_max_s: the longest.
+        ejected_max: share of a model's endpoints that may be out when another is ejected.
+    """
+
+    failures: Annotated[int, Field(ge=1, le=1_000)] = limits.EJECTION_FAILURES
+    share: Annotated[float, Field(gt=0, le=1)] = limits.EJECTION_SHARE
+    requests_min: Annotated[int, Field(ge=1, le=limits.OUTCOMES_KEPT)] = (
+        limits.EJECTION_REQUESTS_MIN
+    )
+    pause_s: Annotated[float, Field(gt=0, le=3_600)] = limits.EJECTION_S
+    pause_max_s: Annotated[float, Field(gt=0, le=86_400)] = limits.EJECTION_MAX_S
+    ejected_max: Annotated[float, Field(ge=0, le=0.5)] = limits.EJECTED_SHARE_MAX
+
+    def __str__(self) -> str:
+        told = self.model_dump(exclude_defaults=True)
+        return f"{{{', '.join(f'{name}: {value:g}' for name, value in told.items())}}}"
+
+
 LoadPath = Literal[
     "/v1/embeddings", "/v2/embed", "/pooling", "/classify", "/rerank", "/v1/rerank", "/v2/rerank",
     "/score", "/v1/score", "/v1/audio/transcriptions", "/v1/audio/translations",
@@ -325,6 +351,8 @@ class RouterSettings(_Section):
         idle_probe_s: after so long without a request an engine gets one of a single token, so
             that it tells of a cache that was cleared meanwhile; 0 for never.
         handover_check_share: share of the handed-over prompts that are checked, 0 to 1.
+        retries_share: of the requests under way that may be retries; three always may.
+        ejection: when an endpoint that fails requests gets none for a while.
         pre_stop_s: how long requests are taken as ever once told to stop, though not ready.
         drain_s: for open requests after that; what is left is torn.
         trace_url: of an OpenTelemetry collector that takes traces over OTLP and HTTP.
@@ -365,6 +393,8 @@ class RouterSettings(_Section):
     connect_s: Seconds = limits.CONNECT_S
     first_byte_s: Seconds = limits.FIRST_BYTE_S
     stream_idle_s: Seconds = limits.STREAM_IDLE_S
+    retries_share: Annotated[float, Field(ge=0, le=1)] = limits.RETRIES_SHARE
+    ejection: EjectionSettings = EjectionSettings()
     pre_stop_s: Annotated[float, Field(ge=0, le=600)] = limits.PRE_STOP_S
     drain_s: Seconds = limits.DRAIN_S
     trace_url: Annotated[str, Field(pattern=r"^https?://")] | None = None

@@ -31,6 +31,7 @@ from pydantic_settings import (
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.setting_sections import (
+    EjectionSettings,
     EndpointSettings,
     EngineSettings,
     IndexerSettings,
@@ -43,6 +44,7 @@ from kvatlas.common.setting_sections import (
 from kvatlas.common.tls_settings import EndpointTls, ListenTls
 
 __all__ = [
+    "EjectionSettings",
     "EndpointSettings",
     "EndpointTls",
     "EngineSettings",

@@ -25,11 +25,11 @@ from kvatlas.router.core import Core, Shared
 from kvatlas.router.cores import Cores, Reload
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.engine_client import engine_session
+from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.front import Front
 from kvatlas.router.http import RouterHttp
 from kvatlas.router.inbound import Inbound, listening
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.outbound import EnginePool
 from kvatlas.router.probe import Prober
 
 _LOG = logger("router")
@@ -139,7 +139,7 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         cores = Cores(Shared(metrics, admission, pool, session), tasks)
         stack.push_async_callback(cores.aclose)
         await cores.start(settings)
-        front = Front(cores, admission, lambda: running.readiness())  # noqa: PLW0108 - it is made below
+        front = Front(cores, admission, lambda: running.readiness(), metrics)  # noqa: PLW0108 - it is made below
         inbound = Inbound(front.answer, error_response, _connections_max())
         running = Running(cores, front, inbound, pool, metrics)
         metrics.connections.set_function(lambda: len(inbound.connections))

@@ -31,6 +31,7 @@ from kvatlas.router.access import Access
 from kvatlas.router.admission import Admission
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
 from kvatlas.router.flights import Board
 from kvatlas.router.handover_check import HandoverChecks
@@ -39,7 +40,6 @@ from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.outbound import EnginePool
 from kvatlas.router.pipeline import Pipeline, Stages
 from kvatlas.router.probe import Prober
 from kvatlas.router.prompts import Prompts
@@ -142,7 +142,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         parts = _parts(settings, redis.index, shared, stack)
         handled = Handled(
             pipeline,
-            Proxy(options, metrics, shared.pool),
+            Proxy(options, metrics, shared.pool, endpoints.health),
             Proof(settings, parts, metrics),
             redis.rates,
             shared.admission,

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from statistics import median
+from typing import Literal
 
 from kvatlas.common import limits
 from kvatlas.common.gauges import NO_GAUGES, Adapters, EngineGauges, Sample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.tls_engines import PLAIN, EngineTls
+from kvatlas.router.ejection import Standing
 from kvatlas.router.flights import Stand
 from kvatlas.router.recent_counts import RecentCounts
 from kvatlas.router.stand_load import StandLoad, strangers
 from kvatlas.router.usage_habit import UsageHabit
-
-FAILURES_UNHEALTHY: Final = 3
-"""Failures in a row after which an endpoint is asked last."""
 
 TokenizerVerdict = Literal["unknown", "unasked", "agrees", "differs"]
 """Whether the engine's tokens are ours: not asked yet, it cannot be asked, yes, no."""
@@ -60,6 +59,7 @@ class Endpoint(StandLoad):
         looked_s: when that was; -inf before the first.
         others_running: requests of strangers that ran there then.
         others_waiting: requests of strangers that have been waiting over two looks.
+        standing: its health among its model's endpoints.
         failures: looks of ours and requests that failed since the last look that did not.
         asked: whether it has been asked for its metrics, with or without an answer.
         is_odd: whether its block size was found to be another than configured.
@@ -82,6 +82,7 @@ class Endpoint(StandLoad):
     looked_s: float = float("-inf")
     others_running: int = 0
     others_waiting: int = 0
+    standing: Standing = field(default_factory=Standing)
     failures: int = 0
     asked: bool = False
     is_odd: bool = False
@@ -92,8 +93,8 @@ class Endpoint(StandLoad):
 
     @property
     def healthy(self) -> bool:
-        """Tell whether it has answered lately."""
-        return self.failures < FAILURES_UNHEALTHY
+        """Tell whether requests should go there."""
+        return self.standing.takes
 
     @property
     def asked_rank(self) -> int | None:
@@ -136,6 +137,16 @@ class Endpoint(StandLoad):
         self._waiting_before = waiting
         self.gauges, self.looked_s = gauges, looked_s
         self.asked = True
+
+    def guess_from(self, others: Sequence[Endpoint]) -> None:
+        """Take its load for that of others: what was seen of it is too old."""
+        self.others_running = int(median([each.others_running for each in others]))
+        self.others_waiting = self._waiting_before = 0
+        self.gauges = replace(
+            self.gauges,
+            waiting=median([each.gauges.waiting for each in others]),
+            kv_usage=median([each.gauges.kv_usage for each in others]),
+        )
 
     def answered(self) -> None:
         """Note that it answered us."""

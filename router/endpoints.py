@@ -16,6 +16,7 @@ from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.endpoint import Endpoint, Engine, EngineFacts, TokenizerVerdict
 from kvatlas.router.flights import Board
+from kvatlas.router.health import Health
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.served_names import Served, ServedNames
 
@@ -48,6 +49,7 @@ class Endpoints:
         self._configured = {m.model: m.block_size for m in settings.models}
         self._by_model: dict[ModelName, list[Endpoint]] = {m.model: [] for m in settings.models}
         self.names = ServedNames(settings.models)
+        self.health = Health(self._configured, settings.router.ejection, metrics)
         self._engines: dict[str, Engine] = {}
         self._by_name: dict[EndpointName, tuple[Engine, Endpoint]] = {}
         for endpoint in settings.endpoints:
@@ -62,8 +64,11 @@ class Endpoints:
 
         One that serves another model is not among them, and one that has not been asked what it
         serves only where no other is. Where no engine has loaded a configured adapter, it may
-        be one that they load when it is asked for, so all of them can take it.
+        be one that they load when it is asked for, so all of them can take it. Nobody, where it is
+        known that nobody answers.
         """
+        if self.health.is_all_away(served.model):
+            return []
         fit = [each for each in self._by_model[served.model] if each.facts.serves is not False]
         fit = [each for each in fit if each.facts.asked] or fit
         if served.adapter is None:
@@ -103,16 +108,31 @@ class Endpoints:
     def note_look(self, engine: Engine, found: Look) -> None:
         """Take over what we saw ourselves: it alone decides whether an engine is well."""
         for endpoint in engine.endpoints:
-            was_healthy = endpoint.healthy
             if found.is_up:
                 endpoint.answered()
                 self._observe(endpoint, found.sample(endpoint.rank).gauges, found.at_s)
             else:
                 endpoint.failed()
-            if endpoint.healthy != was_healthy:
-                event = "endpoint.recovered" if endpoint.healthy else "endpoint.lost"
-                _LOG.warning(event, endpoint=endpoint.name)
+                self.health.unanswered(endpoint)
+        lives = engine.lives
         engine.seen(found.sample(0), found.at_s)
+        if found.is_up:
+            for endpoint in engine.endpoints:
+                self.health.answered(endpoint, is_new=engine.lives != lives)
+
+    def note_alive(self, engine: Engine) -> None:
+        """Take over that it answers, though not with its page.
+
+        Its gauges grow old, so what strangers have there is guessed: as much as with the others.
+        """
+        all_ranks = self._by_model[engine.model]
+        others = [each for each in all_ranks if each not in engine.endpoints]
+        for endpoint in engine.endpoints:
+            endpoint.answered()
+            endpoint.asked = True
+            if others:
+                endpoint.guess_from(others)
+            self.health.answered(endpoint)
 
     def note_shared(self, name: EndpointName, sample: Sample, looked_s: float) -> None:
         """Take over what an indexer saw of an engine that answered it.
@@ -152,7 +172,7 @@ class Endpoints:
             )
             engine.endpoints.append(added)
             self._by_name[name] = engine, added
-            self._metrics.healthy.labels(name).set_function(partial(_healthy, added))
+            self.health.join(added)
             self._metrics.in_flight.labels(name).set_function(partial(_in_flight, added))
             self._metrics.awaiting.labels(name).set_function(partial(_awaiting, added))
             self._metrics.queued_tokens.labels(name).set_function(partial(_queued_tokens, added))
@@ -181,10 +201,6 @@ class Endpoints:
             # Nothing that it caches can match; said once, since it does not change.
             endpoint.is_odd = True
             _LOG.error("endpoint.block_size_differs", endpoint=endpoint.name, found=found)
-
-
-def _healthy(endpoint: Endpoint) -> float:
-    return float(endpoint.healthy)
 
 
 def _in_flight(endpoint: Endpoint) -> float:

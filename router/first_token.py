@@ -39,7 +39,7 @@ class FirstToken:
         usage: as the reader within found it.
         takes_out: as it says.
 
-    Cost: 0.4 us per piece until then, 0.1 us afterwards.
+    Cost: 1.4 us per piece of 3 KB until then, 0.03 us afterwards.
     """
 
     __slots__ = ("_came", "_gaps", "_inner", "_tail", "takes_out")

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from kvatlas.common.admin import Readiness
-from kvatlas.common.errors import HttpError, MethodNotAllowed, RouteNotFound
+from kvatlas.common.errors import HttpError, MethodNotAllowed, Overloaded, RouteNotFound
+from kvatlas.common.log import logger
+from kvatlas.common.metrics import OTHER
 from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response
 from kvatlas.router.catalog import MODELS_PATH
 from kvatlas.router.core import Core
 from kvatlas.router.cores import Cores
+from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.openapi import OPENAPI_PATH, openapi
 from kvatlas.router.paths import posted_paths
 from kvatlas.router.request import Request, Response
+from kvatlas.router.trip import UNKNOWN, chosen_id
+
+_LOG = logger("front")
 
 READY_PATH = "/readyz"
 
@@ -27,10 +33,14 @@ class Front:
         cores: of the process.
         admission: how much is let in, by all of them together.
         readiness: of the process.
+        metrics: told of requests that go no further.
     """
 
-    def __init__(self, cores: Cores, admission: Admission, readiness: Readiness) -> None:
+    def __init__(
+        self, cores: Cores, admission: Admission, readiness: Readiness, metrics: RouterMetrics
+    ) -> None:
         self._cores = cores
+        self._metrics = metrics
         self._admission = admission
         self._readiness = readiness
         self._routes: tuple[Core | None, dict[str, Answer], dict[str, Answer]] = (None, {}, {})
@@ -47,13 +57,30 @@ class Front:
             with self._admission.admitted(self._admission.ask_of(request)):
                 return await handler(request)
         except HttpError as error:
-            return error_response(error, request.path)
+            return self._refuse(core, request, error)
 
     def described(self) -> set[tuple[str, str]]:
         """List what is served: methods and paths."""
         _, posted, read = self._routes_of(self._cores.current)
         found = {("POST", path) for path in posted} | {("GET", path) for path in read}
         return found | {("GET", f"{MODELS_PATH}/{{id}}")}
+
+    def _refuse(self, core: Core, request: Request, error: HttpError) -> Response:
+        """Answer what went no further than here; what is too much is only counted."""
+        _, posted, read = self._routes_of(core)
+        path = request.path if request.path in posted or request.path in read else OTHER
+        self._metrics.requests.labels(UNKNOWN, path, str(error.status)).inc()
+        self._metrics.errors.labels(UNKNOWN, error.code).inc()
+        trip_id = chosen_id(request.headers.get("x-request-id"))
+        if not isinstance(error, Overloaded):
+            _LOG.info(
+                "request.refused",
+                request_id=trip_id,
+                path=path,
+                status=error.status,
+                code=error.code,
+            )
+        return error_response(error, request.path, trip_id)
 
     def _route(self, core: Core, request: Request) -> tuple[Answer, bool]:
         """Find what answers a path, and whether it takes a body.

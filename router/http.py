@@ -15,6 +15,7 @@ from kvatlas.common import limits
 from kvatlas.common.errors import (
     HttpError,
     InvalidRequest,
+    KvatlasError,
     NoEndpoints,
     UpstreamConnect,
 )
@@ -25,6 +26,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.router.access import demand_model
 from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
+from kvatlas.router.arrival import Answer
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
 from kvatlas.router.first_token import FirstToken, Gaps
@@ -32,13 +34,13 @@ from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.intake import Intake
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.outbound import Answer
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import Case, Proof, Sent
 from kvatlas.router.proxy import EVENT_STREAM, Delivery, Outgoing, Proxy, Torn
 from kvatlas.router.rates import RateLimits
 from kvatlas.router.renamed import PARENTS, Names, Renamed
 from kvatlas.router.request import Request, Response
+from kvatlas.router.retry_budget import RetryBudget
 from kvatlas.router.rewrites import Rewrites
 from kvatlas.router.salts import Salts
 from kvatlas.router.sessions import answer_headers
@@ -65,6 +67,14 @@ class Job:
     def case(self, judged: Judged) -> Case:
         """Put it together with an endpoint."""
         return Case(self.trip.path, self.body, self.decision, judged)
+
+
+class _Busy(KvatlasError):
+    """An engine has no room for a request, and another one may have; its answer is at hand."""
+
+    def __init__(self, case: Case, sent: Sent, answer: Answer) -> None:
+        super().__init__("busy")
+        self.case, self.sent, self.answer = case, sent, answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,7 @@ class RouterHttp:
         self._intake = Intake(settings)
         self._rewrites = Rewrites(settings.models, settings.router)
         self.catalog = Catalog(settings, self._pipeline, self._rewrites)
+        self._retries = RetryBudget(settings.router.retries_share, limits.RETRIES_AT_LEAST)
         self.open_requests = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -190,22 +201,46 @@ class RouterHttp:
     async def _forward(self, job: Job) -> Response | None:
         """Send to the best endpoint, and to one other if that one cannot be reached."""
         decision = job.decision
-        # One that is alone is tried again itself: it may just have closed an idle connection.
-        *firsts, last = [*decision.order, *decision.order][: 1 + limits.RETRIES_MAX]
-        for judged in firsts:
-            try:
-                return await self._attempt(job, judged)
-            except UpstreamConnect:
-                _demand_one_alive(decision)
-            job.trip.retries += 1
-            self._metrics.retries.labels(decision.model).inc()
-            job.flight.lift()
-            self._pipeline.fly(job.flight, decision, last)
         try:
-            return await self._attempt(job, last)
+            return await self._attempt(job, decision.chosen)
+        except _Busy as busy:
+            # Its own words, should there be nobody else.
+            refusal = busy
         except UpstreamConnect:
             _demand_one_alive(decision)
+            if not self._may_retry(decision):
+                raise
+            refusal = None
+        try:
+            return await self._again(job)
+        except UpstreamConnect:
+            if refusal is not None:
+                return await self._pass_refusal(job, refusal)
+            _demand_one_alive(decision)
             raise
+        finally:
+            self._retries.give_back()
+
+    def _may_retry(self, decision: Decision) -> bool:
+        """Take a retry from the budget, if there is one."""
+        may = self._retries.take(self.open_requests)
+        self._metrics.retries.labels(decision.model, "sent" if may else "budget").inc()
+        return may
+
+    async def _again(self, job: Job) -> Response | None:
+        decision = job.decision
+        # One that is alone is tried again itself: it may just have closed an idle connection.
+        other = _another(decision) or decision.chosen
+        job.trip.retries += 1
+        job.flight.lift()
+        self._pipeline.fly(job.flight, decision, other)
+        return await self._attempt(job, other)
+
+    async def _pass_refusal(self, job: Job, refusal: _Busy) -> Response | None:
+        trip, case = job.trip, refusal.case
+        trip.endpoint, trip.match_tokens = case.endpoint.name, case.judged.match_tokens
+        trip.status = refusal.answer.status
+        return await self._pass_on(job, case, refusal.sent, refusal.answer)
 
     async def _attempt(self, job: Job, judged: Judged) -> Response | None:
         endpoint, trip = judged.endpoint, job.trip
@@ -215,11 +250,20 @@ class RouterHttp:
         try:
             sent, answer = await self._send(job, case)
             trip.status, trip.is_handed_over = answer.status, sent.is_handed_over
+            if answer.status == HTTPStatus.SERVICE_UNAVAILABLE and self._goes_elsewhere(
+                job, answer
+            ):
+                raise _Busy(case, sent, answer)
             return await self._pass_on(job, case, sent, answer)
         finally:
             if answer is not None:
                 answer.close()
             trip.attempted()
+
+    def _goes_elsewhere(self, job: Job, answer: Answer) -> bool:
+        """Tell whether a request that an engine has no room for is tried at another one."""
+        is_first = job.trip.retries == 0 and answer.is_whole
+        return is_first and _another(job.decision) is not None and self._may_retry(job.decision)
 
     async def _pass_on(self, job: Job, case: Case, sent: Sent, answer: Answer) -> Response | None:
         """Pass an answer on, and learn from it what it tells."""
@@ -336,3 +380,8 @@ def _demand_one_alive(decision: Decision) -> None:
     """
     if not any(each.endpoint.healthy for each in decision.candidates):
         raise NoEndpoints("no endpoint of this model answers") from None
+
+
+def _another(decision: Decision) -> Judged | None:
+    """Give the best endpoint but the first that takes requests; None where there is none."""
+    return next((each for each in decision.order[1:] if each.endpoint.healthy), None)

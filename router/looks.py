@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Final
 
 import aiohttp
@@ -19,6 +20,7 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.engine_look import look
 from kvatlas.router.endpoint import Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
+from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 
 FIRST_READ_S: Final = 1.0
@@ -80,7 +82,7 @@ class Looks:
                 await asyncio.sleep(limits.REQUESTS_NOTED_S)
 
     def _is_needed(self, engine: Engine, now_s: float) -> bool:
-        if all(not e.failures and self._is_fresh(e, now_s) for e in engine.endpoints):
+        if all(self._is_told_of(endpoint, now_s) for endpoint in engine.endpoints):
             return False
         return (
             now_s >= self._due[engine.url]
@@ -88,13 +90,31 @@ class Looks:
             and len(self._looking) < limits.LOOKS_AT_ONCE_MAX
         )
 
+    def _is_told_of(self, endpoint: Endpoint, now_s: float) -> bool:
+        # Who is out comes back by what we see ourselves, without a client's request as a trial.
+        is_well = not endpoint.failures and not endpoint.standing.is_out
+        return is_well and self._is_fresh(endpoint, now_s)
+
     async def _look(self, engine: Engine) -> None:
         try:
             found = await look(self._session, engine.url, engine.api_key, engine.tls)
+            is_alive = found.is_up or await self._is_alive(engine)
         finally:
             self._looking.discard(engine.url)
         self._metrics.looks.labels(found.outcome).inc()
-        self._endpoints.note_look(engine, found)
+        if is_alive and not found.is_up:
+            self._endpoints.note_alive(engine)
+        else:
+            self._endpoints.note_look(engine, found)
         # Spread, so that many routers do not ask in step.
         pause_s = self._interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
         self._due[engine.url] = monotonic() + pause_s
+
+    async def _is_alive(self, engine: Engine) -> bool:
+        """Ask an engine whose page does not come for its health: the page may be all that hangs."""
+        asked = Asked(engine.url, engine.api_key, limits.HEALTH_TIMEOUT_S, tls=engine.tls)
+        try:
+            reply = await ask(self._session, asked, "/health")
+        except Silence:
+            return False
+        return 0 < reply.status < HTTPStatus.INTERNAL_SERVER_ERROR

@@ -37,8 +37,8 @@ class RouterMetrics(Metrics):
         "first_byte_seconds",
         "model",
         TTFT_BUCKETS,
-        "From the request's arrival to the first byte of the answer: TTFT of streams, all of it"
-        " for other answers.",
+        "From the request's arrival to the first byte of the answer (of a response's stream: of its"
+        " first token): TTFT of streams, all of it for other answers.",
         "rises with `awaiting`: add engines. Without it: see `stage_seconds`",
     )
     gap_seconds = histogram(
@@ -219,17 +219,19 @@ class RouterMetrics(Metrics):
     )
     retries = counter(
         "retries",
-        "model",
+        "model outcome",
         "requests",
-        "Requests sent to a second endpoint.",
-        "at a rate: see `upstream_errors_total`",
+        "Requests whose engine failed before the first byte: `sent` once more, or not, since too"
+        " many were being sent again (`budget`, see `router.retries_share`).",
+        "`sent` at a rate: see `upstream_errors_total`. `budget`: many engines fail at once",
     )
     ejections = counter(
         "ejections",
         "endpoint reason",
         "ejections",
-        "The place of ejections, which this router does not make: endpoints that do not answer are"
-        " asked last (`endpoint_healthy`), not taken out.",
+        "Endpoints taken out: `unreachable` (nothing answers, back with the next answer), or for a"
+        " while since requests failed: `failures` in a row, or a `share` of the latest.",
+        "see OPERATIONS.md, Engines that fail",
     )
     streams_not_done = counter(
         "streams_not_done",
@@ -264,6 +266,20 @@ class RouterMetrics(Metrics):
         "0 or 1",
         "1 when it answers.",
         "0: see OPERATIONS.md",
+    )
+    ejected = gauge(
+        "endpoint_ejected",
+        "endpoint",
+        "0 or 1",
+        "1 while it is left out since requests failed there, though it answers.",
+        "1: see OPERATIONS.md, Engines that fail",
+    )
+    panic = gauge(
+        "panic",
+        "model",
+        "0 or 1",
+        "1 while fewer than half of a model's endpoints are left: ejected ones are asked too.",
+        "1: most engines fail; what do they log?",
     )
     serves_model = gauge(
         "endpoint_serves_model",

@@ -1,4 +1,4 @@
-"""Connections to engines: one request at a time on each, answers read by llhttp (httptools).
+"""A connection to an engine: one request at a time, answers read by llhttp (httptools).
 
 An answer is followed by callbacks, so that a piece of a stream costs no task and no queue.
 """
@@ -7,42 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, cast
+from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.errors import KvatlasError
 from kvatlas.common.tls_engines import PLAIN, EngineTls
+from kvatlas.router.arrival import Answer, Kind
 from kvatlas.router.headers import Header
 
-Kind = Literal[
-    "connect", "connect_timeout", "tls", "disconnected", "protocol", "first_byte_timeout",
-    "idle", "broken",
-]  # fmt: skip
-"""How an engine fails; those from "idle" on behind the first byte."""
-
 _LINGERING: Final = frozenset({204, 304})
-
-
-class EngineFailed(KvatlasError):
-    """An engine could not be reached, or gave no answer.
-
-    Args:
-        kind: how.
-        is_reused: whether it was on a connection that had been used before, which the engine may
-            have closed at that moment.
-    """
-
-    def __init__(self, kind: Kind, *, is_reused: bool = False) -> None:
-        super().__init__(kind)
-        self.kind = kind
-        self.is_reused = is_reused
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,134 +56,20 @@ class Target:
         return cls(parts.hostname or "", parts.port or 80, context, tls.server_name)
 
 
-class Sink(Protocol):
-    """What takes the body of an answer."""
+class Keeper(Protocol):
+    """What keeps connections."""
 
-    def data(self, piece: bytes) -> None:
-        """Take a piece, as it was read."""
+    def release(self, connection: EngineConnection) -> None:
+        """Keep one that is free."""
 
-    def ended(self) -> None:
-        """Note the end."""
-
-    def failed(self, kind: Kind) -> None:
-        """Note that the engine failed in the middle."""
-
-
-class Answer:
-    """An answer on its way.
-
-    Attributes:
-        is_whole: whether all of it is here.
-        failure: how the engine failed behind the first byte; None while it does not.
-    """
-
-    __slots__ = (
-        "_connection", "_first", "_pieces", "_sink", "content_type", "failure", "headers",
-        "is_reused", "is_whole", "reason", "status",
-    )  # fmt: skip
-
-    def __init__(self, connection: EngineConnection, first: asyncio.Future[None]) -> None:
-        self._connection = connection
-        self._first = first
-        self._sink: Sink | None = None
-        self._pieces: list[bytes] = []
-        self.is_reused = False
-        self.status = 0
-        self.reason = ""
-        self.headers: list[Header] = []
-        self.content_type = ""
-        self.is_whole = False
-        self.failure: Kind | None = None
-
-    @property
-    def is_begun(self) -> bool:
-        """Tell whether something of the body has come."""
-        return self._first.done()
-
-    def header(self, name: str) -> str | None:
-        """Give the first value of a header, by its name in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
-
-    def take(self) -> bytes:
-        """Give what of the body has come and nobody has taken."""
-        pieces, self._pieces = self._pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def attach(self, sink: Sink) -> None:
-        """Give the body to a sink from here on."""
-        self._sink = sink
-        if piece := self.take():
-            sink.data(piece)
-        if self.is_whole:
-            sink.ended()
-        elif self.failure is not None:
-            sink.failed(self.failure)
-
-    def pause(self) -> None:
-        """Read nothing more: whoever takes it does not keep up."""
-        self._connection.pause(self)
-
-    def resume(self) -> None:
-        """Read on."""
-        self._connection.resume(self)
-
-    def close(self) -> None:
-        """Give it up; the engine sees that nobody listens any more."""
-        if not self.is_whole:
-            self._connection.give_up(self)
-
-    # --- for the connection -------------------------------------------------------------------
-
-    async def first(self, within_s: float) -> None:
-        """Wait until something of the body is here, or all of an empty one.
-
-        Raises:
-            EngineFailed: there is nothing.
-        """
-        timer = asyncio.get_running_loop().call_later(within_s, self._late)
-        try:
-            await self._first
-        finally:
-            timer.cancel()
-
-    def _late(self) -> None:
-        self.fail("first_byte_timeout")
-
-    def feed(self, piece: bytes) -> None:
-        """Take in a piece."""
-        if self._sink is not None:
-            self._sink.data(piece)
-            return
-        self._pieces.append(piece)
-        self._wake()
-
-    def complete(self) -> None:
-        """Note the end."""
-        self.is_whole = True
-        if self._sink is not None:
-            self._sink.ended()
-        self._wake()
-
-    def fail(self, kind: Kind) -> None:
-        """Note that the engine failed."""
-        if self.is_whole or self.failure is not None:
-            return
-        if self._first.done() and not self._first.cancelled():
-            self.failure = kind
-            if self._sink is not None:
-                self._sink.failed(kind)
-        elif not self._first.done():
-            self._first.set_exception(EngineFailed(kind, is_reused=self.is_reused))
-
-    def _wake(self) -> None:
-        if not self._first.done():
-            self._first.set_result(None)
+    def forget(self, connection: EngineConnection) -> None:
+        """Drop one that is closed."""
 
 
 class EngineConnection(asyncio.Protocol):
     """One connection to an engine."""
 
-    def __init__(self, pool: EnginePool, target: Target) -> None:
+    def __init__(self, pool: Keeper, target: Target) -> None:
         self._pool = pool
         self.target = target
         self._loop = asyncio.get_running_loop()
@@ -399,107 +262,3 @@ class EngineConnection(asyncio.Protocol):
         self.close()
         if answer is not None:
             answer.fail(kind)
-
-
-class EnginePool:
-    """Connections that are free, by engine, and how new ones are made.
-
-    Args:
-        connect_s: to make one.
-    """
-
-    def __init__(self, connect_s: float) -> None:
-        self._connect_s = connect_s
-        self._free: dict[Target, deque[EngineConnection]] = {}
-        self._all: set[EngineConnection] = set()
-        self._loop = asyncio.get_running_loop()
-
-    async def send(
-        self, target: Target, request: Sequence[bytes], limits_s: tuple[float, float]
-    ) -> Answer:
-        """Send a request and wait for the first byte of the answer's body.
-
-        Args:
-            target: whom to.
-            request: head and body.
-            limits_s: to the first byte, and between two reads behind it.
-
-        Raises:
-            EngineFailed: there is no answer.
-        """
-        head, body = request
-        first_byte_s, idle_s = limits_s
-        connection = self._take(target) or await self._connect(target)
-        answer = connection.send(head, body, idle_s)
-        try:
-            await answer.first(first_byte_s)
-        except BaseException:
-            connection.give_up(answer)
-            raise
-        return answer
-
-    @property
-    def under_way(self) -> int:
-        """Count the connections that are not free."""
-        return len(self._all) - sum(map(len, self._free.values()))
-
-    def release(self, connection: EngineConnection) -> None:
-        """Keep a connection that is free."""
-        connection.free_since = monotonic()
-        self._free.setdefault(connection.target, deque()).append(connection)
-
-    def forget(self, connection: EngineConnection) -> None:
-        """Drop a connection that is closed."""
-        self._all.discard(connection)
-        free = self._free.get(connection.target)
-        if free is not None and connection in free:
-            free.remove(connection)
-
-    async def run(self) -> None:
-        """Close what has been free for long, for ever."""
-        while True:
-            await asyncio.sleep(limits.UPSTREAM_KEEPALIVE_S)
-            oldest = monotonic() - limits.UPSTREAM_KEEPALIVE_S
-            for target, free in list(self._free.items()):
-                while free and free[0].free_since < oldest:
-                    free.popleft().close()
-                if not free:
-                    del self._free[target]
-
-    def close(self) -> None:
-        """Close all."""
-        for connection in list(self._all):
-            connection.close()
-
-    def _take(self, target: Target) -> EngineConnection | None:
-        free = self._free.get(target)
-        oldest = monotonic() - limits.UPSTREAM_KEEPALIVE_S
-        while free:
-            # The one that was used last is the surest to live.
-            connection = free.pop()
-            if not connection.is_closed and connection.free_since >= oldest:
-                return connection
-            connection.close()
-        return None
-
-    async def _connect(self, target: Target) -> EngineConnection:
-        try:
-            async with asyncio.timeout(self._connect_s):
-                _, connection = await self._loop.create_connection(
-                    lambda: EngineConnection(self, target),
-                    target.host,
-                    target.port,
-                    ssl=target.tls,
-                    server_hostname=target.server_name,
-                )
-        except ssl.SSLError:
-            raise EngineFailed("tls") from None
-        except TimeoutError:
-            raise EngineFailed("connect_timeout") from None
-        except ConnectionResetError:
-            # A connection that was made, and broken off in its handshake.
-            raise EngineFailed("tls" if target.tls else "connect") from None
-        except OSError:
-            raise EngineFailed("connect") from None
-        self._all.add(connection)
-        return connection

@@ -15,23 +15,30 @@ from kvatlas.common.errors import (
     UpstreamError,
     UpstreamProtocol,
     UpstreamTimeout,
+    UpstreamUnreached,
 )
 from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
+from kvatlas.router.arrival import Answer, EngineFailed, Kind
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_client import RANK_HEADER
+from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.first_token import Gaps
 from kvatlas.router.headers import NOTHING, Header, to_client, to_engine
+from kvatlas.router.health import Health
 from kvatlas.router.keys import KEY_HEADERS
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.outbound import Answer, EngineFailed, EnginePool, Kind, Target
+from kvatlas.router.outbound import Target
 from kvatlas.router.request import Outflow, Request, Response
 from kvatlas.router.usage import AnswerReader
 
 EVENT_STREAM: Final = "text/event-stream"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _EVENT_END_BYTES: Final = 4
+_SERVER_ERRORS: Final = frozenset(range(500, 600)) - {501}
+"""Of which an engine's health is judged; one that lacks what was asked for is well."""
 _ERRORS: Final[dict[Kind, type[UpstreamError]]] = {
+    "connect_timeout": UpstreamUnreached,
     "protocol": UpstreamProtocol,
     "first_byte_timeout": UpstreamTimeout,
 }
@@ -84,9 +91,13 @@ class Proxy:
         settings: limits of time.
         metrics: told of failures.
         pool: connections to engines.
+        health: told how requests end.
     """
 
-    def __init__(self, settings: RouterSettings, metrics: RouterMetrics, pool: EnginePool) -> None:
+    def __init__(
+        self, settings: RouterSettings, metrics: RouterMetrics, pool: EnginePool, health: Health
+    ) -> None:
+        self._health = health
         self._limits_s = (settings.first_byte_s, settings.stream_idle_s)
         self._metrics = metrics
         self._pool = pool
@@ -120,12 +131,17 @@ class Proxy:
             b"Content-Length: %d\r\n\r\n" % len(outgoing.body),
         ))  # fmt: skip
         try:
-            return await self._pool.send(target, (head, outgoing.body), self._limits_s)
+            answer = await self._pool.send(target, (head, outgoing.body), self._limits_s)
         except EngineFailed as failed:
             self._metrics.upstream_errors.labels(endpoint.name, failed.kind).inc()
-            endpoint.failures += 1
+            self._health.failed(endpoint, failed.kind, is_reused=failed.is_reused)
             error = _ERRORS.get(failed.kind, UpstreamConnect)
             raise error("the engine could not be reached, or did not answer") from None
+        if endpoint.standing.unanswered:
+            self._health.answered(endpoint)
+        if answer.status in _SERVER_ERRORS:
+            self._health.refused(endpoint)
+        return answer
 
     async def relay(
         self, request: Request, answer: Answer, endpoint: Endpoint, delivery: Delivery
@@ -142,6 +158,8 @@ class Proxy:
         if answer.is_whole and not is_stream:
             body = reader.feed(answer.take())
             body += reader.end()
+            if answer.status not in _SERVER_ERRORS:
+                endpoint.standing.succeeded()
             return Response(answer.status, body, _without_length(headers), answer.reason)
         if reader.takes_out:
             headers = _without_length(headers)
@@ -152,7 +170,10 @@ class Proxy:
             await relay.done
         except EngineFailed as failed:
             self._metrics.upstream_errors.labels(endpoint.name, failed.kind).inc()
+            self._health.failed(endpoint, failed.kind)
             raise Torn from None
+        if answer.status not in _SERVER_ERRORS:
+            endpoint.standing.succeeded()
         return None
 
     def _target(self, endpoint: Endpoint) -> Target:

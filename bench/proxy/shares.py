@@ -6,8 +6,14 @@ from collections import Counter
 from typing import Final
 
 STAGES: Final = {
-    "HTTP to the client": ("router/inbound", "router/front"),
-    "HTTP to the engine": ("router/outbound", "router/proxy", "router/headers"),
+    "HTTP to the client": ("router/inbound", "router/reading", "router/writing", "router/front"),
+    "HTTP to the engine": (
+        "router/outbound",
+        "router/arrival",
+        "router/engine_pool",
+        "router/proxy",
+        "router/headers",
+    ),
     "shared load (flights)": ("router/flight", "router/stand_load", "router/shared_gauges"),
     "lookup and Redis": ("common/redis_", "router/lookup", "router/holders", "redis/"),
     "render": ("common/prompt/chat", "common/prompt/template", "common/prompt/messages",

@@ -9,6 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
+from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError, PromptUnavailable
 from kvatlas.common.prompt import anthropic, responses
 from kvatlas.common.prompt.chat import ChatRenderer
@@ -170,6 +171,8 @@ class PromptBuilder:
         # One token of an answer must fit behind the prompt.
         if min(lengths, default=0) < 1 or max(lengths) >= (self._max_model_len or inf):
             unavailable("refused")
+        if max(lengths) > limits.PROMPT_TOKENS_MAX:
+            unavailable("too_long")
         return Prompt(tuple(sequences), rendered.cache_salt)
 
     def _within_bound(self, text: str, truncation: Truncation | None) -> str:

@@ -14,12 +14,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import PromptUnavailable
 from kvatlas.common.templating.frames import DONE, TOO_LONG, Closed, receive, send
+
+_KEPT: Final = ("TZ", "LD_LIBRARY_PATH")
+"""Variables that Python itself may need, and what the date in a prompt depends on."""
 
 
 class IsolatedTemplate:
@@ -164,10 +167,11 @@ class _Worker:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        # Nothing of our environment: it may hold keys.
+        # Nothing else of our environment: it may hold keys.
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment |= {name: os.environ[name] for name in _KEPT if name in os.environ}
         module = "kvatlas.common.templating.worker"
-        command = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
+        command = [sys.executable, "-B", "-P", "-m", module, str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module, no text of others
                 command,

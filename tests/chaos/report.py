@@ -20,11 +20,12 @@ from typing import Any
 
 HEAD = """# Faults
 
-Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the tables R (Redis) and E
-(events) has tests in `tests/chaos` that are named after it, and that inject the fault for real.
-`make test` runs the same tests with fewer engines and batches.
+Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the tables R (Redis), E
+(events), U (engines' HTTP), C (clients), T (templates and tokenizers), S (system) and X (attackers)
+has tests in `tests/chaos` that are named after it, and that inject the fault for real. `make test`
+runs the same tests at a smaller size.
 
-There are 8 engines (2 where one of them is flooded or indexers are killed, as many as are told for
+R and E: there are 8 engines (2 where one of them is flooded or indexers are killed, as many as are told for
 E14, one per bomb for E10), each with 1,000 batches to catch up with where all are hit. What has to
 recover is injected three times (E16: 100). *Recovered* is the time from the fault's end until every
 engine's newest blocks are found by a lookup, requests go where their prompt is cached for that

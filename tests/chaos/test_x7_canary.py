@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import aiohttp
 import pytest
 from redis import Redis
 
@@ -163,8 +164,6 @@ async def test_x7_in_every_field_of_every_path(
 
 async def send(place: Door, body: Any, path: str, **headers: str) -> int | None:
     """Send a body; give the status, None where the answer broke off."""
-    import aiohttp  # noqa: PLC0415 - its errors are all that is wanted of it
-
     try:
         return (await place.ask(body, path, **headers)).status
     except (aiohttp.ClientError, ConnectionError):

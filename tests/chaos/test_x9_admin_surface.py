@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from deploy.manifests import _reachers
 from kvatlas.common.settings import Settings
@@ -38,8 +39,7 @@ async def test_x9_neither_ours_nor_engines(redis_url: str, canary: Canary, path:
         port = place.running.port
         async with aiohttp.ClientSession(requote_redirect_url=False) as client:
             for spelled in (each.format(path) for each in SPELLINGS):
-                from yarl import URL  # noqa: PLC0415 - keeps the spelling as it is
-
+                # Else the client would write the path anew.
                 url = URL(f"http://127.0.0.1:{port}{spelled}", encoded=True)
                 for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
                     async with client.request(method, url, json=chat("x")) as reply:

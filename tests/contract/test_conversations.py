@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, RESPONSES_PATH
+from kvatlas.router.keys import hash_key
 from tests.fakes.place import MESSAGES, Place, simulated
 
 SYSTEM, USER = MESSAGES
@@ -208,3 +210,35 @@ async def test_the_first_token_of_a_response_is_not_its_first_event(redis_url: s
     name = 'kvatlas_router_first_byte_seconds_sum{model="m"} '
     seconds = float(page.split(name)[1].split("\n")[0])
     assert seconds >= tokens / 500.0
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("name", ["message", "response"])
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_was_used_counts_for_limits(
+    redis_url: str,
+    tmp_path: Path,
+    name: str,
+    is_stream: bool,  # noqa: FBT001 - a case
+) -> None:
+    """Prompt and answer as the engine tells them, with the tenant's next request."""
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(
+        f"keys:\n- {{hash: '{hash_key('a-key')}', tenant: a}}\n"
+        "limits: {a: {tokens_per_minute: 10000}}\n"
+    )
+    path, body = _opening(name)
+    limit = "max_tokens" if name == "message" else "max_output_tokens"
+    body = {**body, "stream": is_stream, limit: 600}
+    async with simulated(redis_url, api_keys_file=str(keys)) as place:
+        left = []
+        for _ in range(2):
+            header = {"x-api-key": "a-key"}
+            async with place.session.post(place.url + path, json=body, headers=header) as reply:
+                await reply.read()
+                assert reply.status == 200
+                left.append(int(reply.headers["x-ratelimit-remaining-tokens"]))
+                tokens = int(reply.headers["x-kvatlas-prompt-tokens"])
+    # 600 were answered; a minute's limit comes back in a minute, 167 in a second.
+    assert left[0] == 10_000 - tokens
+    assert 10_000 - 2 * tokens - 600 <= left[1] < 10_000 - 2 * tokens - 100

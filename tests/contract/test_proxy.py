@@ -195,7 +195,7 @@ async def test_nobody_to_reach_is_a_bad_gateway(redis_url: str) -> None:
     async with routed(settings_for([dead_port], redis_url)) as (running, client):
         assert running.readiness() is None
         for endpoint in running.endpoints.all():
-            endpoint.failures = 0
+            endpoint.standing.unanswered = 0
         async with client.post(CHAT, json=BODY) as reply:
             assert reply.status == 502
             assert (await reply.json())["error"]["code"] == "upstream_connect"

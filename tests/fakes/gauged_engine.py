@@ -62,18 +62,28 @@ class GaugedEngine:
     async def metrics(self, request: web.Request) -> web.Response:
         """Answer who asks for the page."""
         self.looks += 1
-        if self.hangs:
-            await asyncio.sleep(60)
+        await self._hang()
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             self.refused += 1
             return web.Response(status=401)
         return web.Response(text=self.page())
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Answer who asks whether it is well."""
+        del request
+        await self._hang()
+        return web.Response()
+
+    async def _hang(self) -> None:
+        if self.hangs:
+            await asyncio.sleep(60)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[GaugedEngine]:
         """Serve until the context ends; again on the same port."""
         app = web.Application()
         app.router.add_get("/metrics", self.metrics)
+        app.router.add_get("/health", self.health)
         async with serving(app, "127.0.0.1", self.port) as port:
             self.port = port
             yield self

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,7 +39,9 @@ class Exchange:
         await self.send(b"%x\r\n%s\r\n" % (len(piece), piece))
 
     def reset(self) -> None:
-        """Break the connection off."""
+        """Break the connection off, with a reset instead of an end."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
@@ -53,6 +57,7 @@ class Upstream:
         has_tokenize: whether the behaviour answers `/tokenize`; else it is absent, and what the
             router's probes ask is not counted.
         metrics: with what.
+        hangs: whether its page of metrics never comes.
         models: with what instead where they are for `/v1/models`; None for the same.
     """
 
@@ -64,6 +69,7 @@ class Upstream:
     has_tokenize: bool = False
     metrics: bytes = METRICS
     models: bytes | None = None
+    hangs: bool = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection's requests."""
@@ -80,6 +86,9 @@ class Upstream:
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if head.startswith(b"GET"):
+            if self.hangs and head.startswith(b"GET /metrics "):
+                await reader.read()  # until who asked goes
+                raise ConnectionError
             status = self.metrics_status.encode()
             asks_models = head.startswith(b"GET /v1/models ")
             page = (self.models if asks_models else None) or self.metrics

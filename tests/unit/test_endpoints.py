@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.gauges import Adapters, EngineGauges, Look, Sample
 from kvatlas.common.ids import EndpointName, ModelName
@@ -13,7 +14,7 @@ from kvatlas.common.keyspace import Shard
 from kvatlas.common.settings import Settings
 from kvatlas.common.tls import TlsGauges
 from kvatlas.common.tls_engines import EngineIdentities
-from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Endpoint, Engine
+from kvatlas.router.endpoint import Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import boards_of
 from kvatlas.router.flights import Board, RouterId
@@ -87,14 +88,23 @@ def test_gauges_have_an_age() -> None:
 
 def test_health_is_lost_after_failures_in_a_row_and_comes_back() -> None:
     """Expect one answer to make up for all failures before it."""
-    one = endpoint()
+    endpoints, engine, one = lone()
     healthy = []
-    for _ in range(FAILURES_UNHEALTHY):
-        one.failed()
+    for _ in range(limits.UNANSWERED_MAX):
+        endpoints.note_look(engine, SILENT)
         healthy.append(one.healthy)
-    one.answered()
+    endpoints.note_look(engine, Look("answered", 9.0, "5", {0: EngineGauges()}))
     healthy.append(one.healthy)
-    assert healthy == [*[True] * (FAILURES_UNHEALTHY - 1), False, True]
+    assert healthy == [*[True] * (limits.UNANSWERED_MAX - 1), False, True]
+
+
+def test_who_answers_without_its_page_is_well() -> None:
+    """Expect its gauges to stay as they were, and grow old."""
+    endpoints, engine, one = lone()
+    endpoints.note_shared(one.name, BUSY, 2.0)
+    endpoints.health.failed(one, "connect")
+    endpoints.note_alive(engine)
+    assert (one.failures, one.others_running, one.gauges_age_s(3.0)) == (0, 7, 1.0)
 
 
 def test_a_failure_forgets_what_was_seen_of_others() -> None:

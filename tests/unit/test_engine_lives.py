@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from kvatlas.common import limits
 from kvatlas.common.gauges import Sample
 from kvatlas.common.ids import ModelName
 from kvatlas.common.settings import Settings
 from kvatlas.common.tls import TlsGauges
 from kvatlas.common.tls_engines import EngineIdentities
-from kvatlas.router.endpoint import FAILURES_UNHEALTHY, Engine, EngineFacts
+from kvatlas.router.endpoint import Engine, EngineFacts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.flight_log import boards_of
 from kvatlas.router.metrics import RouterMetrics
@@ -134,7 +135,8 @@ def test_one_that_differs_spoils_the_model_while_it_takes_requests() -> None:
     odd = replace(ASKED, tokenizer="differs")
     engines = told(endpoints, ASKED, odd, ASKED)
     assert endpoints.distrusts(MODEL)
-    engines[1].endpoints[0].failures = FAILURES_UNHEALTHY
+    for _ in range(limits.UNANSWERED_MAX):
+        endpoints.health.unanswered(engines[1].endpoints[0])
     assert not endpoints.distrusts(MODEL)
     told(endpoints, replace(odd, serves=False), ASKED, ASKED)
     assert not endpoints.distrusts(MODEL)
