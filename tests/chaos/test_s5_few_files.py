@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -46,7 +47,8 @@ async def test_s5_without_files_nothing_spins(
             await router.ready()
 
             async def ask() -> int:
-                async with session.post(router.url + CHAT_PATH, json=chat("x")) as reply:
+                url = router.url + CHAT_PATH
+                async with session.post(url, json=chat("x")) as reply:
                     await reply.read()
                     return reply.status
 
@@ -68,8 +70,14 @@ async def test_s5_without_files_nothing_spins(
             async with asyncio.timeout(5):
                 while _files(router.pid) > before:  # noqa: ASYNC110 - it is another process's
                     await asyncio.sleep(0.02)
-            async with aiohttp.ClientSession() as another:
-                url = router.url + CHAT_PATH
-                async with another.post(url, json=chat("x")) as reply:
-                    assert reply.status == 200
-    Report("S5", "RLIMIT_NOFILE", "open connections served, no busy loop, back with files").tell()
+            # Engines that could not be looked at for want of files count as away until the next look.
+            began = time.monotonic()
+            statuses = [await ask()]
+            while statuses[-1] != 200:
+                assert time.monotonic() - began < 5, statuses
+                await asyncio.sleep(0.02)
+                statuses.append(await ask())
+            took = time.monotonic() - began
+            assert set(statuses) <= {200, 503}
+    seen = "open connections served, no busy loop, back with files"
+    Report("S5", "RLIMIT_NOFILE", seen, [took]).tell()
