@@ -70,7 +70,7 @@ async def test_s5_without_files_nothing_spins(
             async with asyncio.timeout(5):
                 while _files(router.pid) > before:  # noqa: ASYNC110 - it is another process's
                     await asyncio.sleep(0.02)
-            # Engines that could not be looked at for want of files count as away until the next look.
+            # Engines that could not be looked at for want of files are away until the next look.
             began = time.monotonic()
             statuses = [await ask()]
             while statuses[-1] != 200:
@@ -79,5 +79,8 @@ async def test_s5_without_files_nothing_spins(
                 statuses.append(await ask())
             took = time.monotonic() - began
             assert set(statuses) <= {200, 503}
+            async with aiohttp.ClientSession() as another:
+                async with another.get(router.url + "/readyz") as reply:
+                    assert reply.status == 200
     seen = "open connections served, no busy loop, back with files"
     Report("S5", "RLIMIT_NOFILE", seen, [took]).tell()
