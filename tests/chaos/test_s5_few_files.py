@@ -79,8 +79,10 @@ async def test_s5_without_files_nothing_spins(
                 statuses.append(await ask())
             took = time.monotonic() - began
             assert set(statuses) <= {200, 503}
-            async with aiohttp.ClientSession() as another:
-                async with another.get(router.url + "/readyz") as reply:
-                    assert reply.status == 200
+            async with (
+                aiohttp.ClientSession() as another,
+                another.get(router.url + "/readyz") as reply,
+            ):
+                assert reply.status == 200
     seen = "open connections served, no busy loop, back with files"
     Report("S5", "RLIMIT_NOFILE", seen, [took]).tell()
