@@ -105,13 +105,20 @@ class Running:
         return "draining" if self.is_draining else self.core.readiness()
 
     async def drain(self) -> None:
-        """Stop being ready and let open requests finish."""
+        """Stop being ready, serve who has not heard of it yet, and let open requests finish."""
         self.is_draining = True
         _LOG.info("router.draining", requests=self.http.open_requests)
+        options = self.settings
+        self.inbound.is_closing = True
+        await asyncio.sleep(options.pre_stop_s)
         self.inbound.drain()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain_s):
-                await self.http.idle.wait()
+            async with asyncio.timeout(options.drain_s):
+                # Connections tell of all cores, and of answers that are still being written.
+                while self.inbound.busy:  # noqa: ASYNC110 - it is a reading
+                    await asyncio.sleep(limits.DRAIN_LOOK_S)
+        if torn := self.inbound.busy:
+            _LOG.warning("router.drain_exceeded", torn=torn)
 
 
 @asynccontextmanager

@@ -54,6 +54,11 @@ class Inbound:
         self.is_closing = False
         self.refused = 0
 
+    @property
+    def busy(self) -> int:
+        """Count the connections with a request or an answer under way."""
+        return sum(each.is_busy for each in self.connections)
+
     def drain(self) -> None:
         """Close each connection behind the answer that it waits for, idle ones at once."""
         self.is_closing = True
@@ -241,9 +246,15 @@ class Connection(asyncio.Protocol):
                 last.keeps_alive = False
         self._flow()
 
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether a request is under way, or has begun to arrive."""
+        reader = self._reader
+        return self._current is not None or bool(reader.requests) or reader.head_bytes > 0
+
     def leave_if_idle(self) -> None:
-        """Close unless a request is under way, or has begun to arrive."""
-        if self._current is None and not self._reader.requests and not self._reader.head_bytes:
+        """Close unless it is busy."""
+        if not self.is_busy:
             self._transport.close()
 
     def abort(self) -> None:

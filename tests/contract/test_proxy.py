@@ -36,6 +36,7 @@ def settings_for(ports: list[int], redis_url: str, **options: Any) -> Settings:
                 "admin_port": 0,
                 "debug_headers": True,
                 "metrics_interval_s": 60,
+                "pre_stop_s": 0,
                 "drain_s": 2,
                 **options,
             },
