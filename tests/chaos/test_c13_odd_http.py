@@ -14,9 +14,7 @@ LAST = (*HEAD, b"Connection: close")
 UPGRADE = (b"Upgrade: websocket", b"Connection: Upgrade, close")
 
 
-async def test_c13_pipelined_requests_are_answered_in_order(
-    redis_url: str, canary: Canary
-) -> None:
+async def test_c13_pipelined_requests_are_answered_in_order(redis_url: str, canary: Canary) -> None:
     """An error between two good ones does not shift them."""
     sent = post(*HEAD) + post(*HEAD, target=b"/nothing") + post(*LAST)
     async with door(redis_url, canary) as place:
