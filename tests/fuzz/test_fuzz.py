@@ -56,7 +56,7 @@ def mutated(seed: bytes, chance: random.Random) -> bytes:
             data[at:at] = chance.choice(BITS)
         elif kind == 1:
             del data[at : at + chance.randint(1, 8)]
-        elif kind == 2:  # noqa: PLR2004 - the third of four
+        elif kind == 2:
             data[at : at + 1] = bytes([chance.randrange(256)])
         else:
             data[at:at] = data[at : at + chance.randint(1, 64)]
@@ -83,7 +83,7 @@ def test_fuzz(target: Callable[[bytes], None]) -> None:
     assert seeds
     for seed in seeds:
         attempt(target, seed)
-    chance = random.Random(os.urandom(8))  # noqa: S311 - no secret
+    chance = random.Random(os.urandom(8))
     ends = time.monotonic() + SECONDS
     while time.monotonic() < ends:
         attempt(target, mutated(chance.choice(seeds), chance))
