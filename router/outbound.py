@@ -150,15 +150,15 @@ class EngineConnection(asyncio.Protocol):
             self.close()
             return
         self._heard_s = monotonic()
-        if self._is_in_head:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("protocol")
         else:
-            if self._is_in_head and self._head_bytes > limits.ANSWER_HEAD_BYTES_MAX:
-                self._fail("protocol")
+            if self._head_bytes > limits.ANSWER_HEAD_BYTES_MAX:
+                # A head, extensions of chunks or trailers without an end.
+                self._fail("protocol" if self._is_in_head else "broken")
 
     def eof_received(self) -> None:
         """Let the transport close."""
@@ -224,6 +224,7 @@ class EngineConnection(asyncio.Protocol):
         if answer is not None:
             if self._timer is None:
                 self._wait_on()
+            self._head_bytes = 0
             answer.feed(piece)
 
     def on_message_complete(self) -> None:
