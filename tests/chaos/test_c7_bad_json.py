@@ -173,7 +173,7 @@ async def test_c7_a_prompt_of_another_kind_is_refused_or_passed(
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(BODIES | MANGLED, st.sampled_from(PATHS)), max_size=30))
 @example([(b'{"model":"m","kv_transfer_params":' + b"[" * 990 + b"]" * 990 + b"}", CHAT_PATH)])
