@@ -99,7 +99,8 @@ class Answer:
     def attach(self, sink: Sink) -> None:
         """Give the body to a sink from here on."""
         self._sink = sink
-        if piece := self.take():
+        pieces, self._pieces = self._pieces, []
+        for piece in pieces:
             sink.data(piece)
         if self.is_whole:
             sink.ended()

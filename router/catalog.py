@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote
 
-from kvatlas.common import limits
 from kvatlas.common.errors import ModelNotFound
 from kvatlas.common.settings import Settings
 from kvatlas.router.pipeline import Pipeline
@@ -43,7 +42,7 @@ class Catalog:
         """
         name = unquote(request.path[len(MODELS_PATH) + 1 :])
         if (entry := self._entries(request).get(name)) is None:
-            raise model_not_found(name)
+            raise model_not_found()
         return Response.json(entry)
 
     def _entries(self, request: Request) -> dict[str, Entry]:
@@ -63,10 +62,9 @@ class Catalog:
         return {name: entry for name, entry in entries.items() if client.may_ask_for(name)}
 
 
-def model_not_found(name: str) -> ModelNotFound:
-    """Say that there is no such model."""
-    shown = name[: limits.MODEL_NAME_CHARS_MAX]
-    return ModelNotFound(f"the model {shown!r} does not exist", "model")
+def model_not_found() -> ModelNotFound:
+    """Say that there is no such model; what was asked for is not repeated."""
+    return ModelNotFound(f"there is no such model; {MODELS_PATH} lists those that are", "model")
 
 
 def _entry(name: str, max_model_len: int | None) -> Entry:

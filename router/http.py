@@ -315,7 +315,7 @@ class RouterHttp:
             raise InvalidRequest("model is not a string", "model")
         served = self._pipeline.served(model)
         if served is None:
-            raise model_not_found(model)
+            raise model_not_found()
         return served.model
 
     def _finish(self, trip: Trip) -> None:

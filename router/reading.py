@@ -17,7 +17,8 @@ from kvatlas.router.headers import Header
 from kvatlas.router.request import Headers, Request
 
 VERSIONS: Final = ("1.1", "1.0")
-_UPGRADING: Final = frozenset({"upgrade", "http2-settings", "connection"})
+_UPGRADING: Final = frozenset({"upgrade", "http2-settings"})
+"""Not Connection: it may ask for the end, and nominate more."""
 _UNCLEAR: Final = "what the client asked for is unclear"
 
 
