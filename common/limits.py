@@ -163,6 +163,8 @@ STREAM_IDLE_S: Final = 120.0
 UPSTREAM_KEEPALIVE_S: Final = 2.0
 """vLLM closes idle connections after 5 s; reusing one at that moment fails the request."""
 CLIENT_KEEPALIVE_S: Final = 75.0
+PRESTOP_S: Final = 5.0
+"""Requests still taken when told to stop: until whoever sends them has heard of it."""
 DRAIN_S: Final = 60.0
 """For streams in flight at shutdown."""
 RETRIES_SHARE: Final = 0.2

@@ -393,6 +393,7 @@ class RouterSettings(_Section):
     stream_idle_s: Seconds = limits.STREAM_IDLE_S
     retries_share: Annotated[float, Field(ge=0, le=1)] = limits.RETRIES_SHARE
     ejection: EjectionSettings = EjectionSettings()
+    prestop_s: Annotated[float, Field(ge=0, le=600)] = limits.PRESTOP_S
     drain_s: Seconds = limits.DRAIN_S
     trace_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0

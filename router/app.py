@@ -7,7 +7,7 @@ import gc
 import resource
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -102,13 +102,24 @@ class Running:
         return "draining" if self.is_draining else self.core.readiness()
 
     async def drain(self) -> None:
-        """Stop being ready and let open requests finish."""
+        """Send clients elsewhere, taking what still comes, then let what is open finish.
+
+        What is not done after `drain_s` is left for the end of the context to break off.
+        """
+        options, inbound = self.settings, self.inbound
         self.is_draining = True
-        _LOG.info("router.draining", requests=self.http.open_requests)
-        self.inbound.drain()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain_s):
-                await self.http.idle.wait()
+        inbound.send_away()
+        _LOG.info("router.draining", requests=self.cores.open_requests)
+        await asyncio.sleep(options.prestop_s)
+        inbound.close()
+        _LOG.info("router.closed", requests=self.cores.open_requests)
+        try:
+            async with asyncio.timeout(options.drain_s):
+                # A connection goes when its answer has left: later than its request has ended.
+                await inbound.emptied.wait()
+                await self.cores.idle()
+        except TimeoutError:
+            _LOG.warning("router.torn", requests=self.cores.open_requests)
 
 
 @asynccontextmanager
