@@ -28,7 +28,7 @@ STEERING: Final = frozenset({
 })  # fmt: skip
 """Ours to set: they choose ranks and peers. The request id is checked and set again."""
 
-STEERING_PREFIXES: Final = ("x-gateway-destination-endpoint", "x-kvatlas-")
+STEERING_PREFIXES: Final = ("x-gateway-destination-endpoint", "x-kvatlas-", "x-llm-d-")
 
 NOTHING: Final[frozenset[str]] = frozenset()
 

@@ -219,6 +219,8 @@ class Connection(asyncio.Protocol):
         keeps_alive = request.keeps_alive and request.is_whole and not is_last
         if response is not None:
             self._writer.whole(response, request, keeps_alive=keeps_alive)
+            for then in response.then:
+                then()
         self._done(request, keeps_alive=keeps_alive)
 
     def _done(self, request: Request, *, keeps_alive: bool) -> None:
@@ -264,9 +266,15 @@ class Connection(asyncio.Protocol):
                 last.keeps_alive = False
         self._flow()
 
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether a request is under way, or has begun to arrive."""
+        reader = self._reader
+        return self._current is not None or bool(reader.requests) or reader.head_bytes > 0
+
     def leave_if_idle(self) -> None:
-        """Close unless a request is under way, or has begun to arrive."""
-        if self._current is None and not self._reader.requests and not self._reader.head_bytes:
+        """Close unless it is busy."""
+        if not self.is_busy:
             self._transport.close()
 
     def abort(self) -> None:

@@ -33,8 +33,8 @@ class RequestReader:
         head_bytes: that have come since the last request ended, while one is.
     """
 
-    __slots__ = ("_begun", "_fault", "_headers", "_parser", "_url", "head_bytes", "is_in_head",
-                 "receiving", "requests")  # fmt: skip
+    __slots__ = ("_begun", "_bodiless", "_fault", "_headers", "_parser", "_url", "head_bytes",
+                 "is_in_head", "receiving", "requests")  # fmt: skip
 
     def __init__(self, begun: Callable[[Request], None]) -> None:
         self._begun = begun
@@ -42,6 +42,7 @@ class RequestReader:
         self._url = b""
         self._headers: list[Header] = []
         self._fault: str | None = None
+        self._bodiless = 0
         self.head_bytes = 0
         self.is_in_head = True
         self.receiving: Request | None = None
@@ -55,6 +56,8 @@ class RequestReader:
         """
         if self.is_in_head:
             self.head_bytes += len(data)
+        else:
+            self._bodiless += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -63,6 +66,9 @@ class RequestReader:
             raise BadHttp(self._fault or _UNCLEAR) from None
         if self.is_in_head and self.head_bytes > limits.HEADERS_BYTES_MAX:
             raise BadHttp("the headers are too large")
+        if self.receiving is not None and self._bodiless > limits.HEADERS_BYTES_MAX:
+            # Extensions of chunks, or trailers, without an end.
+            raise BadHttp("a body without bytes")
 
     def _feed_without_upgrade(self, rest: bytes) -> None:
         """Read a request that offers another protocol as one that does not: we take no offers."""
@@ -105,7 +111,7 @@ class RequestReader:
         elif (length := headers.get("content-length")) is not None:
             request.content_length = int(length)
         self.is_in_head, self._url, self._headers = False, b"", []
-        self.receiving = request
+        self.receiving, self._bodiless = request, 0
         self.requests.append(request)
         self._begun(request)
         if len(self.requests) > limits.PIPELINED_MAX:
@@ -114,6 +120,7 @@ class RequestReader:
     def on_body(self, piece: bytes) -> None:
         """Take a piece of a body."""
         if self.receiving is not None:
+            self._bodiless = 0
             self.receiving.feed(piece)
 
     def on_message_complete(self) -> None:
