@@ -122,7 +122,7 @@ class Running:
                 await inbound.emptied.wait()
                 await self.cores.idle()
         except TimeoutError:
-            _LOG.warning("router.drain_exceeded", torn=inbound.busy)
+            _LOG.warning("router.drain_exceeded", torn=len(inbound.connections))
 
 
 @asynccontextmanager
