@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import os
 import resource
 import socket
@@ -149,8 +151,9 @@ async def test_s5_without_memory_requests_fail_and_nothing_else(
             await router.ready()
 
             async def ask(body: dict[str, Any]) -> tuple[int, bytes]:
+                sent = io.BytesIO(json.dumps(body).encode())
                 try:
-                    async with session.post(router.url + CHAT_PATH, json=body) as reply:
+                    async with session.post(router.url + CHAT_PATH, data=sent) as reply:
                         return reply.status, await reply.read()
                 except aiohttp.ClientError:
                     return 0, b""
