@@ -28,10 +28,22 @@ HEADERS_BYTES_MAX: Final = 16 * 1024
 HEADERS_MAX: Final = 100
 HEAD_READ_S: Final = 10.0
 """For a client to send a head, from its first byte or the connection on; alike for a handshake."""
+FRAMING_BYTES_MAX: Final = 16 * 1024
+"""Between two pieces of a body in chunks, or behind its last: extensions and trailers, unread."""
+JSON_CONTAINERS_MAX: Final = 200_000
+"""Lists and objects in a body: 20 to 100 ms to read; a long chat with tools has some thousands."""
+JSON_MEMBERS_MAX: Final = 4_096
+"""Outermost members of a body: each costs 1 us where one is cut; engines know about 80."""
+TRUSTED_PROXIES_MAX: Final = 100
+"""Networks of `router.trusted_proxies`."""
+PEERS_REMEMBERED_MAX: Final = 1_024
+"""Addresses of which it is remembered whether they are in one of them."""
 PIPELINED_MAX: Final = 16
 """Requests that a client sends ahead, before the answer to the first."""
 WRITE_IDLE_S: Final = 60.0
 """For a client to read on, once what we wrote fills the buffers between us."""
+WRITE_BYTES_LEAST: Final = 16 * 1024
+"""That it must have read in that time; who reads a large answer slowly may take longer."""
 LINGER_S: Final = 2.0
 """For a client to read an answer whose request we did not read to its end."""
 ANSWER_HEAD_BYTES_MAX: Final = 16 * 1024

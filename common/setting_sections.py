@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -343,6 +344,8 @@ class RouterSettings(_Section):
         requests_max, held_bytes_max: requests under way, and bytes of their bodies; 429 above.
         tenant_requests_max, tenant_held_bytes_max: the same for each tenant; without them a tenant
             may have all.
+        trusted_proxies: networks of proxies that are believed for whom they ask: their
+            `Forwarded`, `X-Forwarded-*` and `X-Real-IP` pass; those of all others are dropped.
         shed_lag_s: lateness of the event loop above which nothing is let in; 0 for never.
         probe_wait_s: how long /readyz waits at start-up until engines have been asked for their
             models and token ids.
@@ -383,6 +386,9 @@ class RouterSettings(_Section):
     relearn: bool = True
     idle_probe_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     handover_check_share: Annotated[float, Field(ge=0, le=1)] = limits.HANDOVER_CHECK_SHARE
+    trusted_proxies: Annotated[
+        list[IPv4Network | IPv6Network], Field(max_length=limits.TRUSTED_PROXIES_MAX)
+    ] = []
     body_bytes_max: Annotated[int, Field(ge=1_024, le=2**31)] = limits.BODY_BYTES_MAX
     body_read_s: Seconds = limits.BODY_READ_S
     requests_max: Annotated[int, Field(ge=1, le=10**6)] = limits.REQUESTS_MAX

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import orjson
 
+from kvatlas.common import limits
 from kvatlas.common.errors import (
     HttpError,
     InvalidRequest,
@@ -14,6 +15,7 @@ from kvatlas.common.errors import (
     UpstreamTorn,
 )
 from kvatlas.common.prompt import MESSAGES_PATH
+from kvatlas.router.body import is_lavish, too_many_members
 from kvatlas.router.paths import COUNT_TOKENS_PATH
 from kvatlas.router.pipeline import STAGES, Decision
 from kvatlas.router.request import JSON_TYPE, Response
@@ -34,14 +36,18 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     """Read a body as a JSON object.
 
     Raises:
-        InvalidRequest: it is not one.
+        InvalidRequest: it is not one, or one that no request is.
     """
+    if is_lavish(raw):
+        raise InvalidRequest("the body has too many lists and objects")
     try:
         content = orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise InvalidRequest("the body is not JSON") from None
     if not isinstance(content, dict):
         raise InvalidRequest("the body is not a JSON object")
+    if len(content) > limits.JSON_MEMBERS_MAX:
+        raise too_many_members()
     return content
 
 

@@ -147,10 +147,12 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         stack.push_async_callback(cores.aclose)
         await cores.start(settings)
         front = Front(cores, admission, lambda: running.readiness(), metrics)  # noqa: PLW0108 - it is made below
-        inbound = Inbound(front.answer, error_response, _connections_max())
+        inbound = Inbound(front.answer, front.unread, _connections_max())
         running = Running(cores, front, inbound, pool, metrics)
         metrics.connections.set_function(lambda: len(inbound.connections))
         metrics.connections_refused.set_function(lambda: inbound.refused)
+        metrics.connections_cut.labels("head").set_function(lambda: inbound.cut_heads)
+        metrics.connections_cut.labels("unread").set_function(lambda: inbound.cut_readers)
         tasks.start(admission.run(), "admission")
         tasks.start(pool.run(), "pool")
         tasks.start(watch(lambda: [each for each in (tls, admin_tls) if each]), "tls")

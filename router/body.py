@@ -7,12 +7,15 @@ every occurrence goes. Bodies given here have been read as JSON objects before.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json.decoder import scanstring
 from typing import Any, Final, NamedTuple, cast
 
-import orjson
+from kvatlas.common import limits
+from kvatlas.common.errors import InvalidRequest
 
 Body = Mapping[str, Any]
 Path = tuple[str, ...]
@@ -23,11 +26,12 @@ STEERING: Final[Mapping[str, Path]] = {
 }
 """Members that make an engine transfer, compute or report otherwise than the index believes."""
 
-_BLANK: Final = b" \t\n\r"
-# A string as a whole, or one structural character; numbers and words need no looking at.
-_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
-_OPEN: Final = frozenset(b"{[")
-_CLOSE: Final = frozenset(b"}]")
+_BLANK: Final = " \t\n\r"
+_BLANKS: Final = re.compile(r"[ \t\n\r]*")
+_STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A value's end is found by reading it in C: a loop of ours over what strangers send is 20 times as
+# slow. As floats, numbers may have any length.
+_read: Final = json.JSONDecoder(parse_int=float, strict=False).scan_once
 
 
 class Member(NamedTuple):
@@ -37,6 +41,24 @@ class Member(NamedTuple):
     end: int
     key: str
     value: int
+    value_end: int
+
+
+def is_lavish(raw: bytes) -> bool:
+    """Tell whether JSON has more lists and objects than a request has a use for.
+
+    Each takes up to 30 times its bytes, and as long again whenever the collector passes.
+
+    Cost: none below that many bytes; 30 us per MB of text that has few brackets.
+    """
+    most = limits.JSON_CONTAINERS_MAX
+    if len(raw) <= most or _brackets(raw) <= most:
+        return False
+    return _brackets(_STRINGS.sub(b"", raw)) > most
+
+
+def _brackets(raw: bytes) -> int:
+    return raw.count(b"[") + raw.count(b"{")
 
 
 def steering_in(body: Body) -> tuple[str, ...]:
@@ -104,9 +126,13 @@ def cut(raw: bytes, path: Path) -> bytes:
     Returns:
         The rest, byte for byte.
 
-    Cost: 0.2 ms for 32 KB of chat, 0.6 ms for 128 KB.
+    Raises:
+        InvalidRequest: the client's; it has too many members, or is nested too deeply.
+
+    Cost: 32 us for 32 KB of chat, 0.11 ms for 128 KB.
     """
-    return b"".join(_kept(raw, raw.index(b"{"), path))
+    text = raw.decode()
+    return "".join(_kept(text, text.index("{"), path)).encode()
 
 
 def add(raw: bytes, key: str, value: bytes) -> bytes:
@@ -120,7 +146,7 @@ def add(raw: bytes, key: str, value: bytes) -> bytes:
     Cost: a copy of the body.
     """
     end = raw.rindex(b"}")
-    is_empty = raw[:end].strip(_BLANK) == b"{"
+    is_empty = raw[:end].strip(_BLANK.encode()) == b"{"
     member = b'"%b":%b' % (key.encode(), value)
     return b"".join((raw[:end], b"" if is_empty else b",", member, raw[end:]))
 
@@ -133,63 +159,68 @@ def replace(raw: bytes, key: str, value: bytes) -> bytes:
         key: of its outermost members.
         value: JSON.
 
+    Raises:
+        InvalidRequest: as `cut`.
+
     Cost: as `cut`.
     """
-    members, _ = _members(raw, raw.index(b"{"))
-    pieces: list[bytes] = []
+    text = raw.decode()
+    members, _ = _members(text, text.index("{"))
+    pieces: list[str] = []
     at = 0
     for member in members:
         if member.key == key:
-            pieces += (raw[at : member.value], value)
-            at = member.value + len(raw[member.value : member.end].rstrip(_BLANK))
-    return b"".join((*pieces, raw[at:]))
+            pieces += (text[at : member.value], value.decode())
+            at = member.value_end
+    return "".join((*pieces, text[at:])).encode()
 
 
-def _kept(raw: bytes, start: int, path: Path) -> Iterator[bytes]:
+def _kept(text: str, start: int, path: Path) -> Iterator[str]:
     """Write the object that begins at `start` without what the path names, and what follows it."""
-    members, end = _members(raw, start)
-    yield raw[: start + 1]
+    members, end = _members(text, start)
+    yield text[: start + 1]
     first = True
     for member in members:
         if member.key == path[0] and len(path) == 1:
             continue
         if not first:
-            yield b","
+            yield ","
         first = False
-        piece = raw[member.start : member.end]
-        if member.key == path[0] and raw[member.value : member.value + 1] == b"{":
-            piece = b"".join(_kept(piece, member.value - member.start, path[1:]))
+        piece = text[member.start : member.end]
+        if member.key == path[0] and text[member.value] == "{":
+            piece = "".join(_kept(piece, member.value - member.start, path[1:]))
         yield piece
-    yield raw[end:]
+    yield text[end:]
 
 
-def _members(raw: bytes, start: int) -> tuple[Sequence[Member], int]:
+def _members(text: str, start: int) -> tuple[Sequence[Member], int]:
     """List the members of the object that begins at `start`, and find its closing bracket."""
     members: list[Member] = []
-    depth, begun, key, value = 0, start + 1, None, 0
-    for token in _TOKEN.finditer(raw, start):
-        at = token.start()
-        char = raw[at]
-        if depth == 1:
-            if key is None and char == ord('"'):
-                key = cast("str", orjson.loads(token[0]))
-                continue
-            if char == ord(":"):
-                value = _skip_blank(raw, at + 1)
-                continue
-            if char in b",}" and key is not None:
-                members.append(Member(begun, at, key, value))
-                begun, key = at + 1, None
-            if char == ord("}"):
-                return members, at
-        if char in _OPEN:
-            depth += 1
-        elif char in _CLOSE:
-            depth -= 1
-    raise ValueError("not a JSON object")
+    try:
+        begun = at = start + 1
+        if text[end := _skip_blank(text, at)] == "}":
+            return members, end
+        while True:
+            key, at = scanstring(text, _skip_blank(text, at) + 1, False)  # noqa: FBT003 - C's signature
+            value = _skip_blank(text, _skip_blank(text, at) + 1)
+            _, value_end = _read(text, value)
+            end = _skip_blank(text, value_end)
+            members.append(Member(begun, end, key, value, value_end))
+            if text[end] == "}":
+                return members, end
+            if len(members) > limits.JSON_MEMBERS_MAX:
+                raise too_many_members()
+            begun = at = end + 1
+    except (StopIteration, IndexError):
+        raise ValueError("not a JSON object") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
 
 
-def _skip_blank(raw: bytes, at: int) -> int:
-    while raw[at] in _BLANK:
-        at += 1
-    return at
+def too_many_members() -> InvalidRequest:
+    """Say that a body has more members than a request can have."""
+    return InvalidRequest(f"the body has over {limits.JSON_MEMBERS_MAX} members")
+
+
+def _skip_blank(text: str, at: int) -> int:
+    return cast("re.Match[str]", _BLANKS.match(text, at)).end()

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from kvatlas.common.admin import Readiness
-from kvatlas.common.errors import HttpError, MethodNotAllowed, Overloaded, RouteNotFound
+from kvatlas.common.errors import (
+    HttpError,
+    MethodNotAllowed,
+    Overloaded,
+    RouteNotFound,
+    TooManyConnections,
+)
 from kvatlas.common.log import logger
 from kvatlas.common.metrics import OTHER
 from kvatlas.router.admission import Admission
@@ -58,6 +64,14 @@ class Front:
                 return await handler(request)
         except HttpError as error:
             return self._refuse(core, request, error)
+
+    def unread(self, error: HttpError, path: str) -> Response:
+        """Answer what is no request, or has failed; it is counted, and told of."""
+        self._metrics.requests.labels(UNKNOWN, OTHER, str(error.status)).inc()
+        self._metrics.errors.labels(UNKNOWN, error.code).inc()
+        if not isinstance(error, TooManyConnections):
+            _LOG.info("request.unread", status=error.status, code=error.code)
+        return error_response(error, path)
 
     def described(self) -> set[tuple[str, str]]:
         """List what is served: methods and paths."""

@@ -29,11 +29,16 @@ STEERING: Final = frozenset({
 """Ours to set: they choose ranks and peers. The request id is checked and set again."""
 
 STEERING_PREFIXES: Final = ("x-gateway-destination-endpoint", "x-kvatlas-", "x-llm-d-")
+FORWARDED: Final = frozenset({"forwarded", "x-real-ip"})
+FORWARDED_PREFIX: Final = "x-forwarded-"
+"""Say for whom a proxy asks: believed of proxies that are trusted, of nobody else."""
 
 NOTHING: Final[frozenset[str]] = frozenset()
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NOT_TO_ENGINE: Final = HOP_BY_HOP | FRAMING | STEERING
+_NOT_FROM_STRANGERS: Final = _NOT_TO_ENGINE | FORWARDED
+_STRANGERS_PREFIXES: Final = (*STEERING_PREFIXES, FORWARDED_PREFIX)
 _NOT_TO_CLIENT: Final = HOP_BY_HOP | {"x-request-id", "server", "date"}
 
 
@@ -48,7 +53,11 @@ def nominated(headers: Iterable[Header]) -> frozenset[str]:
 
 
 def to_engine(
-    headers: Iterable[Header], ours: Iterable[Header], kept_back: frozenset[str] = NOTHING
+    headers: Iterable[Header],
+    ours: Iterable[Header],
+    kept_back: frozenset[str] = NOTHING,
+    *,
+    is_trusted: bool = False,
 ) -> list[Header]:
     """Choose what an engine sees of a client's headers.
 
@@ -56,10 +65,13 @@ def to_engine(
         headers: as received, in order.
         ours: set by the router; they replace the client's of the same name.
         kept_back: names, in lower case, of what is for us alone.
+        is_trusted: whether they come from a proxy that is believed whom it asks for.
     """
     received, added = list(headers), list(ours)
     drop = {name.lower() for name, _ in added} | kept_back | nominated(received)
-    return [*_passed(received, _NOT_TO_ENGINE, drop), *added]
+    never = _NOT_TO_ENGINE if is_trusted else _NOT_FROM_STRANGERS
+    prefixes = STEERING_PREFIXES if is_trusted else _STRANGERS_PREFIXES
+    return [*_passed(received, never, drop, prefixes), *added]
 
 
 def to_client(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]:
@@ -70,14 +82,17 @@ def to_client(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]
 
 
 def _passed(
-    headers: Iterable[Header], never: frozenset[str], drop: Collection[str]
+    headers: Iterable[Header],
+    never: frozenset[str],
+    drop: Collection[str],
+    prefixes: tuple[str, ...] = STEERING_PREFIXES,
 ) -> list[Header]:
     return [
         each
         for each in headers
         if (low := each[0].lower()) not in never
         and low not in drop
-        and not low.startswith(STEERING_PREFIXES)
+        and not low.startswith(prefixes)
     ]
 
 

@@ -46,6 +46,8 @@ class Inbound:
         emptied: set when it is closed and no connection is left.
         server: that listens.
         refused: connections that were too many, since the start.
+        cut_heads: those that sent no head in time, alike.
+        cut_readers: those that did not read, alike.
     """
 
     def __init__(self, handler: Handler, refusal: Refusal, connections_max: int) -> None:
@@ -57,7 +59,7 @@ class Inbound:
         self.is_closing = self.is_closed = False
         self.emptied = asyncio.Event()
         self.server: asyncio.Server | None = None
-        self.refused = 0
+        self.refused = self.cut_heads = self.cut_readers = 0
 
     def send_away(self) -> None:
         """Tell clients with each answer that their connection ends with it.
@@ -102,10 +104,12 @@ class Connection(asyncio.Protocol):
         self._source: Source | None = None
         self._peer: str | None = None
         self._has_begun = self._is_paused = self._is_lingering = self._is_deaf = False
+        self._has_served = False
         self._reads = True
         self._deadline = NEVER
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
+        self._unread_bytes = 0
 
     # --- what the transport calls -------------------------------------------------------------
 
@@ -159,15 +163,18 @@ class Connection(asyncio.Protocol):
         self._is_paused = True
         if self._source is not None:
             self._source.pause()
-        self._expire_in(limits.WRITE_IDLE_S)
+        self._expire_unread()
 
     def resume_writing(self) -> None:
         """Go on."""
         self._is_paused = False
-        if not self._is_lingering:
-            self._deadline = NEVER
+        if self._is_lingering:
+            return
+        self._deadline = NEVER
         if self._source is not None:
             self._source.resume()
+        elif self._current is None:
+            self._await_next()
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -179,9 +186,11 @@ class Connection(asyncio.Protocol):
     def _flow(self) -> None:
         """Serve the next request, and read no more than is wanted."""
         requests = self._reader.requests
-        if self._current is None and requests and not self._is_lingering:
+        # Nobody is answered who does not read: the answers would pile up here.
+        is_free = self._current is None and not self._is_paused
+        if is_free and requests and not self._is_lingering:
             self._current = requests.popleft()
-            self._has_begun = False
+            self._has_begun, self._has_served = False, True
             self._deadline = NEVER
             self._task = self._loop.create_task(self._serve(self._current))
         receiving = self._reader.receiving
@@ -195,7 +204,8 @@ class Connection(asyncio.Protocol):
 
     def _ask_for_body(self) -> None:
         current = self._current
-        if current is not None and current.headers.get("expect", "").lower() == "100-continue":
+        expected = current is not None and current.headers.get("expect", "").lower()
+        if current is not None and expected == "100-continue" and not current.is_http_10:
             self._transport.write(CONTINUE)
         self._flow()
 
@@ -230,14 +240,20 @@ class Connection(asyncio.Protocol):
             return
         if keeps_alive:
             self._current = None
-            self._expire_in(limits.CLIENT_KEEPALIVE_S)
-            self._flow()
+            if not self._is_paused:
+                self._await_next()
         elif request.is_whole:
             self._is_lingering = True
             self._transport.close()
-            self._expire_in(limits.WRITE_IDLE_S)
+            self._expire_unread()
         else:
             self._linger()
+
+    def _await_next(self) -> None:
+        """Wait for the next request, of which a part may be here."""
+        has_begun = self._reader.head_bytes
+        self._expire_in(limits.HEAD_READ_S if has_begun else limits.CLIENT_KEEPALIVE_S)
+        self._flow()
 
     def _linger(self) -> None:
         """Close when the client has read the answer: what it still sends would make it lose it."""
@@ -311,7 +327,7 @@ class Connection(asyncio.Protocol):
         if self._writer.is_chunked or (request is not None and not request.is_http_10):
             # What is missing shows; the rest may still be on its way.
             self._transport.close()
-            self._expire_in(limits.WRITE_IDLE_S)
+            self._expire_unread()
         else:
             self._transport.abort()
 
@@ -326,6 +342,11 @@ class Connection(asyncio.Protocol):
                 self._timer.cancel()
             self._set_timer(now)
 
+    def _expire_unread(self) -> None:
+        """Set when it is too late for a client to read on."""
+        self._unread_bytes = self._transport.get_write_buffer_size()
+        self._expire_in(limits.WRITE_IDLE_S)
+
     def _set_timer(self, now: float) -> None:
         self._timer_at = self._deadline
         self._timer = self._loop.call_later(max(0.0, self._deadline - now), self._ring)
@@ -337,8 +358,16 @@ class Connection(asyncio.Protocol):
             return
         if now < self._deadline:
             self._set_timer(now)
-        else:
-            self.abort()
+            return
+        inbound, unread = self._inbound, self._transport.get_write_buffer_size()
+        if unread and self._unread_bytes - unread >= limits.WRITE_BYTES_LEAST:
+            self._expire_unread()
+            return
+        if unread:
+            inbound.cut_readers += 1
+        elif self._current is None and (self._reader.head_bytes or not self._has_served):
+            inbound.cut_heads += 1
+        self.abort()
 
 
 @asynccontextmanager

@@ -41,7 +41,8 @@ class Intake:
         Raises:
             UnsupportedEncoding, BodyTooLarge, BodyTimeout: the client's.
         """
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
+        codings = request.headers.getall("content-encoding")
+        if any(coding.lower() != "identity" for coding in codings):
             raise UnsupportedEncoding("compressed bodies are not taken")
         return await request.body(self._bytes_max, self._read_s)
 

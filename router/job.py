@@ -54,7 +54,8 @@ def outgoing(job: Job, sent: Sent) -> Outgoing:
         # What is to be taken out, or written anew, must be readable.
         ours.append(("Accept-Encoding", "identity"))
     request = job.request
-    return Outgoing(request.path + request.query, request.headers.received, ours, sent.body)
+    target = request.path + request.query
+    return Outgoing(target, request.headers.received, ours, sent.body, request.peer)
 
 
 def in_clients_words(job: Job, reader: AnswerReader, answer: Answer) -> AnswerReader:

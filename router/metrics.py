@@ -128,6 +128,14 @@ class RouterMetrics(Metrics):
         "Of clients, closed at once since there were too many.",
         "rises: raise the limit of open files, add routers, or find out who opens them",
     )
+    connections_cut = gauge(
+        "connections_cut",
+        "reason",
+        "connections",
+        "Of clients, broken off since a head did not come in time (`head`) or an answer was not"
+        " read (`unread`); idle ones are closed and not counted.",
+        "`head` rises: somebody holds connections open. `unread`: clients that hang, or are far away",
+    )
     config_good = gauge(
         "config_good",
         "",

@@ -30,6 +30,7 @@ from kvatlas.router.keys import KEY_HEADERS
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.outbound import Target
 from kvatlas.router.request import Outflow, Request, Response
+from kvatlas.router.trusted import TrustedProxies
 from kvatlas.router.usage import AnswerReader
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -53,12 +54,14 @@ class Outgoing:
         headers: the client's, as received.
         ours: headers that the router sets.
         body: the client's, as `proof` prepared it for this engine.
+        peer: address that the request came from.
     """
 
     path: str
     headers: list[Header]
     ours: list[Header]
     body: bytes
+    peer: str | None = None
 
 
 @record
@@ -103,6 +106,7 @@ class Proxy:
         self._pool = pool
         self._targets: dict[str, Target] = {}
         # Keys that we know are ours: an engine has no business with them.
+        self._trusted = TrustedProxies(settings.trusted_proxies)
         self._kept_back = KEY_HEADERS if settings.api_keys_file else NOTHING
 
     async def send(self, endpoint: Endpoint, outgoing: Outgoing) -> Answer:
@@ -122,7 +126,8 @@ class Proxy:
         if endpoint.api_key:
             ours = [*ours, ("Authorization", f"Bearer {endpoint.api_key}")]
         target = self._target(endpoint)
-        headers = to_engine(outgoing.headers, ours, self._kept_back)
+        is_trusted = self._trusted.holds(outgoing.peer)
+        headers = to_engine(outgoing.headers, ours, self._kept_back, is_trusted=is_trusted)
         told = "".join([f"{name}: {value}\r\n" for name, value in headers])
         head = b"".join((
             f"POST {outgoing.path} HTTP/1.1\r\n".encode(),

@@ -31,9 +31,10 @@ class RequestReader:
         receiving: the request whose body is being read; None between two.
         is_in_head: whether a head comes next, or is being read.
         head_bytes: that have come since the last request ended, while one is.
+        framing_bytes: that have come since the last piece of a body, without being one.
     """
 
-    __slots__ = ("_begun", "_bodiless", "_fault", "_headers", "_parser", "_url", "head_bytes",
+    __slots__ = ("_begun", "_fault", "_headers", "_parser", "_url", "framing_bytes", "head_bytes",
                  "is_in_head", "receiving", "requests")  # fmt: skip
 
     def __init__(self, begun: Callable[[Request], None]) -> None:
@@ -42,8 +43,7 @@ class RequestReader:
         self._url = b""
         self._headers: list[Header] = []
         self._fault: str | None = None
-        self._bodiless = 0
-        self.head_bytes = 0
+        self.head_bytes = self.framing_bytes = 0
         self.is_in_head = True
         self.receiving: Request | None = None
         self.requests: deque[Request] = deque()
@@ -57,7 +57,8 @@ class RequestReader:
         if self.is_in_head:
             self.head_bytes += len(data)
         else:
-            self._bodiless += len(data)
+            # A piece of the body among it sets this to zero. The parser keeps a trailer as it comes.
+            self.framing_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -69,15 +70,16 @@ class RequestReader:
             raise BadHttp(self._fault or _UNCLEAR) from None
         if self.is_in_head and self.head_bytes > limits.HEADERS_BYTES_MAX:
             raise BadHttp("the headers are too large")
-        if self.receiving is not None and self._bodiless > limits.HEADERS_BYTES_MAX:
-            # Extensions of chunks, or trailers, without an end.
-            raise BadHttp("a body without bytes")
+        if self.framing_bytes > limits.FRAMING_BYTES_MAX:
+            raise BadHttp("too much that is no body")
 
     def _feed_without_upgrade(self, rest: bytes) -> None:
         """Read a request that offers another protocol as one that does not: we take no offers."""
         method, version = self._parser.get_method(), self._parser.get_http_version()
         if method == b"CONNECT":
-            raise MethodNotAllowed("this is no proxy of that kind")
+            error = MethodNotAllowed("this is no proxy of that kind")
+            error.headers = [("Allow", "GET, POST")]
+            raise error
         kept = [each for each in self._headers if each[0].lower() not in _UPGRADING]
         lines = "".join(f"{name}: {value}\r\n" for name, value in kept)
         head = b"%s %s HTTP/%s\r\n" % (method, self._url, version.encode())
@@ -114,7 +116,7 @@ class RequestReader:
         elif (length := headers.get("content-length")) is not None:
             request.content_length = int(length)
         self.is_in_head, self._url, self._headers = False, b"", []
-        self.receiving, self._bodiless = request, 0
+        self.receiving = request
         self.requests.append(request)
         self._begun(request)
         if len(self.requests) > limits.PIPELINED_MAX:
@@ -122,8 +124,8 @@ class RequestReader:
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of a body."""
+        self.framing_bytes = 0
         if self.receiving is not None:
-            self._bodiless = 0
             self.receiving.feed(piece)
 
     def on_message_complete(self) -> None:
@@ -131,7 +133,7 @@ class RequestReader:
         if self.receiving is not None:
             self.receiving.complete()
             self.receiving = None
-            self.is_in_head, self.head_bytes = True, 0
+            self.is_in_head, self.head_bytes, self.framing_bytes = True, 0, 0
 
     def _demand_sense(self, headers: Headers, version: str) -> None:
         if version not in VERSIONS:
@@ -139,6 +141,8 @@ class RequestReader:
         hosts = sum(1 for name, _ in self._headers if name.lower() == "host")
         if hosts > 1 or (not hosts and version == "1.1"):
             self._stop("exactly one Host is needed")
+        if b"#" in self._url:
+            self._stop("a fragment is the client's own")
         coding = headers.get("transfer-encoding")
         if coding is not None and (coding.lower() != "chunked" or version == "1.0"):
             self._stop("this Transfer-Encoding is not understood")

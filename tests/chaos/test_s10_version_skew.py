@@ -18,7 +18,6 @@ from tests.fakes.canary import Canary
 from tests.fakes.chaos_place import Scale, chaos_place, own_redis
 from tests.fakes.engines import until
 
-
 MORE = limits.LOOKUP_FAILURES_MAX + 3
 
 

@@ -177,7 +177,9 @@ async def test_s5_without_memory_requests_fail_and_nothing_else(
             assert (status, body) == (200, ANSWER)
             assert all(b"}" in each.body[-1:] for each in engine.requests), "none came in part"
             canary.look("log", router.log.read_text())
-    Report("S5", "RLIMIT_AS", "requests fail, or the process ends; then all is right", [took]).tell()
+    Report(
+        "S5", "RLIMIT_AS", "requests fail, or the process ends; then all is right", [took]
+    ).tell()
 
 
 def _size(pid: int) -> int:

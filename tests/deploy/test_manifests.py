@@ -62,7 +62,10 @@ def test_router_outlives_its_drain() -> None:
     options = Settings.model_validate(yaml.safe_load(config["data"]["config.yaml"])).router
     assert options.pre_stop_s >= limits.PRE_STOP_S, "a Service needs so long to forget a pod"
     assert "lifecycle" not in pod["containers"][0], "the router itself waits"
-    assert pod["terminationGracePeriodSeconds"] > options.pre_stop_s + options.drain_s + limits.LINGER_S
+    assert (
+        pod["terminationGracePeriodSeconds"]
+        > options.pre_stop_s + options.drain_s + limits.LINGER_S
+    )
 
 
 def _root(documents: list[Document]) -> None:
