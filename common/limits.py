@@ -181,8 +181,6 @@ DRAIN_S: Final = 60.0
 """For streams in flight at shutdown."""
 PRE_STOP_S: Final = 5.0
 """Until load balancers have heard that a router is not ready; it serves as ever meanwhile."""
-DRAIN_LOOK_S: Final = 0.02
-"""Between two looks at what is under way at shutdown."""
 RETRIES_SHARE: Final = 0.2
 """Of the requests under way that may be retries: each has one at most, before its first byte."""
 RETRIES_AT_LEAST: Final = 3

@@ -7,7 +7,7 @@ import gc
 import resource
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -105,20 +105,24 @@ class Running:
         return "draining" if self.is_draining else self.core.readiness()
 
     async def drain(self) -> None:
-        """Stop being ready, serve who has not heard of it yet, and let open requests finish."""
+        """Send clients elsewhere, taking what still comes, then let what is open finish.
+
+        What is not done after `drain_s` is left for the end of the context to break off.
+        """
+        options, inbound = self.settings, self.inbound
         self.is_draining = True
-        _LOG.info("router.draining", requests=self.http.open_requests)
-        options = self.settings
-        self.inbound.is_closing = True
+        inbound.send_away()
+        _LOG.info("router.draining", requests=self.cores.open_requests)
         await asyncio.sleep(options.pre_stop_s)
-        self.inbound.drain()
-        with suppress(TimeoutError):
+        inbound.close()
+        _LOG.info("router.closed", requests=self.cores.open_requests)
+        try:
             async with asyncio.timeout(options.drain_s):
-                # Connections tell of all cores, and of answers that are still being written.
-                while self.inbound.busy:  # noqa: ASYNC110 - it is a reading
-                    await asyncio.sleep(limits.DRAIN_LOOK_S)
-        if torn := self.inbound.busy:
-            _LOG.warning("router.drain_exceeded", torn=torn)
+                # A connection goes when its answer has left: later than its request has ended.
+                await inbound.emptied.wait()
+                await self.cores.idle()
+        except TimeoutError:
+            _LOG.warning("router.drain_exceeded", torn=len(inbound.connections))
 
 
 @asynccontextmanager

@@ -145,6 +145,6 @@ def test_s6_a_dead_task_is_a_dead_process(
     assert ended - deaths.died_at < DIES_WITHIN_S
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     died = [line["task"] for line in lines if line["event"] == "task.died"]
-    assert [name.split(" 127.")[0] for name in died].count(victim) == 1
+    assert [name.split(" 127.")[0] for name in died] == [victim]
     assert [line["event"] for line in lines].count("service.died") == 1
     Report("S6", f"a {service}'s task dies", "exit 1 within a second, `task.died` once").tell()
