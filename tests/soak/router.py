@@ -4,10 +4,9 @@
 
 Chats of varied text, so that caches fill; some that engines hold; whole answers and streams;
 clients that leave early, and that read slowly. The rate follows the router: 70 % of a core. Every
-minute Redis is stopped for three seconds (R1), and an engine restarts under all that it answers (E3,
-U5).
-Answers fail only where an engine broke them off; memory, files and threads must be flat, and memory
-below 700 MB.
+minute Redis is stopped for three seconds (R1), and an engine restarts under all that it answers
+(E3, U5). Answers fail only where an engine broke them off; memory, files and threads must be flat,
+and memory below 700 MB.
 """
 
 from __future__ import annotations
