@@ -25,6 +25,7 @@ from tests.fuzz.strict import NotStrict, bodies_of
 
 DECLARED: Final = (HttpError, MalformedBatch, PromptUnavailable)
 PIECES_MAX: Final = 6
+NEXT: Final = b"HTTP/1.1 201 Next\r\nContent-Length: 1\r\n\r\nn"
 
 
 def bodies(data: bytes) -> None:
@@ -171,13 +172,21 @@ async def _answered(pieces: list[bytes]) -> tuple[object, ...]:
             connection.data_received(piece)
     assert pool.released <= 1
     assert not (answer.is_whole and answer.failure)
-    is_free = pool.released == 1 and not connection.is_closed
-    if not connection.is_closed:
-        connection.close()
-    connection.connection_lost(None)
+    if pool.released and not connection.is_closed:
+        _is_clean(connection)
+    else:
+        connection.connection_lost(None)
     first = cast("asyncio.Future[None]", answer._first)  # noqa: SLF001 - else it warns
     failed = first.exception() if first.done() else None
-    return (*_said(answer), type(failed), is_free)
+    return (*_said(answer), type(failed))
+
+
+def _is_clean(connection: EngineConnection) -> None:
+    """See that nothing of an answer is left for the next request on its connection."""
+    answer = connection.send(b"", b"", 60.0)
+    connection.data_received(NEXT)
+    assert _said(answer) == (201, "Next", (("Content-Length", "1"),), b"n", True)
+    connection.close()
 
 
 def _said(answer: Answer) -> tuple[object, ...]:
