@@ -15,35 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from kvatlas.common.errors import HttpError, MalformedBatch
-from kvatlas.indexer.decode import decode
-from kvatlas.router.answers import parse_object
-from kvatlas.router.body import client_body
-from kvatlas.router.reading import RequestReader
+from tests.fuzz.targets import DECLARED, TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS = float(os.environ.get("TEST_FUZZ_SECONDS", "2"))
 BITS = (b"\r\n", b"\n", b"\0", b" ", b":", b'"', b"\\", b"{", b"}", b"[", b",", b"\xff", b"\x80")
-
-
-def heads(data: bytes) -> None:
-    """Read HTTP, whole and in two pieces."""
-    for cut in (0, len(data) // 2):
-        reader = RequestReader(lambda _request: None)
-        reader.feed(data[:cut])
-        reader.feed(data[cut:])
-
-
-def bodies(data: bytes) -> None:
-    """Read a body; what is cut out of it leaves JSON that says the rest."""
-    taken = client_body(data, parse_object(data))
-    assert parse_object(taken.raw) == taken.fields
-    assert taken.cut or taken.raw == data
-
-
-def events(data: bytes) -> None:
-    """Read an engine's message."""
-    decode(data)
 
 
 def mutated(seed: bytes, chance: random.Random) -> bytes:
@@ -67,7 +43,7 @@ def attempt(target: Callable[[bytes], None], data: bytes) -> None:
     """Try one input; one that fails joins the corpus."""
     try:
         target(data)
-    except (HttpError, MalformedBatch):
+    except DECLARED:
         return
     except Exception as error:
         file = CORPUS / target.__name__ / hashlib.sha256(data).hexdigest()[:16]
@@ -76,7 +52,7 @@ def attempt(target: Callable[[bytes], None], data: bytes) -> None:
 
 
 @pytest.mark.timeout(SECONDS + 60)
-@pytest.mark.parametrize("target", [heads, bodies, events], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda each: each.__name__)
 def test_fuzz(target: Callable[[bytes], None]) -> None:
     """Only errors of ours come out."""
     seeds = [file.read_bytes() for file in sorted((CORPUS / target.__name__).iterdir())]
