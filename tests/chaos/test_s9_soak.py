@@ -130,3 +130,40 @@ async def test_s9_nothing_grows(scale: Scale, canary: Canary, tmp_path: Path) ->
         f"{soak.complete} streams whole, {soak.torn} torn, all while cut; router at "
         f"{later[0][0]:.0f} MB, then {later[-1][0]:.0f} MB",
     ).tell()  # fmt: skip
+
+
+LEAVERS = 40
+
+
+async def hurries(exchange: Exchange) -> None:
+    """Answer in many pieces, so that some come while their client goes."""
+    await exchange.send(SSE_HEAD)
+    for _ in range(2_000):
+        await exchange.chunk(b'data: {"choices": []}\n\n')
+        await asyncio.sleep(0)
+
+
+async def leave(session: aiohttp.ClientSession, url: str) -> None:
+    """Go while the answer is coming."""
+    async with session.post(url, json=chat("x", stream=True)) as reply:
+        await reply.content.readany()
+        reply.close()
+
+
+async def test_s9_clients_that_leave_are_no_surprise(canary: Canary, tmp_path: Path) -> None:
+    """A stream whose client goes ends quietly: no traceback, and the router serves on."""
+    del canary
+    with own_redis() as server:
+        async with upstream(hurries) as engine, aiohttp.ClientSession() as session:
+            settings = router_settings([f"http://127.0.0.1:{engine.port}"], server.url)
+            with router_processes(tmp_path, settings) as [router]:
+                await router.ready()
+                url = router.url + CHAT_PATH
+                await asyncio.gather(*(leave(session, url) for _ in range(LEAVERS)))
+                engine.behaviour = streams
+                async with session.post(url, json=chat("x", stream=True)) as reply:
+                    assert (await reply.read()).endswith(b"data: [DONE]\n\n")
+                left = [one["outcome"] for one in router.events("request.finished")]
+                assert left.count("client_closed") > 0
+                assert "Traceback" not in router.log.read_text()
+    Report("S9", f"{LEAVERS} clients leave their streams", "no traceback; serves on").tell()

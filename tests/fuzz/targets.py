@@ -121,9 +121,15 @@ def _requests(pieces: list[bytes]) -> tuple[list[Read], bool]:
 
 
 def _read(request: Request, reader: RequestReader) -> Read:
-    body = b"".join(request._pieces)  # noqa: SLF001 - taking it needs a loop
+    body = b"".join(request._pieces)
     received = tuple(request.headers.received)
-    return request.method, request.path + request.query, received, body, request is not reader.receiving
+    return (
+        request.method,
+        request.path + request.query,
+        received,
+        body,
+        request is not reader.receiving,
+    )
 
 
 @lru_cache(1)
@@ -176,7 +182,7 @@ async def _answered(pieces: list[bytes]) -> tuple[object, ...]:
         _is_clean(connection)
     else:
         connection.connection_lost(None)
-    first = cast("asyncio.Future[None]", answer._first)  # noqa: SLF001 - else it warns
+    first = cast("asyncio.Future[None]", answer._first)
     failed = first.exception() if first.done() else None
     return (*_said(answer), type(failed))
 

@@ -107,6 +107,7 @@ class Place:
     source: random.Random
     lookups: int = 0
     failed_lookups: int = 0
+    tracebacks: int = 0
     samples: list[Sample] = field(default_factory=list)
 
     async def look_up(self) -> None:
@@ -244,6 +245,7 @@ async def _run(place: Place, minutes: float) -> float:
     finally:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
+    place.tracebacks = place.traffic.tracebacks()
     return rate
 
 
@@ -317,6 +319,8 @@ def _traffic_faults(place: Place) -> list[str]:
     """Say what was wrong with the router's side."""
     chats = place.traffic
     faults = [f"failed outside of a fault: {told}" for told in sorted(set(chats.wrong))[:20]]
+    if place.tracebacks:
+        faults.append(f"{place.tracebacks} tracebacks in the router's log")
     most = max(sample.router_mb for sample in place.samples)
     if most > ROUTER_MB_MAX:
         faults.append(f"the router took {most:.0f} MB")

@@ -49,7 +49,7 @@ class Answering:
         """Answer whole or in pieces, or break off in the middle of a stream (U5)."""
         for engine in self.engines:
             engine.requests.clear()  # they would be what grows
-        if b'"stream": true' not in exchange.body[-40:]:
+        if b'"stream": true' not in exchange.body[-200:]:
             await plain(ANSWER)(exchange)
             return
         await exchange.send(SSE_HEAD)
@@ -161,6 +161,10 @@ class Traffic:
         share = statistics.median(self.shares)
         outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(self.outcomes.items()))
         return f"chats: {outcomes}, {len(self.wrong)} wrong; router at {share:.0%} of its core"
+
+    def tracebacks(self) -> int:
+        """Count those in the router's log: none of these faults is a surprise."""
+        return self.router.log.read_text().count("Traceback (most recent call last)")
 
     def cpu_s(self) -> float:
         """Give the processor time that the router has taken."""
