@@ -14,7 +14,7 @@ from tests.chaos.conftest import Report
 from tests.chaos.test_s1_sigterm import streams
 from tests.fakes.canary import Canary
 from tests.fakes.door import chat
-from tests.fakes.engines import router_settings
+from tests.fakes.engines import router_settings, until
 from tests.fakes.router_process import RouterProcess, router_processes
 from tests.fakes.upstream import upstream
 
@@ -47,6 +47,8 @@ async def test_s2_only_its_own_streams_end(canary: Canary, redis_url: str, tmp_p
             assert all(isinstance(end, aiohttp.ClientError) for end in ends[::2])
             assert all(isinstance(end, bytes) and end.endswith(b"[DONE]\n\n") for end in ends[1::2])
             assert routers[0].wait() == -signal.SIGKILL
+            # Its engine generates for nobody no longer.
+            await until(lambda: engine.closed_early == 3)
             routers[0].start()
             await routers[0].ready()
             assert (await _stream(session, routers[0], begun)).endswith(b"[DONE]\n\n")
