@@ -220,8 +220,8 @@ async def test_x8_no_input_costs_100_times_its_bytes_or_its_senders_cpu(
             for name, made in INPUTS.items():
                 costs[name] = await asyncio.to_thread(_cost, process, made(size))
             for name, text in TEXTS.items():
-                content = [post(_said(text(size)))]
-                costs[f"text: {name}"] = await asyncio.to_thread(_cost, process, content)
+                said = [post(_said(text(size)))]
+                costs[f"text: {name}"] = await asyncio.to_thread(_cost, process, said)
             if PRINTS:
                 sys.stdout.write("\n".join(cost.line(name) for name, cost in costs.items()))
             told = [cost.line(name) for name, cost in costs.items() if not cost.is_fair()]
