@@ -53,7 +53,7 @@ test-valkey: $(DEV) ## Run the tests of the index on Valkey (fetches it into ~/.
 chaos: $(DEV) ## Inject every fault of docs/FAULTS.md at full size, and write it (about ten minutes)
 	$(BIN)/python -m tests.chaos.report
 
-soak: $(DEV) ## Run events and faults for ten minutes (MINUTES=10), then compare and look for leaks
+soak: $(DEV) ## Run events, chats and faults for ten minutes (MINUTES=10), then compare and look for leaks
 	$(BIN)/python -m tests.soak.run --minutes $(or $(MINUTES),10)
 
 lint: $(DEV) ## Check style, types and import rules

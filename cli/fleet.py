@@ -187,7 +187,7 @@ def _write_config(plan: FleetPlan, fleet: Fleet) -> None:
             }
             for engine in fleet.engines
         ],
-        "router": {"drain_s": DRAIN_S, **plan.router},
+        "router": {"pre_stop_s": 0.0, "drain_s": DRAIN_S, **plan.router},
         "indexer": {"admin_port": fleet.indexer_admin_port},
         "engine": {"model": MODEL, "block_size": BLOCK_SIZE, **plan.engine},
     }

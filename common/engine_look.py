@@ -8,6 +8,7 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.exhaustion import is_ours
 from kvatlas.common.gauges import Look
 from kvatlas.common.metrics_page import read_gauges, read_process_start
 from kvatlas.common.tls_engines import EngineTls
@@ -40,8 +41,8 @@ async def look(session: aiohttp.ClientSession, url: str, key: str | None, tls: E
             # The page is made before its head is sent.
             at_s = monotonic()
             page = await _read(reply)
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return Look("silent", monotonic())
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        return Look("unasked" if is_ours(error) else "silent", monotonic())
     if reply.status != OK:
         return Look("no_page", at_s)
     return Look("answered", at_s, read_process_start(page), read_gauges(page))

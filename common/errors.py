@@ -17,6 +17,7 @@
     |   |-- Overloaded             429 overloaded
     |   `-- RateLimited            429 rate_limit_exceeded
     |-- InternalError              ours; 500 internal_error
+    |   `-- Exhausted              503 exhausted
     |-- UpstreamError              the engines'; each has an HTTP status
     |   |-- NoEndpoints            503 no_endpoints
     |   |-- UpstreamConnect        502 upstream_connect
@@ -177,6 +178,13 @@ class RateLimited(RequestError):
 
 class InternalError(HttpError):
     """The router failed; what it was is in its log."""
+
+
+class Exhausted(InternalError):
+    """The router has no file or memory left for a connection, which is no fault of an engine."""
+
+    status = 503
+    code = "exhausted"
 
 
 class UpstreamError(HttpError):

@@ -68,8 +68,9 @@ class Sample:
     gauges: EngineGauges = NO_GAUGES
 
 
-Outcome = Literal["answered", "no_page", "silent"]
-"""A page was had; an answer, but no page, which says that it is alive; nothing."""
+Outcome = Literal["answered", "no_page", "silent", "unasked"]
+"""A page was had; an answer, but no page, which says that it is alive; nothing; we had no file to
+ask with, which says nothing of the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,12 @@ class Look:
     @property
     def is_up(self) -> bool:
         """Tell whether there was an answer."""
-        return self.outcome != "silent"
+        return self.is_asked and self.outcome != "silent"
+
+    @property
+    def is_asked(self) -> bool:
+        """Tell whether it says anything of the engine."""
+        return self.outcome != "unasked"
 
     @property
     def has_work(self) -> bool:

@@ -16,6 +16,8 @@ CONNECTIONS_MAX: Final = 16_384
 """Of clients to one router, where the limit of open files allows as many; each takes 5 KB."""
 FILES_KEPT: Final = 256
 """Open files that connections of clients and engines leave to everything else."""
+SCHEMA_LOOK_S: Final = 2.0
+"""Between a router's two looks at the version of the index: one GET each."""
 CORES_MAX: Final = 4
 """Configurations that requests are under way with; the next change waits for one to end."""
 CORE_LOOK_S: Final = 0.05
@@ -177,6 +179,8 @@ UPSTREAM_KEEPALIVE_S: Final = 2.0
 CLIENT_KEEPALIVE_S: Final = 75.0
 DRAIN_S: Final = 60.0
 """For streams in flight at shutdown."""
+PRE_STOP_S: Final = 5.0
+"""Until load balancers have heard that a router is not ready; it serves as ever meanwhile."""
 RETRIES_SHARE: Final = 0.2
 """Of the requests under way that may be retries: each has one at most, before its first byte."""
 RETRIES_AT_LEAST: Final = 3
@@ -531,6 +535,11 @@ TRACE_TOKENS_MAX: Final = 10_000_000
 """Of one prompt, or of one answer."""
 SIMULATED_ENDPOINTS_MAX: Final = 4_096
 SIMULATED_ROUTERS_MAX: Final = 256
+
+# --- memory -----------------------------------------------------------------------------------
+GC_THRESHOLDS: Final = (20_000, 20, 50)
+"""Objects of a router that are new before it looks for cycles among them, and how often it looks
+among older ones; some 10 MB of garbage at most."""
 
 # --- labels and logs --------------------------------------------------------------------------
 METRIC_CHILDREN_MAX: Final = 10_000

@@ -25,18 +25,24 @@ class LineWriter:
         self._descriptor = descriptor
         self._lost = lost
         self._lines: deque[bytes] = deque()
-        self._untold = 0
-        self.dropped = 0
+        # Each is written by one thread alone.
+        self._unqueued = 0
+        self._unwritten = 0
+        self._told = 0
         self._is_closing = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
+    @property
+    def dropped(self) -> int:
+        """Count the lines that were not written, since the start."""
+        return self._unqueued + self._unwritten
+
     def write(self, line: bytes) -> None:
         """Queue a line, without its end. Cost: 0.3 us."""
         if len(self._lines) >= limits.LOG_LINES_QUEUED_MAX:
-            self.dropped += 1
-            self._untold += 1
+            self._unqueued += 1
             return
         self._lines.append(line)
         if not self._wake.is_set():
@@ -65,17 +71,17 @@ class LineWriter:
             line = self._lines.popleft()
             size += len(line)
             taken.append(line)
-        if (untold := self._untold) and not self._lines:
-            self._untold -= untold
-            taken.append(self._lost(untold))
-        rest = memoryview(b"\n".join([*taken, b""]))
+        dropped = self.dropped
+        untold = [self._lost(dropped - self._told)] if dropped > self._told else []
+        rest = memoryview(b"\n".join([*taken, *untold, b""]))
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
             except OSError:
-                # A full disk, or nobody who reads: there is no one to tell.
-                self.dropped += len(taken)
+                # A full disk, or nobody who reads: there is no one to tell before it flows again.
+                self._unwritten += len(taken)
                 return
+        self._told = dropped
 
 
 class QueuedLogger:

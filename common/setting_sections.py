@@ -356,6 +356,8 @@ class RouterSettings(_Section):
         handover_check_share: share of the handed-over prompts that are checked, 0 to 1.
         retries_share: of the requests under way that may be retries; three always may.
         ejection: when an endpoint that fails requests gets none for a while.
+        pre_stop_s: how long requests are taken as ever once told to stop, though not ready.
+        drain_s: for open requests after that; what is left is torn.
         trace_url: of an OpenTelemetry collector that takes traces over OTLP and HTTP.
         trace_share: share of the requests without a traceparent that are traced, 0 to 1.
     """
@@ -399,6 +401,7 @@ class RouterSettings(_Section):
     stream_idle_s: Seconds = limits.STREAM_IDLE_S
     retries_share: Annotated[float, Field(ge=0, le=1)] = limits.RETRIES_SHARE
     ejection: EjectionSettings = EjectionSettings()
+    pre_stop_s: Annotated[float, Field(ge=0, le=600)] = limits.PRE_STOP_S
     drain_s: Seconds = limits.DRAIN_S
     trace_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0

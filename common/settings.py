@@ -135,7 +135,8 @@ def _cross_faults(data: dict[str, Any]) -> list[str]:
         *(
             f"endpoints.{i}.model: {endpoint['model']!r} is not one of models"
             for i, endpoint in endpoints
-            if "model" in endpoint and str(endpoint["model"]) not in names
+            # What is no text is refused as such, and not repeated.
+            if isinstance(endpoint.get("model"), str) and endpoint["model"] not in names
         ),
         *(f"endpoints: {url} is there twice" for url in _repeated(urls)),
         *_alias_faults(models, {*names, *adapters}),

@@ -19,6 +19,10 @@ EX_CONFIG = 78
 """Exit status for a configuration that cannot be used (sysexits.h)."""
 
 
+class TasksDied(ExceptionGroup):
+    """What tasks of a supervisor died of; each was told of when it did."""
+
+
 class Supervisor:
     """Own the tasks of a process; the first one that fails ends them all.
 
@@ -41,6 +45,8 @@ class Supervisor:
             # An error of the context itself is raised as it is.
             if failed.exceptions == (exc[1],):
                 return
+            if isinstance(failed, ExceptionGroup):
+                raise TasksDied(failed.message, failed.exceptions) from None
             raise
         finally:
             cancelling.cancel()
@@ -68,7 +74,11 @@ class Supervisor:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        # A task that died of its own tasks' deaths has nothing to add.
+        if error is not None and not isinstance(error, TasksDied):
             _LOG.error("task.died", task=task.get_name(), error=type(error).__name__)
 
 

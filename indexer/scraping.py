@@ -237,7 +237,7 @@ class Scraping:
         if not engine.is_ours:
             return
         board = self._boards[engine.model]
-        for rank, name in enumerate(engine.settings.names()):
+        for rank, name in enumerate(engine.settings.names() if found.is_asked else ()):
             board.seen[name] = Seen(found.sample(rank), found.at_s, engine.pace.pause_s)
         # Spread, so that engines that begin together are not looked at together for ever.
         pause_s = engine.pace.pause_s * random.uniform(0.9, 1.1)  # noqa: S311 - jitter

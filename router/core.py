@@ -49,6 +49,7 @@ from kvatlas.router.rates import RateLimits
 from kvatlas.router.relearning import Relearning
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.salts import Salts
+from kvatlas.router.schema import SchemaWatch
 from kvatlas.router.shared_gauges import SharedGauges
 from kvatlas.router.tracing import Tracer
 
@@ -157,6 +158,8 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         looks = Looks(session, endpoints, gauges.is_fresh, metrics, options.metrics_interval_s)
         with suppress(IndexUnavailable):
             await redis.index.warm()
+        schema = SchemaWatch(redis.index)
+        await schema.look()
         tasks = await stack.enter_async_context(Supervisor())
         for name, work in {
             "flights": redis.flights.run(),
@@ -167,6 +170,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
             "handover_checks": parts.checks.run(),
             "relearning": parts.relearning.run(),
             "rates": redis.rates.run(),
+            "schema": schema.run(),
             "tls": watch(identities.credentials),
         }.items():
             tasks.start(work, name)

@@ -46,6 +46,16 @@ class Cores:
         """Count the cores: the newest, and those that still have requests."""
         return len(self._living)
 
+    @property
+    def open_requests(self) -> int:
+        """Count the requests that all of them have under way."""
+        return sum(core.http.open_requests for core in self._living.values())
+
+    async def idle(self) -> None:
+        """Wait until none has a request, when no more can come."""
+        for living in list(self._living.values()):
+            await living.http.idle.wait()
+
     async def start(self, settings: Settings) -> None:
         """Make the first core.
 

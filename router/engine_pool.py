@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import Exhausted
+from kvatlas.common.exhaustion import is_ours
 from kvatlas.router.arrival import Answer, EngineFailed
 from kvatlas.router.outbound import EngineConnection, Target
 
@@ -111,7 +113,9 @@ class EnginePool:
         except ConnectionResetError:
             # A connection that was made, and broken off in its handshake.
             raise EngineFailed("tls" if target.tls else "connect") from None
-        except OSError:
+        except OSError as error:
+            if is_ours(error):
+                raise Exhausted("the router has no file left for a connection") from None
             raise EngineFailed("connect") from None
         self._all.add(connection)
         return connection

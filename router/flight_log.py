@@ -196,7 +196,11 @@ class FlightLog:
         launch = launch._replace(number=self._number)
         self.board.launched(self.board.me, launch, monotonic())
         self._outbox.launch(launch)
-        self._flush_soon()
+        if self.board.routers == 1:
+            # Nobody decides beside us: it can wait for what else there is to tell.
+            self._flush_later()
+        else:
+            self._flush_soon()
         return launch
 
     def began(self, launch: Launch) -> None:

@@ -15,13 +15,10 @@ from kvatlas.common import limits
 from kvatlas.common.errors import (
     HttpError,
     InvalidRequest,
-    KvatlasError,
-    NoEndpoints,
     UpstreamConnect,
 )
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS, RESPONSES_PATH
-from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router.access import demand_model
 from kvatlas.router.admission import Admission
@@ -30,15 +27,14 @@ from kvatlas.router.arrival import Answer
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
 from kvatlas.router.first_token import FirstToken, Gaps
-from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.headers import Header
 from kvatlas.router.intake import Intake
+from kvatlas.router.job import Busy, Job, another, demand_one_alive, in_clients_words, outgoing
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.pipeline import Decision, Judged, Pipeline
 from kvatlas.router.proof import Case, Proof, Sent
-from kvatlas.router.proxy import EVENT_STREAM, Delivery, Outgoing, Proxy, Torn
+from kvatlas.router.proxy import EVENT_STREAM, Delivery, Proxy, Torn
 from kvatlas.router.rates import RateLimits
-from kvatlas.router.renamed import PARENTS, Names, Renamed
 from kvatlas.router.request import Request, Response
 from kvatlas.router.retry_budget import RetryBudget
 from kvatlas.router.rewrites import Rewrites
@@ -47,34 +43,6 @@ from kvatlas.router.sessions import answer_headers
 from kvatlas.router.tracing import TRACEPARENT, Tracer
 from kvatlas.router.trip import Trip, chosen_id
 from kvatlas.router.usage import AnswerReader, Unread
-
-
-@record
-class Job:
-    """A request that has been decided on.
-
-    Attributes:
-        asked_name: of the model, as the client wrote it, where engines are sent another one.
-    """
-
-    request: Request
-    trip: Trip
-    body: ClientBody
-    decision: Decision
-    flight: OwnFlight
-    asked_name: str | None
-
-    def case(self, judged: Judged) -> Case:
-        """Put it together with an endpoint."""
-        return Case(self.trip.path, self.body, self.decision, judged)
-
-
-class _Busy(KvatlasError):
-    """An engine has no room for a request, and another one may have; its answer is at hand."""
-
-    def __init__(self, case: Case, sent: Sent, answer: Answer) -> None:
-        super().__init__("busy")
-        self.case, self.sent, self.answer = case, sent, answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +95,12 @@ class RouterHttp:
             trip.trace = self.tracer.begin(request.headers.getall(TRACEPARENT))
         self.open_requests += 1
         self.idle.clear()
+        response = None
         try:
-            return await self._generate(request, trip)
+            response = await self._generate(request, trip)
         except HttpError as error:
             trip.status, trip.outcome = error.status, error.code
-            return error_response(error, trip.path, trip.request_id)
+            response = error_response(error, trip.path, trip.request_id)
         except Torn:
             trip.outcome = "torn"
             raise
@@ -143,7 +112,11 @@ class RouterHttp:
             self.open_requests -= 1
             if self.open_requests == 0:
                 self.idle.set()
-            self._finish(trip)
+            if response is None:
+                self._finish(trip)
+        if response is not None:
+            response.then.append(lambda: self._finish(trip))
+        return response
 
     async def explain(self, asked: bytes, request_id: str | None) -> dict[str, Any]:
         """Say what would be decided for a body, and why; nothing is sent to an engine.
@@ -203,11 +176,11 @@ class RouterHttp:
         decision = job.decision
         try:
             return await self._attempt(job, decision.chosen)
-        except _Busy as busy:
+        except Busy as busy:
             # Its own words, should there be nobody else.
             refusal = busy
         except UpstreamConnect:
-            _demand_one_alive(decision)
+            demand_one_alive(decision)
             if not self._may_retry(decision):
                 raise
             refusal = None
@@ -216,7 +189,7 @@ class RouterHttp:
         except UpstreamConnect:
             if refusal is not None:
                 return await self._pass_refusal(job, refusal)
-            _demand_one_alive(decision)
+            demand_one_alive(decision)
             raise
         finally:
             self._retries.give_back()
@@ -230,13 +203,13 @@ class RouterHttp:
     async def _again(self, job: Job) -> Response | None:
         decision = job.decision
         # One that is alone is tried again itself: it may just have closed an idle connection.
-        other = _another(decision) or decision.chosen
+        other = another(decision) or decision.chosen
         job.trip.retries += 1
         job.flight.lift()
         self._pipeline.fly(job.flight, decision, other)
         return await self._attempt(job, other)
 
-    async def _pass_refusal(self, job: Job, refusal: _Busy) -> Response | None:
+    async def _pass_refusal(self, job: Job, refusal: Busy) -> Response | None:
         trip, case = job.trip, refusal.case
         trip.endpoint, trip.match_tokens = case.endpoint.name, case.judged.match_tokens
         trip.status = refusal.answer.status
@@ -253,7 +226,7 @@ class RouterHttp:
             if answer.status == HTTPStatus.SERVICE_UNAVAILABLE and self._goes_elsewhere(
                 job, answer
             ):
-                raise _Busy(case, sent, answer)
+                raise Busy(case, sent, answer)
             return await self._pass_on(job, case, sent, answer)
         finally:
             if answer is not None:
@@ -263,7 +236,7 @@ class RouterHttp:
     def _goes_elsewhere(self, job: Job, answer: Answer) -> bool:
         """Tell whether a request that an engine has no room for is tried at another one."""
         is_first = job.trip.retries == 0 and answer.is_whole
-        return is_first and _another(job.decision) is not None and self._may_retry(job.decision)
+        return is_first and another(job.decision) is not None and self._may_retry(job.decision)
 
     async def _pass_on(self, job: Job, case: Case, sent: Sent, answer: Answer) -> Response | None:
         """Pass an answer on, and learn from it what it tells."""
@@ -280,26 +253,33 @@ class RouterHttp:
         is_stream = answer.content_type == EVENT_STREAM
         gaps: Gaps | None = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
         headers = self._our_headers(trip, decision, case.judged)
-        seen: AnswerReader = _in_clients_words(job, reader, answer) if is_readable else reader
+        seen: AnswerReader = in_clients_words(job, reader, answer) if is_readable else reader
         if gaps is not None and is_readable and trip.path == RESPONSES_PATH:
             seen = gaps = FirstToken(seen, first_byte, gaps)
         begun = _nothing if isinstance(seen, FirstToken) else first_byte
         delivery = Delivery(headers, seen, begun, torn_event(trip.path), gaps)
         response = await self._proxy.relay(job.request, answer, case.endpoint, delivery)
-        if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
-            trip.cached_tokens, trip.usage = usage.cached_tokens, usage
+
+        def learn() -> None:
+            if is_readable and (usage := self._proof.note(case, sent, reader)) is not None:
+                trip.cached_tokens, trip.usage = usage.cached_tokens, usage
+
+        if response is None:
+            learn()
+        else:
+            response.then.append(learn)
         return response
 
     async def _send(self, job: Job, case: Case) -> tuple[Sent, Answer]:
         """Send to an engine, a second time where it does not take our token ids."""
         sent = self._proof.prepare(case)
-        answer = await self._proxy.send(case.endpoint, _outgoing(job, sent))
+        answer = await self._proxy.send(case.endpoint, outgoing(job, sent))
         if sent.is_handed_over and answer.status == HTTPStatus.BAD_REQUEST:
             # What is wrong with the client's own request is for the engine to say.
             answer.close()
             self._proof.note_refused(case)
             sent = self._proof.prepare(case, may_hand_over=False)
-            answer = await self._proxy.send(case.endpoint, _outgoing(job, sent))
+            answer = await self._proxy.send(case.endpoint, outgoing(job, sent))
         return sent, answer
 
     def _our_headers(self, trip: Trip, decision: Decision, judged: Judged) -> list[Header]:
@@ -348,41 +328,5 @@ class RouterHttp:
         trip.log()
 
 
-def _outgoing(job: Job, sent: Sent) -> Outgoing:
-    ours = [("X-Request-Id", job.trip.request_id)]
-    if job.trip.trace is not None:
-        ours.append((TRACEPARENT, job.trip.trace.header()))
-    if sent.asked == "us" or job.asked_name is not None:
-        # What is to be taken out, or written anew, must be readable.
-        ours.append(("Accept-Encoding", "identity"))
-    request = job.request
-    target = request.path + request.query
-    return Outgoing(target, request.headers.received, ours, sent.body, request.peer)
-
-
-def _in_clients_words(job: Job, reader: AnswerReader, answer: Answer) -> AnswerReader:
-    """Give the model the name that the client asked for, where engines were sent another."""
-    is_stream = answer.content_type == EVENT_STREAM
-    if job.asked_name is None or not (is_stream or answer.content_type == "application/json"):
-        return reader
-    parent = PARENTS.get(job.trip.path, b"")
-    return Renamed(reader, Names(job.asked_name, parent, is_stream=is_stream))
-
-
 def _nothing() -> None:
     """Do nothing."""
-
-
-def _demand_one_alive(decision: Decision) -> None:
-    """Say that nobody answers where that is known, rather than that one endpoint did not.
-
-    Raises:
-        NoEndpoints: no endpoint of the model is healthy.
-    """
-    if not any(each.endpoint.healthy for each in decision.candidates):
-        raise NoEndpoints("no endpoint of this model answers") from None
-
-
-def _another(decision: Decision) -> Judged | None:
-    """Give the best endpoint but the first that takes requests; None where there is none."""
-    return next((each for each in decision.order[1:] if each.endpoint.healthy), None)

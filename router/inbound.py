@@ -42,6 +42,9 @@ class Inbound:
 
     Attributes:
         is_closing: whether clients are told to take their next request elsewhere.
+        is_closed: whether connections end behind the answer that they wait for, told or not.
+        emptied: set when it is closed and no connection is left.
+        server: that listens.
         refused: connections that were too many, since the start.
         cut_heads: those that sent no head in time, alike.
         cut_readers: those that did not read, alike.
@@ -53,14 +56,33 @@ class Inbound:
         self.connections_max = connections_max
         self.connections: set[Connection] = set()
         self.dates = Dates()
-        self.is_closing = False
+        self.is_closing = self.is_closed = False
+        self.emptied = asyncio.Event()
+        self.server: asyncio.Server | None = None
         self.refused = self.cut_heads = self.cut_readers = 0
 
-    def drain(self) -> None:
-        """Close each connection behind the answer that it waits for, idle ones at once."""
+    def send_away(self) -> None:
+        """Tell clients with each answer that their connection ends with it.
+
+        Idle connections stay: a client may be about to send on one, and was told nothing.
+        """
         self.is_closing = True
+
+    def close(self) -> None:
+        """Take no connection any more, and close each behind its answer; idle ones at once."""
+        self.is_closing = self.is_closed = True
+        if self.server is not None:
+            self.server.close()
         for connection in list(self.connections):
             connection.leave_if_idle()
+        if not self.connections:
+            self.emptied.set()
+
+    def left(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        if self.is_closed and not self.connections:
+            self.emptied.set()
 
     def tear(self) -> None:
         """Break off what is left."""
@@ -128,7 +150,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is under way for it."""
         del exc
-        self._inbound.connections.discard(self)
+        self._inbound.left(self)
         if self._timer is not None:
             self._timer.cancel()
         self._reader.requests.clear()
@@ -201,9 +223,14 @@ class Connection(asyncio.Protocol):
                 return
             failed = InternalError("the router failed")
             response = self._inbound.refusal(failed, request.path)
-        keeps_alive = request.keeps_alive and request.is_whole and not self._inbound.is_closing
+        inbound = self._inbound
+        # A head that is out has promised the client that it may go on.
+        is_last = inbound.is_closed if self._has_begun else inbound.is_closing
+        keeps_alive = request.keeps_alive and request.is_whole and not is_last
         if response is not None:
             self._writer.whole(response, request, keeps_alive=keeps_alive)
+            for then in response.then:
+                then()
         self._done(request, keeps_alive=keeps_alive)
 
     def _done(self, request: Request, *, keeps_alive: bool) -> None:
@@ -255,9 +282,15 @@ class Connection(asyncio.Protocol):
                 last.keeps_alive = False
         self._flow()
 
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether a request is under way, or has begun to arrive."""
+        reader = self._reader
+        return self._current is not None or bool(reader.requests) or reader.head_bytes > 0
+
     def leave_if_idle(self) -> None:
-        """Close unless a request is under way, or has begun to arrive."""
-        if self._current is None and not self._reader.requests and not self._reader.head_bytes:
+        """Close unless it is busy."""
+        if not self.is_busy:
             self._transport.close()
 
     def abort(self) -> None:
@@ -363,6 +396,7 @@ async def listening(
         )
     except OSError as error:
         raise ConfigError([f"{host}:{port}: {error.strerror}"]) from None
+    inbound.server = server
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

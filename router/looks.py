@@ -98,13 +98,13 @@ class Looks:
     async def _look(self, engine: Engine) -> None:
         try:
             found = await look(self._session, engine.url, engine.api_key, engine.tls)
-            is_alive = found.is_up or await self._is_alive(engine)
+            is_alive = found.is_up or (found.is_asked and await self._is_alive(engine))
         finally:
             self._looking.discard(engine.url)
         self._metrics.looks.labels(found.outcome).inc()
         if is_alive and not found.is_up:
             self._endpoints.note_alive(engine)
-        else:
+        elif found.is_asked:
             self._endpoints.note_look(engine, found)
         # Spread, so that many routers do not ask in step.
         pause_s = self._interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - jitter

@@ -19,7 +19,7 @@ from kvatlas.common import limits
 from kvatlas.common.deadline import Deadline
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
-from kvatlas.common.keyspace import Shard
+from kvatlas.common.keyspace import SCHEMA_KEY, Shard
 from kvatlas.common.kv_groups import DEFAULT_TIER_WEIGHTS, Tier
 from kvatlas.common.records import record
 from kvatlas.common.redis_client import RedisArg, Script, connect, guard
@@ -69,6 +69,8 @@ class BlockIndex:
         self._script = Script("lookup", reads_only=True)
         self._windows = Script("windows", reads_only=True)
         self._places: dict[Shard, _Place] = {}
+        self.is_readable = True
+        """Whether it is of the schema that is ours; `router/schema.py` looks."""
         self.undecided = 0
         """Matches of hybrid endpoints that were given up at WINDOW_BLOCKS_MAX, since the start."""
 
@@ -99,6 +101,16 @@ class BlockIndex:
         with guard():
             await self.client.ping()
 
+    async def schema(self) -> str | None:
+        """Read which schema the index has; None where there is none yet.
+
+        Raises:
+            IndexUnavailable: Redis is not there.
+        """
+        with guard():
+            found = await self.client.get(SCHEMA_KEY)
+        return found.decode(errors="replace") if isinstance(found, bytes) else found
+
     async def match(
         self, shards: Sequence[Shard], hashes: Sequence[BlockHash]
     ) -> dict[EndpointName, Match]:
@@ -119,6 +131,8 @@ class BlockIndex:
         """
         if not hashes:
             return {}
+        if not self.is_readable:
+            raise IndexUnavailable("schema")
         stride = stride_of(len(hashes))
         chain = _Chain(hashes, stride, _packed(hashes[::stride]))
         with guard(), Deadline(self._limit_s, limits.LOOKUP_GRACE_S):

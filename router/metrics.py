@@ -31,7 +31,7 @@ class RouterMetrics(Metrics):
         "Requests that were not answered well: the error's code, `torn` behind the first byte,"
         " `client_closed`, or `engine_4xx`, `engine_5xx` for what an engine answered itself.",
         "`torn`, `upstream_...`: which engine, say `upstream_errors_total`. `no_endpoints`: all"
-        " of a model's engines are away",
+        " of a model's engines are away. `exhausted`: the router has no file left to connect with",
     )
     first_byte_seconds = histogram(
         "first_byte_seconds",

@@ -59,7 +59,7 @@ _ERRORS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "429": ("Too much is under way, or a limit is reached.", _RETRY_AFTER),
     "500": ("The router failed, or the engine did; its answer passes unchanged.", {}),
     "502": ("The engine could not be reached, or its answer not be read.", {}),
-    "503": ("No engine serves the model, or all connections are taken.", _RETRY_AFTER),
+    "503": ("No engine serves the model, or all connections or files are taken.", _RETRY_AFTER),
     "504": ("The engine did not begin its answer in time.", {}),
 }
 _AT_THE_DOOR: Final = ("400", "401", "403", "500", "503")

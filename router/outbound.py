@@ -150,15 +150,15 @@ class EngineConnection(asyncio.Protocol):
             self.close()
             return
         self._heard_s = monotonic()
-        if self._is_in_head:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("protocol")
         else:
-            if self._is_in_head and self._head_bytes > limits.ANSWER_HEAD_BYTES_MAX:
-                self._fail("protocol")
+            if self._head_bytes > limits.ANSWER_HEAD_BYTES_MAX:
+                # A head, extensions of chunks or trailers without an end.
+                self._fail("protocol" if self._is_in_head else "broken")
 
     def eof_received(self) -> None:
         """Let the transport close."""
@@ -183,8 +183,10 @@ class EngineConnection(asyncio.Protocol):
     # --- what the parser calls ----------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Begin a head."""
+        """Begin a head; one that nobody asked for ends the connection."""
         self._headers, self._reason = [], b""
+        if self._answer is None:
+            self.close()
 
     def on_status(self, reason: bytes) -> None:
         """Take a piece of the reason."""
@@ -222,6 +224,7 @@ class EngineConnection(asyncio.Protocol):
         if answer is not None:
             if self._timer is None:
                 self._wait_on()
+            self._head_bytes = 0
             answer.feed(piece)
 
     def on_message_complete(self) -> None:
@@ -229,6 +232,8 @@ class EngineConnection(asyncio.Protocol):
         if self._is_in_head:
             return
         answer, self._answer = self._answer, None
+        if answer is None:
+            return  # given up, or never asked for: it is closed, and must not be used again
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -240,8 +245,7 @@ class EngineConnection(asyncio.Protocol):
         else:
             # An engine that answers early wants no more of the request.
             self.close()
-        if answer is not None:
-            answer.complete()
+        answer.complete()
 
     # --- time ---------------------------------------------------------------------------------
 

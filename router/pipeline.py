@@ -49,7 +49,7 @@ NO_PROMPT: Final = "path:no_prompt"
 """Why a request goes by load whose path is none of those that become prompts."""
 CACHE_UNREAD: Final = "lookup:cache_unread"
 """Why a request goes by load whose engine will not look into its cache."""
-NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "wrongtype"})
+NO_FAULT_OF_REDIS: Final = frozenset({"pool", "foreign_entry", "schema", "wrongtype"})
 """Reasons of lookups that failed for themselves; the next one may well be answered."""
 
 

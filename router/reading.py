@@ -64,7 +64,10 @@ class RequestReader:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._feed_without_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, MemoryError):
+                # It is ours, and no word of the client's.
+                raise error.__context__ from None
             raise BadHttp(self._fault or _UNCLEAR) from None
         if self.is_in_head and self.head_bytes > limits.HEADERS_BYTES_MAX:
             raise BadHttp("the headers are too large")

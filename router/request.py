@@ -60,9 +60,13 @@ class Headers(Mapping[str, str]):
 
 
 class Response:
-    """An answer of our own, or one that has come in whole."""
+    """An answer of our own, or one that has come in whole.
 
-    __slots__ = ("body", "headers", "reason", "status")
+    Attributes:
+        then: what is done when it has been written; the client need not wait for it.
+    """
+
+    __slots__ = ("body", "headers", "reason", "status", "then")
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class Response:
         self.body = body
         self.headers = headers if headers is not None else []
         self.reason = reason
+        self.then: list[Callable[[], None]] = []
 
     @classmethod
     def json(cls, content: Any, status: int = 200) -> Response:

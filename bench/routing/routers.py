@@ -69,7 +69,7 @@ def kvatlas_route(
     sections = {
         **settings,
         "redis": {"url": redis.url},
-        "router": {"drain_s": 1.0, **settings.get("router", {})},
+        "router": {"pre_stop_s": 0.0, "drain_s": 1.0, **settings.get("router", {})},
         "indexer": {"admin_port": indexer_port},
     }
     config = str(site.config("kvatlas", sections))

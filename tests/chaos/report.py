@@ -25,14 +25,14 @@ Written by `make chaos` (tests/chaos/report.py); do not edit. Each row of the ta
 has tests in `tests/chaos` that are named after it, and that inject the fault for real. `make test`
 runs the same tests at a smaller size.
 
-R and E: there are 8 engines (2 where one of them is flooded or indexers are killed, as many as are told for
-E14, one per bomb for E10), each with 1,000 batches to catch up with where all are hit. What has to
-recover is injected three times (E16: 100). *Recovered* is the time from the fault's end until every
-engine's newest blocks are found by a lookup, requests go where their prompt is cached for that
-reason, and a full scan of Redis equals the engines' caches: at most 5 s, but for what is marked
-with a star (R6, R13, R14, E5, E14), which is told, or has a bound of its own. After every test
-tasks, files and sockets are as many as before, nothing counts as under way, and a canary that was
-in prompts, salts, headers and template variables stands in no log, metric or key.
+R and E: there are 8 engines (2 where one of them is flooded or indexers are killed, as many as are
+told for E14, one per bomb for E10), each with 1,000 batches to catch up with where all are hit.
+What has to recover is injected three times (E16: 100). *Recovered* is the time from the fault's end
+until every engine's newest blocks are found by a lookup, requests go where their prompt is cached
+for that reason, and a full scan of Redis equals the engines' caches: at most 5 s, but for what is
+marked with a star (R6, R13, R14, E5, E14), which is told, or has a bound of its own. After every
+test tasks, files and sockets are as many as before, nothing counts as under way, and a canary that
+was in prompts, salts, headers and template variables stands in no log, metric or key.
 
 Two figures of the tables are not reached. *E10*: memory grows by up to 3.8 times the cap of 8 MB
 (told: below 2): ZMQ holds a frame while Python copies it, and frames of up to twice the cap are

@@ -101,8 +101,10 @@ async def test_u9_what_comes_behind_an_answer_is_nobodys(canary: Canary, log: io
         await exchange.send(answer + answer.replace(b"choices", b"smuggle"))
 
     async with upstream_fleet([twice], canary, log) as place:
-        seen = [await place.ask() for _ in range(3)]
-        assert all(b"smuggle" not in each.body for each in seen)
+        for _ in range(3):
+            seen = await place.ask(), *await asyncio.gather(*(place.ask() for _ in range(4)))
+            assert {each.body for each in seen} == {ANSWER}
+            assert place.running.pool.under_way == 0
     Report("U9", "two answers to one request", "the second reaches nobody").tell()
 
 

@@ -36,6 +36,7 @@ def settings_for(ports: list[int], redis_url: str, **options: Any) -> Settings:
                 "admin_port": 0,
                 "debug_headers": True,
                 "metrics_interval_s": 60,
+                "pre_stop_s": 0,
                 "drain_s": 2,
                 **options,
             },
@@ -568,7 +569,7 @@ async def test_a_drain_lets_streams_finish(redis_url: str) -> None:
         await exchange.chunk(b"data: [DONE]\n\n")
         await exchange.send(b"0\r\n\r\n")
 
-    async with one_engine(waiting, redis_url) as (_, running, client):
+    async with one_engine(waiting, redis_url, pre_stop_s=0.5) as (_, running, client):
         async with client.post(CHAT, json={**BODY, "stream": True}) as reply:
             await reply.content.readany()
             drained = asyncio.create_task(running.drain())

@@ -86,8 +86,10 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 async def test_the_next_decision_sees_the_last_one(redis_url: str) -> None:
-    """Launch, first byte and end of a flight are on the other router's board at once."""
+    """Launch, first byte and end of a flight are on the board of a router that is known at once."""
     async with flight_log(redis_url) as one, flight_log(redis_url) as two:
+        await two._tell_state()
+        await fresh(one)
         launch = Launch(0, A, 900, sketch=sketch_of(CHAIN, 50), session=5)
         with one.flight(launch) as flight:
             await asyncio.sleep(0)

@@ -191,7 +191,7 @@ async def test_an_engine_that_cannot_be_trusted_any_more_is_passed_over(
             answers = [await asked(client) for _ in range(4)]
             assert answers == [(200, ANSWER)] * 4
             errors = running.metrics.upstream_errors.labels(f"127.0.0.1:{port}", kind)
-            retries = running.metrics.retries.labels("m")
+            retries = running.metrics.retries.labels("m", "sent")
             assert errors.value == retries.value > 0
             assert turned.requests == []
 

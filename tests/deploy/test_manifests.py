@@ -8,8 +8,11 @@ from functools import cache
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.manifests import FOLDERS, Document, faults, kubectl, render
+from kvatlas.common import limits
+from kvatlas.common.settings import Settings
 
 pytestmark = pytest.mark.skipif(kubectl() is None, reason="kubectl is not on the PATH")
 
@@ -55,8 +58,14 @@ def test_only_the_init_container_sees_the_token() -> None:
 def test_router_outlives_its_drain() -> None:
     """Kubernetes waits longer than the router takes to end its streams."""
     pod = _one(_rendered(0), "Deployment", "router")["spec"]["template"]["spec"]
-    pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > pause + 60
+    (config,) = [d for d in _rendered(0) if d["kind"] == "ConfigMap"]
+    options = Settings.model_validate(yaml.safe_load(config["data"]["config.yaml"])).router
+    assert options.pre_stop_s >= limits.PRE_STOP_S, "a Service needs so long to forget a pod"
+    assert "lifecycle" not in pod["containers"][0], "the router itself waits"
+    assert (
+        pod["terminationGracePeriodSeconds"]
+        > options.pre_stop_s + options.drain_s + limits.LINGER_S
+    )
 
 
 def _root(documents: list[Document]) -> None:

@@ -54,7 +54,7 @@ def router_settings(
         "endpoints": [{"url": url, "model": "demo"} for url in urls],
         "router": {
             "port": 0, "admin_port": 0, "debug_headers": True, "metrics_interval_s": 0.05,
-            "drain_s": 1, **options,
+            "pre_stop_s": 0, "drain_s": 1, **options,
         },
     })  # fmt: skip
 

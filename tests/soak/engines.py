@@ -82,13 +82,13 @@ class Load:
 
 
 @asynccontextmanager
-async def turning_fleet(count: int, seed: int) -> AsyncIterator[BlockFleet]:
+async def turning_fleet(names: Sequence[EndpointName], seed: int) -> AsyncIterator[BlockFleet]:
     """Run such engines, one index shard for all, until the context ends."""
     source = Random(seed)
     async with AsyncExitStack() as stack:
         engines: list[BlockEngine] = []
-        for number in range(count):
+        for name in names:
             publisher = FakePublisher(replay_max=REPLAY_BATCHES)
             await stack.enter_async_context(publisher)
-            engines.append(TurningEngine(EndpointName(f"127.0.1.{number}:1"), publisher, source))
+            engines.append(TurningEngine(name, publisher, source))
         yield BlockFleet(engines, 1)

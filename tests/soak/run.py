@@ -2,10 +2,12 @@
 
     python -m tests.soak.run [--minutes M] [--indexers N] [--engines N] [--json FILE]
 
-A cycle of a minute: an engine restarts, an indexer is killed with -9 and started again, Redis is
-killed with -9 and comes back empty, all under events at 30 % of what was measured first. At its
-end the load pauses, and Redis must hold exactly what the engines hold. Memory, connections, files
-and threads are read at the same point of every cycle; their slopes must be flat.
+A cycle of a minute: an engine restarts (E3), Redis freezes for some seconds (R1), engines break
+streams off (U5), an indexer is killed with -9 and started again, Redis is killed with -9 and comes
+back empty, all under events at 15 % of what was measured first, and under chats that keep a router
+at 70 % of its core. At its end the events pause, and Redis must hold exactly what the engines hold.
+Memory, connections, files and threads are read at the same point of every cycle; their slopes must
+be flat, and only streams that engines broke off may fail.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,21 +31,34 @@ from rich.console import Console
 from rich.table import Table
 
 from kvatlas.common.errors import IndexUnavailable
+from kvatlas.common.ids import EndpointName
 from kvatlas.router.lookup import BlockIndex
 from tests.fakes.block_fleet import BlockFleet
 from tests.fakes.indexer_process import IndexerProcess, indexer_processes
 from tests.fakes.redis_servers import Server, plain_options
 from tests.fakes.redis_servers import running as run_servers
 from tests.soak.engines import CHAIN_BLOCKS, Load, TurningEngine, turning_fleet
+from tests.soak.traffic import Traffic, answering_engines, traffic
 
 CYCLE_S = 60.0
-SHARE_OF_CAPACITY = 0.3
+SHARE_OF_CAPACITY = 0.15
+"""With a router at its share and its clients, two cores are full."""
 CAPACITY_CHAINS = 4_000
 SETTLE_S = 15.0
 LOOKUP_PAUSE_S = 0.02
 SLOPE_MAX = 0.02
 """Growth per cycle, as a share of the median; what is below is the noise of allocators."""
-COUNTED = ("indexer_files", "indexer_threads", "redis_connections")
+COUNTED = (
+    "indexer_files", "indexer_threads", "redis_connections", "router_threads"
+)  # fmt: skip
+POOLED = ("router_files",)
+"""Kept connections of clients and engines follow the load of the moment."""
+POOLED_SLOPE_MAX = 3.0
+ROUTER_MB_MAX = 700
+FROZEN_S = 3.0
+CUT_S = 2.0
+SHARE_MIN = 0.5
+"""Of its core the router takes at least this in the median; less would be no load to speak of."""
 COUNTED_SLOPE_MAX = 0.34
 """Of these: a cycle has three faults, so what leaks one per fault grows by three; pools that open
 one connection more or less do not."""
@@ -61,6 +78,9 @@ class Sample:
         redis_mb: used_memory.
         redis_connections: connected clients.
         redis_keys: keys.
+        router_mb: resident memory of the router.
+        router_files: its open files and sockets.
+        router_threads: its threads.
     """
 
     settled_s: float
@@ -70,6 +90,9 @@ class Sample:
     redis_mb: float
     redis_connections: int
     redis_keys: int
+    router_mb: float
+    router_files: int
+    router_threads: int
 
 
 @dataclass
@@ -80,9 +103,11 @@ class Place:
     redis: Server
     indexers: list[IndexerProcess]
     index: BlockIndex
+    traffic: Traffic
     source: random.Random
     lookups: int = 0
     failed_lookups: int = 0
+    tracebacks: int = 0
     samples: list[Sample] = field(default_factory=list)
 
     async def look_up(self) -> None:
@@ -128,6 +153,8 @@ class Place:
             memory, clients = client.info("memory"), client.info("clients")
             keys = client.dbsize()
         processes = [Path(f"/proc/{indexer.pid}") for indexer in self.indexers]
+        router_home = Path(f"/proc/{self.traffic.router.pid}")
+        router = dict(_fields(router_home / "status"))
         status = [dict(_fields(process / "status")) for process in processes]
         self.samples.append(
             Sample(
@@ -138,6 +165,9 @@ class Place:
                 redis_mb=memory["used_memory"] / 2**20,
                 redis_connections=clients["connected_clients"],
                 redis_keys=int(keys),
+                router_mb=int(router["VmRSS"].split()[0]) / 1_024,
+                router_files=len(list((router_home / "fd").iterdir())),
+                router_threads=int(router["Threads"]),
             )
         )
 
@@ -152,6 +182,18 @@ class Place:
         indexer = self.indexers[-1]
         indexer.kill()
         indexer.start()
+
+    async def freeze_redis(self) -> None:
+        """Let Redis stand still for a while (R1)."""
+        os.kill(self.redis.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(FROZEN_S)
+        finally:
+            os.kill(self.redis.pid, signal.SIGCONT)
+
+    async def cut_streams(self) -> None:
+        """Let engines break their streams off (U5)."""
+        await self.traffic.cut_streams(CUT_S)
 
     async def kill_redis(self) -> None:
         """Kill Redis; it comes back empty."""
@@ -173,29 +215,38 @@ def main() -> int:
 
 async def _soak(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="kva-soak-") as folder, ExitStack() as stack:
-        redis = Server(Path(folder) / "redis", plain_options())
+        home = Path(folder)
+        redis = Server(home / "redis", plain_options())
         stack.enter_context(run_servers([redis]))
-        async with turning_fleet(options.engines, options.seed) as fleet:
-            indexers = stack.enter_context(
-                indexer_processes(
-                    Path(folder), fleet.settings({"url": redis.url}), options.indexers
-                )
-            )
+        async with AsyncExitStack() as stack_async:
+            answering = await stack_async.enter_async_context(answering_engines(options.engines))
+            names = [EndpointName(f"127.0.0.1:{engine.port}") for engine in answering.engines]
+            fleet = await stack_async.enter_async_context(turning_fleet(names, options.seed))
+            settings = fleet.settings({"url": redis.url})
+            indexers = stack.enter_context(indexer_processes(home, settings, options.indexers))
             index = BlockIndex.connect(redis.url)
-            place = Place(fleet, redis, indexers, index, random.Random(options.seed))
-            looking = asyncio.create_task(place.look_up())
-            try:
-                capacity = await _capacity(place)
-                rate = SHARE_OF_CAPACITY * capacity
-                print(
-                    f"{capacity:,.0f} blocks/s applied at most, {rate:,.0f} in the soak", flush=True
-                )
-                await _cycles(place, rate, max(1, round(options.minutes * 60 / CYCLE_S)))
-            finally:
-                looking.cancel()
-                await asyncio.gather(looking, return_exceptions=True)
-                await index.aclose()
+            stack_async.push_async_callback(index.aclose)
+            chats = await stack_async.enter_async_context(
+                traffic(home, redis.url, answering, options.seed)
+            )
+            place = Place(fleet, redis, indexers, index, chats, random.Random(options.seed))
+            rate = await _run(place, options.minutes)
     return _report(place, rate, options.json)
+
+
+async def _run(place: Place, minutes: float) -> float:
+    """Measure what can be applied, and run the cycles at a share of it, which is given back."""
+    looking = asyncio.create_task(place.look_up())
+    try:
+        capacity = await _capacity(place)
+        rate = SHARE_OF_CAPACITY * capacity
+        print(f"{capacity:,.0f} blocks/s applied at most, {rate:,.0f} in the soak", flush=True)
+        await _cycles(place, rate, max(1, round(minutes * 60 / CYCLE_S)))
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+    place.tracebacks = place.traffic.tracebacks()
+    return rate
 
 
 async def _capacity(place: Place) -> float:
@@ -217,7 +268,10 @@ async def _cycles(place: Place, rate: float, count: int) -> None:
     """Break one thing after the other under load."""
     engines = [engine for engine in place.fleet.engines if isinstance(engine, TurningEngine)]
     load = Load(engines, rate)
-    faults = (place.restart_engine, place.kill_indexer, place.kill_redis)
+    faults = (
+        place.restart_engine, place.freeze_redis, place.cut_streams, place.kill_indexer,
+        place.kill_redis,
+    )  # fmt: skip
     for number in range(count):
         for fault in faults:
             await load.run(CYCLE_S / (len(faults) + 1))
@@ -225,6 +279,7 @@ async def _cycles(place: Place, rate: float, count: int) -> None:
         await load.run(CYCLE_S / (len(faults) + 1))
         await place.sample()
         print(f"cycle {number + 1}: {place.samples[-1]}", flush=True)
+        print(f"  {place.traffic.told()}", flush=True)
 
 
 def _report(place: Place, rate: float, file: Path | None) -> int:
@@ -238,7 +293,7 @@ def _report(place: Place, rate: float, file: Path | None) -> int:
         if not values:
             continue
         median, slope = statistics.median(values), _slope(values)
-        is_flat = slope <= (COUNTED_SLOPE_MAX if name in COUNTED else SLOPE_MAX * max(median, 1.0))
+        is_flat = slope <= _slope_max(name, median)
         if name != "settled_s" and not is_flat:
             grew.append(name)
         flat = "" if name == "settled_s" else "yes" if is_flat else "no"
@@ -253,9 +308,33 @@ def _report(place: Place, rate: float, file: Path | None) -> int:
     if file:
         figures = {"blocks_per_s": rate, "cycles": [asdict(sample) for sample in samples]}
         file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    for name in grew:
-        print(f"grew: {name}")
-    return 1 if grew else 0
+    print(place.traffic.told())
+    faults = [f"grew: {name}" for name in grew] + _traffic_faults(place)
+    for fault in faults:
+        print(fault)
+    return 1 if faults else 0
+
+
+def _traffic_faults(place: Place) -> list[str]:
+    """Say what was wrong with the router's side."""
+    chats = place.traffic
+    faults = [f"failed outside of a fault: {told}" for told in sorted(set(chats.wrong))[:20]]
+    if place.tracebacks:
+        faults.append(f"{place.tracebacks} tracebacks in the router's log")
+    most = max(sample.router_mb for sample in place.samples)
+    if most > ROUTER_MB_MAX:
+        faults.append(f"the router took {most:.0f} MB")
+    if not chats.outcomes["torn"]:
+        faults.append("no stream was torn: the fault was none")
+    if statistics.median(chats.shares) < SHARE_MIN:
+        faults.append("the router was not under load")
+    return faults
+
+
+def _slope_max(name: str, median: float) -> float:
+    if name in COUNTED:
+        return COUNTED_SLOPE_MAX
+    return POOLED_SLOPE_MAX if name in POOLED else SLOPE_MAX * max(median, 1.0)
 
 
 def _slope(values: list[float]) -> float:
