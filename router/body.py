@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out
 from typing import Any, Final, NamedTuple, cast
 
 from kvatlas.common import limits
@@ -31,7 +31,7 @@ _BLANKS: Final = re.compile(r"[ \t\n\r]*")
 _STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 # A value's end is found by reading it in C: a loop of ours over what strangers send is 20 times as
 # slow. As floats, numbers may have any length.
-_read: Final = json.JSONDecoder(parse_int=float, strict=False).scan_once
+_read: Final = json.JSONDecoder(parse_int=float, strict=False).scan_once  # type: ignore[attr-defined]
 
 
 class Member(NamedTuple):

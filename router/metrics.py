@@ -134,7 +134,7 @@ class RouterMetrics(Metrics):
         "connections",
         "Of clients, broken off since a head did not come in time (`head`) or an answer was not"
         " read (`unread`); idle ones are closed and not counted.",
-        "`head` rises: somebody holds connections open. `unread`: clients that hang, or are far away",
+        "`head` rises: somebody holds connections open. `unread`: clients hang, or are far away",
     )
     config_good = gauge(
         "config_good",

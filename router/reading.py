@@ -58,7 +58,7 @@ class RequestReader:
         if self.is_in_head:
             self.head_bytes += len(data)
         else:
-            # A piece of the body among it sets this to zero. The parser keeps a trailer as it comes.
+            # A piece of the body among it sets this to zero. The parser keeps what a trailer says.
             self.framing_bytes += len(data)
         try:
             self._parser.feed_data(data)

@@ -189,7 +189,7 @@ async def test_c13_what_stands_behind_the_end_is_no_request(
 async def test_c14_a_stream_passes_as_it_was_cut(
     canary: Canary, log: io.StringIO, size: int
 ) -> None:
-    """Each piece leaves before the next comes, inside of characters and of lines; none is merged."""
+    """Each piece leaves before the next comes, inside of characters and lines; none is merged."""
     slices = [EVENTS[at : at + size] for at in range(0, len(EVENTS), size)]
     arrived = asyncio.Semaphore(0)
 

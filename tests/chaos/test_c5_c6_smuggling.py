@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from typing import Any
 
 import pytest
 
@@ -145,7 +146,7 @@ async def test_c6_a_chunk_of_any_size_is_cut_by_time_or_bytes(
     canary: Canary, log: io.StringIO, size: bytes
 ) -> None:
     """What is told costs nothing; what comes is bounded."""
-    options = {"body_read_s": BODY_S, "body_bytes_max": BODY_BYTES_MAX}
+    options: dict[str, Any] = {"body_read_s": BODY_S, "body_bytes_max": BODY_BYTES_MAX}
     async with upstream_fleet([plain(b"{}")], canary, log, **options) as place:
         for content, status in ((b"abc", 408), (b"a" * 2 * BODY_BYTES_MAX, 413)):
             async with raw(place.running.port) as client:

@@ -81,7 +81,9 @@ JUDGED: dict[str, bytes] = {
     "1,000,000 messages": b'{"model":"m","messages":[' + b"1," * 999_999 + b"1]}",
     "100,000 messages": b'{"model":"m","messages":[' + b"{}," * 99_999 + b"{}]}",
     "1,000,000 prompts": b'{"model":"m","prompt":[' + b'"",' * 999_999 + b'""]}',
-    "negative token ids": b'{"model":"m","prompt":[-1,4294967296,1e400]}'.replace(b"1e400", b"1e30"),
+    "negative token ids": b'{"model":"m","prompt":[-1,4294967296,1e400]}'.replace(
+        b"1e400", b"1e30"
+    ),
 }
 """Refused by us with the member that is wrong, or by the engine."""
 
@@ -126,7 +128,9 @@ async def test_c7_what_is_no_request_is_400(canary: Canary, log: io.StringIO, pa
         assert place.engines[0].requests == []
         told = place.count("errors_total", model="unknown", reason="invalid_request_error")
         assert told == len(NOT_JSON)
-    Report("C7", f"{len(NOT_JSON)} bodies that are no request", "400, on the same connection").tell()
+    Report(
+        "C7", f"{len(NOT_JSON)} bodies that are no request", "400, on the same connection"
+    ).tell()
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -62,9 +62,7 @@ async def test_c8_no_spelling_of_an_engines_path_reaches_it(
     Report("C8", f"{count} spellings of engines' own paths", "404, no engine hears of it").tell()
 
 
-async def test_c9_what_describes_a_connection_stays_on_it(
-    canary: Canary, log: io.StringIO
-) -> None:
+async def test_c9_what_describes_a_connection_stays_on_it(canary: Canary, log: io.StringIO) -> None:
     """In both directions, with what it nominates; framing is ours."""
     lines = [line.format(canary.text) for line in CONNECTION_WIDE]
     answered = [
@@ -102,9 +100,7 @@ async def test_c9_no_client_nominates_ours_away(canary: Canary, log: io.StringIO
 
 
 @pytest.mark.parametrize("networks", [[], ["10.0.0.0/8", "::1/128"], ["127.0.0.0/8"]])
-async def test_c10_headers_of_trust(
-    canary: Canary, log: io.StringIO, networks: list[str]
-) -> None:
+async def test_c10_headers_of_trust(canary: Canary, log: io.StringIO, networks: list[str]) -> None:
     """What steers passes from nobody; for whom a proxy asks, from those that are trusted."""
     steering = [line.format(canary.text) for line in STEERING]
     forwarded = [line.format("192.0.2.1") for line in FORWARDED]
