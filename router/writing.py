@@ -58,7 +58,7 @@ class AnswerWriter:
         head = self._head(response.status, response.reason, response.headers)
         head += framing + _connection(is_http_10=is_http_10, keeps=keeps_alive) + b"\r\n"
         is_head = request is not None and request.method == "HEAD"
-        self._transport.write(head if is_head else head + response.body)
+        self._put(head if is_head else head + response.body)
 
     def begin(self, request: Request, status: int, reason: str, headers: Sequence[Header]) -> bool:
         """Write the head of an answer that comes piece by piece.
@@ -72,19 +72,24 @@ class AnswerWriter:
         request.keeps_alive = request.keeps_alive and shows
         head = self._head(status, reason, headers) + (_CHUNKED if self.is_chunked else b"")
         head += _connection(is_http_10=request.is_http_10, keeps=request.keeps_alive)
-        self._transport.write(head + b"\r\n")
+        self._put(head + b"\r\n")
         return shows
 
     def piece(self, piece: bytes) -> None:
         """Write a piece of its body; it leaves at once."""
         if self.is_chunked:
             piece = b"%x\r\n%b\r\n" % (len(piece), piece)
-        self._transport.write(piece)
+        self._put(piece)
 
     def end(self) -> None:
         """End it well."""
         if self.is_chunked:
-            self._transport.write(LAST_CHUNK)
+            self._put(LAST_CHUNK)
+
+    def _put(self, data: bytes) -> None:
+        # Between a client's going and our being told, uvloop raises where asyncio drops.
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def _head(self, status: int, reason: str, headers: Sequence[Header]) -> bytes:
         told = "".join([f"{name}: {value}\r\n" for name, value in headers])
