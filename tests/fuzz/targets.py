@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, cast
+from typing import Final
 
 from kvatlas.common import limits
 from kvatlas.common.errors import HttpError, MalformedBatch, PromptUnavailable
@@ -182,7 +182,7 @@ async def _answered(pieces: list[bytes]) -> tuple[object, ...]:
         _is_clean(connection)
     else:
         connection.connection_lost(None)
-    first = cast("asyncio.Future[None]", answer._first)
+    first = answer._first
     failed = first.exception() if first.done() else None
     return (*_said(answer), type(failed))
 
