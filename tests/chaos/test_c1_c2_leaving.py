@@ -179,10 +179,10 @@ async def test_c2_answers_that_nobody_reads_do_not_pile_up(
                 most = max(most, connection._transport.get_write_buffer_size())
             assert sent < count
             client.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            first = await client.reply()
+            first = (await client.reply()).body
             for _ in range(sent):
-                assert await client.reply() == first
-        assert most < 65_536 + 3 * len(first.body)
+                assert (await client.reply()).body == first
+        assert most < 65_536 + 3 * len(first)
     told = f"reading stops after {sent}; all answers come when they are read"
     Report("C2", "requests are sent ahead, answers not read", told).tell()
 

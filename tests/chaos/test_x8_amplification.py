@@ -29,7 +29,7 @@ MEMORY_FLOOR_BYTES = 24 * 1024 * 1024
 """Buffers, caches and threads that come with the first request of their kind."""
 CPU_FLOOR_S = 0.4
 """Below it the collector, the metrics and the clock's own steps count for too much."""
-SIZE = {False: 1_000_000, True: 4_000_000}
+SIZE = {False: 1_000_000, True: 2_000_000}
 CHUNKED = "Transfer-Encoding: chunked"
 PRINTS = bool(os.environ.get("TEST_X8_PRINTS"))
 CHANCE = random.Random(8)
