@@ -104,6 +104,10 @@ class OwnFlight:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Count it out."""
         self.log.ended(self.launch)
 
     def began(self) -> None:
@@ -195,7 +199,7 @@ class FlightLog:
         self._number += 1
         launch = launch._replace(number=self._number)
         self.board.launched(self.board.me, launch, monotonic())
-        self._outbox.launch(launch)
+        self._outbox.launched.append(launch)
         if self.board.routers == 1:
             # Nobody decides beside us: it can wait for what else there is to tell.
             self._flush_later()

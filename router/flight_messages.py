@@ -46,34 +46,15 @@ Fields = list[bytes | str]
 class Outbox:
     """What has changed with own flights since it was last told."""
 
-    launched: list[_Launched] = field(default_factory=list)
+    launched: list[Launch] = field(default_factory=list)
     began: list[int] = field(default_factory=list)
     ended: list[tuple[int, str]] = field(default_factory=list)
-
-    def launch(self, launch: Launch) -> None:
-        """Add a launch."""
-        root = hashes = ""
-        if launch.sketch is not None:
-            root = f"{launch.sketch.root:016x}"
-            hashes = _packed(launch.sketch.hashes)
-        session = None if launch.session is None else f"{launch.session:016x}"
-        self.launched.append(
-            (
-                launch.number,
-                launch.endpoint,
-                launch.tokens,
-                launch.is_silent,
-                session,
-                root,
-                hashes,
-            )
-        )
 
     def take(self, router: RouterId) -> Fields:
         """Hand over what there is to tell; nothing where there is nothing."""
         fields: Fields = ["router", router]
         if self.launched:
-            fields += ["launched", _encode(self.launched)]
+            fields += ["launched", _encode([_told(launch) for launch in self.launched])]
             self.launched = []
         if self.began:
             fields += ["began", _encode(self.began)]
@@ -82,6 +63,16 @@ class Outbox:
             fields += ["ended", _encode(self.ended)]
             self.ended = []
         return fields if len(fields) > 2 else []
+
+
+def _told(launch: Launch) -> _Launched:
+    root = hashes = ""
+    if launch.sketch is not None:
+        root = f"{launch.sketch.root:016x}"
+        hashes = _packed(launch.sketch.hashes)
+    session = None if launch.session is None else f"{launch.session:016x}"
+    name, tokens = launch.endpoint, launch.tokens
+    return (launch.number, name, tokens, launch.is_silent, session, root, hashes)
 
 
 def state_fields(

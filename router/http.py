@@ -165,11 +165,21 @@ class RouterHttp:
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
         trip.grant = await self._rates.take(request.client, decision.work.prompt_tokens)
         is_silent = body.fields.get("stream") is not True
-        with self._pipeline.flight(decision, is_silent=is_silent) as flight:
+        flight = self._pipeline.flight(decision, is_silent=is_silent)
+        response = None
+        try:
             decision = await self._pipeline.settle(decision, flight)
             self._pipeline.note(decision)
+            # Counted while the engine is waited for.
+            asyncio.get_running_loop().call_soon(self._pipeline.count, decision)
             trip.decided(decision.timings_ms)
-            return await self._forward(Job(request, trip, body, decision, flight, asked_name))
+            response = await self._forward(Job(request, trip, body, decision, flight, asked_name))
+        finally:
+            if response is None:
+                flight.end()
+            else:
+                response.then.append(flight.end)
+        return response
 
     async def _forward(self, job: Job) -> Response | None:
         """Send to the best endpoint, and to one other if that one cannot be reached."""

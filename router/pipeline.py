@@ -332,9 +332,12 @@ class Pipeline:
         )
 
     def note(self, decision: Decision) -> None:
-        """Count a decision that a request follows."""
+        """Note a decision that a request follows, for those that come after it."""
         self._turn += 1
         self._profile.note(decision.work, decision.asked, decision.first)
+
+    def count(self, decision: Decision) -> None:
+        """Count it."""
         for stage, spent_ms in decision.timings_ms.items():
             self._metrics.stage_seconds.labels(stage).observe(spent_ms / 1e3)
         if decision.fallback is not None:

@@ -158,14 +158,16 @@ class Proxy:
         """
         headers = to_client(answer.headers, delivery.headers)
         reader = delivery.reader
-        delivery.first_byte()
         is_stream = answer.content_type == EVENT_STREAM
         if answer.is_whole and not is_stream:
             body = reader.feed(answer.take())
             body += reader.end()
             if answer.status not in _SERVER_ERRORS:
                 endpoint.standing.succeeded()
-            return Response(answer.status, body, _without_length(headers), answer.reason)
+            response = Response(answer.status, body, _without_length(headers), answer.reason)
+            response.then.append(delivery.first_byte)
+            return response
+        delivery.first_byte()
         if reader.takes_out:
             headers = _without_length(headers)
         relay = _Relay(request.outflow, delivery, is_stream=is_stream)

@@ -73,7 +73,7 @@ def _messages(messages: list[Any]) -> Iterator[Json]:
         if not isinstance(message, dict):
             unavailable("refused")
         role, content = message.get("role"), message.get("content")
-        if role not in _KNOWN:
+        if not isinstance(role, str) or role not in _KNOWN:
             # A system message down here is moved or not, as the engine's template wants it.
             unavailable("unsure" if role == "system" else "refused")
         if isinstance(content, str):
@@ -173,6 +173,6 @@ def _tool_choice(choice: Any) -> Any:
         unavailable("refused")
     if choice.get("type") == "tool":
         return {"type": "function", "function": {"name": choice.get("name")}}
-    if choice.get("type") not in _CHOICES:
+    if not isinstance(kind := choice.get("type"), str) or kind not in _CHOICES:
         unavailable("refused")
-    return _CHOICES[choice["type"]]
+    return _CHOICES[kind]

@@ -259,7 +259,7 @@ def test_what_one_router_tells_another_one_knows() -> None:
     ]
     for launch in launches:
         mine.launched(ME, launch, 5.0)
-        outbox.launch(launch)
+        outbox.launched.append(launch)
     assert apply_entry(others, told(outbox.take(ME)), 1.0, 5.0) is True
     assert counts(others, A, B) == counts(mine, A, B)
     assert others.predicted(chain(100), 5.0) == mine.predicted(chain(100), 5.0) == {A: 100}
@@ -279,7 +279,7 @@ def test_what_one_router_tells_another_one_knows() -> None:
 def test_own_entries_are_not_counted_twice() -> None:
     """A router reads what it has written itself, and lets it pass."""
     seen, outbox = board(ME), Outbox()
-    outbox.launch(Launch(1, A, 100))
+    outbox.launched.append(Launch(1, A, 100))
     assert apply_entry(seen, told(outbox.take(ME)), 1.0, 0.0) is False
     assert counts(seen, A) == [(0, 0, 0)]
 
@@ -334,7 +334,7 @@ def test_two_boards_agree_and_empty_out(
             launch = Launch(number, name, tokens, is_silent, sketch)
             live[number] = name
             mine.launched(ME, launch, now)
-            outbox.launch(launch)
+            outbox.launched.append(launch)
         elif kind == "state":
             outbox = Outbox()
             apply_entry(others, told(state_fields(ME, *mine.under_way())), 1.0, now)
