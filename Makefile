@@ -41,8 +41,8 @@ demo: $(RUNTIME) ## Compare kvatlas with round robin and least load on simulated
 up: $(RUNTIME) ## Run Redis, four simulated engines, an indexer and two routers
 	$(BIN)/python -m kvatlas.cli.main up
 
-test: $(DEV) ## Run the tests
-	$(PYTEST) -q $(TESTS)
+test: $(DEV) ## Run the tests, two at a time (WORKERS=1: one after the other)
+	$(PYTEST) -q -n $(or $(WORKERS),2) --dist loadfile $(TESTS)
 
 test-engine: $(DEV) ## Run against two real vLLM servers (installs vLLM, about 3 GB)
 	PYTHON="$(PYTHON)" tests/engine/run.sh
