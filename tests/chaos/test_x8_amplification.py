@@ -28,7 +28,7 @@ TIMES_MAX = 100
 MEMORY_FLOOR_BYTES = 24 * 1024 * 1024
 """Buffers, caches and threads that come with the first request of their kind."""
 CPU_FLOOR_S = 0.4
-"""Below it the collector, the metrics and the clock's own steps count for too much."""
+"""Per MB sent, and for less: below it the collector and the clock's steps count for too much."""
 SIZE = {False: 1_000_000, True: 2_000_000}
 CHUNKED = "Transfer-Encoding: chunked"
 PRINTS = bool(os.environ.get("TEST_X8_PRINTS"))
@@ -58,7 +58,7 @@ class Cost:
         """Tell whether it is within the bounds."""
         memory, cpu = self.times()
         is_small = self.grown_bytes <= MEMORY_FLOOR_BYTES
-        is_short = self.router_s <= CPU_FLOOR_S
+        is_short = self.router_s <= CPU_FLOOR_S * max(1.0, self.sent_bytes / 1e6)
         return (is_small or memory <= TIMES_MAX) and (is_short or cpu <= TIMES_MAX)
 
 
