@@ -9,7 +9,15 @@ from collections.abc import Callable
 from typing import Final
 
 from kvatlas.common import limits
+from kvatlas.common.metrics import gauge
 
+DROPPED: Final = gauge(
+    "log_dropped",
+    "",
+    "lines",
+    "Log lines that were not written since the start: what reads them does not keep up.",
+    "rises: a full disk, or a collector of logs that is stuck",
+)
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical", "exception", "msg")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvatlas.common.log_writer import DROPPED
 from kvatlas.common.metrics import Metrics, counter, gauge
 from kvatlas.common.tls import CERTIFICATES_GOOD, NOT_AFTER
 
@@ -170,13 +171,7 @@ class IndexerMetrics(Metrics):
         "their sum over all indexers is the number of engines; less for longer than a lease: an"
         " owner is gone",
     )
-    log_dropped = gauge(
-        "log_dropped",
-        "",
-        "lines",
-        "Log lines that were not written since the start: what reads them does not keep up.",
-        "rises: a full disk, or a collector of logs that is stuck",
-    )
+    log_dropped = DROPPED
     scrapes = counter(
         "scrapes",
         "outcome",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvatlas.common.log_writer import DROPPED
 from kvatlas.common.metrics import Metrics, counter, gauge, histogram
 from kvatlas.common.tls import CERTIFICATES_GOOD, NOT_AFTER
 
@@ -146,13 +147,7 @@ class RouterMetrics(Metrics):
     )
     admitted = gauge("admitted", "", "requests", "Requests let in and not done.")
     held_bytes = gauge("held_bytes", "", "bytes", "Of their bodies.")
-    log_dropped = gauge(
-        "log_dropped",
-        "",
-        "lines",
-        "Log lines that were not written since the start: what reads them does not keep up.",
-        "rises: a full disk, or a collector of logs that is stuck",
-    )
+    log_dropped = DROPPED
     loop_lag = gauge(
         "loop_lag_seconds",
         "",
