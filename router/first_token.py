@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from kvatlas.router.usage import AnswerReader, Usage
+from kvatlas.router.usage import AnswerReader, Wrapped
 
 _GENERATED: Final = re.compile(
     rb"\nevent: response\.(?!(?:created|queued|in_progress)\r?\n)[a-z_.]+\r?\n"
@@ -27,7 +27,7 @@ class Gaps(Protocol):
         """Note one."""
 
 
-class FirstToken:
+class FirstToken(Wrapped):
     """Watch a stream for its first token; all else is for the reader within.
 
     Args:
@@ -35,30 +35,16 @@ class FirstToken:
         came: called once, when the first token has come.
         gaps: told the seconds between pieces from then on.
 
-    Attributes:
-        usage: as the reader within found it.
-        takes_out: as it says.
-
     Cost: 1.4 us per piece of 3 KB until then, 0.03 us afterwards.
     """
 
-    __slots__ = ("_came", "_gaps", "_inner", "_tail", "takes_out")
+    __slots__ = ("_came", "_gaps", "_tail")
 
     def __init__(self, reader: AnswerReader, came: Callable[[], None], gaps: Gaps) -> None:
-        self._inner = reader
+        super().__init__(reader)
         self._came: Callable[[], None] | None = came
         self._gaps = gaps
         self._tail = b"\n"
-        self.takes_out = reader.takes_out
-
-    @property
-    def usage(self) -> Usage | None:
-        """Give what the reader within found."""
-        return self._inner.usage
-
-    @usage.setter
-    def usage(self, usage: Usage | None) -> None:
-        self._inner.usage = usage
 
     def feed(self, piece: bytes) -> bytes:
         """Take a piece as it was read."""

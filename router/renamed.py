@@ -14,7 +14,7 @@ from typing import Final, Literal
 import orjson
 
 from kvatlas.common.prompt import MESSAGES_PATH, RESPONSES_PATH
-from kvatlas.router.usage import AnswerReader, Usage
+from kvatlas.router.usage import AnswerReader, Wrapped
 
 _OUTSIDE: Final = re.compile(rb'["{}\[\],:]')
 _INSIDE: Final = re.compile(rb'["\\]')
@@ -162,28 +162,19 @@ class Names:
         self._key, self._has_colon = b"", False
 
 
-class Renamed:
+class Renamed(Wrapped):
     """Read an answer with another reader, and give the client its own name for the model.
 
     Attributes:
         takes_out: always: the length of the answer is another one.
     """
 
-    __slots__ = ("_inner", "_names", "takes_out")
+    __slots__ = ("_names",)
 
     def __init__(self, inner: AnswerReader, names: Names) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._names = names
         self.takes_out = True
-
-    @property
-    def usage(self) -> Usage | None:
-        """Give what the other reader read."""
-        return self._inner.usage
-
-    @usage.setter
-    def usage(self, usage: Usage | None) -> None:
-        self._inner.usage = usage
 
     def feed(self, piece: bytes) -> bytes:
         """Pass a piece on."""

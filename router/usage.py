@@ -154,6 +154,33 @@ class Unread:
         return b""
 
 
+class Wrapped:
+    """What sees an answer's bytes along with another reader; a base.
+
+    Args:
+        inner: the other one.
+
+    Attributes:
+        usage: what the other one read.
+        takes_out: as it says.
+    """
+
+    __slots__ = ("_inner", "takes_out")
+
+    def __init__(self, inner: AnswerReader) -> None:
+        self._inner = inner
+        self.takes_out = inner.takes_out
+
+    @property
+    def usage(self) -> Usage | None:
+        """Give what the other reader read."""
+        return self._inner.usage
+
+    @usage.setter
+    def usage(self, usage: Usage | None) -> None:
+        self._inner.usage = usage
+
+
 class WholeAnswer:
     """Read the usage of an answer from its end, without delaying it.
 
