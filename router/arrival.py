@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from kvatlas.common.errors import KvatlasError
-from kvatlas.router.headers import Header
+from kvatlas.router.request import Headers
 
 Kind = Literal[
     "connect", "connect_timeout", "tls", "disconnected", "protocol", "first_byte_timeout",
     "idle", "broken",
 ]  # fmt: skip
 """How an engine fails; those from "idle" on behind the first byte."""
+
+
+_NONE_YET: Final = Headers([])
 
 
 class EngineFailed(KvatlasError):
@@ -77,7 +80,7 @@ class Answer:
         self.is_reused = False
         self.status = 0
         self.reason = ""
-        self.headers: list[Header] = []
+        self.headers = _NONE_YET
         self.content_type = ""
         self.is_whole = False
         self.failure: Kind | None = None
@@ -86,10 +89,6 @@ class Answer:
     def is_begun(self) -> bool:
         """Tell whether something of the body has come."""
         return self._first.done()
-
-    def header(self, name: str) -> str | None:
-        """Give the first value of a header, by its name in lower case."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
 
     def take(self) -> bytes:
         """Give what of the body has come and nobody has taken."""

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
@@ -100,13 +100,7 @@ class OwnFlight:
     heard: EntryId
     _has_begun: bool = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.end()
-
-    def end(self) -> None:
+    def close(self) -> None:
         """Count it out."""
         self.log.ended(self.launch)
 

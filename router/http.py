@@ -176,9 +176,9 @@ class RouterHttp:
             response = await self._forward(Job(request, trip, body, decision, flight, asked_name))
         finally:
             if response is None:
-                flight.end()
+                flight.close()
             else:
-                response.then.append(flight.end)
+                response.then.append(flight.close)
         return response
 
     async def _forward(self, job: Job) -> Response | None:
@@ -251,7 +251,7 @@ class RouterHttp:
     async def _pass_on(self, job: Job, case: Case, sent: Sent, answer: Answer) -> Response | None:
         """Pass an answer on, and learn from it what it tells."""
         trip, decision = job.trip, job.decision
-        is_readable = answer.status == HTTPStatus.OK and not answer.header("content-encoding")
+        is_readable = answer.status == HTTPStatus.OK and not answer.headers.get("content-encoding")
         reader = self._proof.reader(case, sent, answer.content_type) if is_readable else Unread()
 
         def first_byte() -> None:

@@ -18,6 +18,7 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.tls_engines import PLAIN, EngineTls
 from kvatlas.router.arrival import Answer, Kind
 from kvatlas.router.headers import Header
+from kvatlas.router.request import Headers
 
 _LINGERING: Final = frozenset({204, 304})
 
@@ -117,11 +118,10 @@ class EngineConnection(asyncio.Protocol):
 
     def resume(self, answer: Answer) -> None:
         """Read on."""
-        if self._is_paused and not self.is_closed:
+        if answer is self._answer and self._is_paused:
             self._is_paused = False
             self._heard_s = monotonic()
             self._transport.resume_reading()
-        del answer
 
     def give_up(self, answer: Answer) -> None:
         """Close, where an answer is still under way."""
@@ -210,11 +210,11 @@ class EngineConnection(asyncio.Protocol):
             raise ValueError
         self._is_in_head = False
         answer.status, answer.reason = status, self._reason.decode("latin-1")
-        answer.headers = self._headers
-        answer.content_type = (answer.header("content-type") or "").partition(";")[0].strip()
+        headers = answer.headers = Headers(self._headers)
+        answer.content_type = headers.get("content-type", "").partition(";")[0].strip()
         self._ends_with_connection = (
-            answer.header("content-length") is None
-            and answer.header("transfer-encoding") is None
+            headers.get("content-length") is None
+            and headers.get("transfer-encoding") is None
             and status not in _LINGERING
         )
 

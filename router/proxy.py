@@ -105,8 +105,8 @@ class Proxy:
         self._metrics = metrics
         self._pool = pool
         self._targets: dict[str, Target] = {}
-        # Keys that we know are ours: an engine has no business with them.
         self._trusted = TrustedProxies(settings.trusted_proxies)
+        # Keys that we know are ours: an engine has no business with them.
         self._kept_back = KEY_HEADERS if settings.api_keys_file else NOTHING
 
     async def send(self, endpoint: Endpoint, outgoing: Outgoing) -> Answer:
@@ -156,7 +156,7 @@ class Proxy:
         Raises:
             Torn: the engine failed after the first byte.
         """
-        headers = to_client(answer.headers, delivery.headers)
+        headers = to_client(answer.headers.received, delivery.headers)
         reader = delivery.reader
         is_stream = answer.content_type == EVENT_STREAM
         if answer.is_whole and not is_stream:

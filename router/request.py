@@ -192,11 +192,6 @@ class Request:
         self._ask = ask
 
     @property
-    def is_asked_for(self) -> bool:
-        """Tell whether somebody waits for the body."""
-        return self._waiting is not None
-
-    @property
     def is_ahead(self) -> bool:
         """Tell whether enough of the body is here until somebody asks for it."""
         return self._waiting is None and self._size >= _AHEAD_BYTES

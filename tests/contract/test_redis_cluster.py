@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ async def test_flights_are_told_in_a_cluster(cluster: Cluster, *, from_replicas:
             await asyncio.sleep(0.01)
         raise AssertionError("it is not heard of")
 
-    with one.flight(Launch(0, name, 5)):
+    with closing(one.flight(Launch(0, name, 5))):
         await hears(1)
     await hears(0)
     for log in logs:

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,12 +209,12 @@ async def test_routers_tell_each_other_of_flights(guarded: Guarded) -> None:
     one, two = logs
     name = EndpointName("e:1")
     await one.begin_refresh()
-    with two.flight(Launch(0, name, 5)):
+    with closing(two.flight(Launch(0, name, 5))):
         await asyncio.sleep(0.05)
         await one.begin_refresh()
         # As if its decision had not heard of the other yet.
         assert one.board.routers == 2
-        with one.flight(Launch(0, name, 5)) as flight:
+        with closing(one.flight(Launch(0, name, 5))) as flight:
             flight.heard = (0, 0)
             assert await flight.is_contested()
             assert one.board.stand(name).requests == 2

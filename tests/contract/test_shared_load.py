@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ async def test_the_next_decision_sees_the_last_one(redis_url: str) -> None:
         await two._tell_state()
         await fresh(one)
         launch = Launch(0, A, 900, sketch=sketch_of(CHAIN, 50), session=5)
-        with one.flight(launch) as flight:
+        with closing(one.flight(launch)) as flight:
             await asyncio.sleep(0)
             await fresh(two)
             assert counts(one) == counts(two) == (1, 1, 900)
@@ -111,7 +111,7 @@ async def test_a_decision_costs_one_write(redis_url: str) -> None:
     """A launch is one entry of bounded size, however long the prompt, and the rest one more."""
     chain = [BlockHash(i) for i in range(1, 10_000)]
     async with flight_log(redis_url) as log, Redis.from_url(redis_url) as client:
-        with log.flight(Launch(0, A, 160_000, sketch=sketch_of(chain, 0))) as flight:
+        with closing(log.flight(Launch(0, A, 160_000, sketch=sketch_of(chain, 0)))) as flight:
             await asyncio.sleep(0.02)
             entries = await client.xrange(KEYS.flights)
             assert entries is not None
@@ -127,21 +127,19 @@ async def test_decisions_of_one_moment_share_a_write(redis_url: str) -> None:
     """A burst of launches in one turn of the loop is one entry."""
     async with flight_log(redis_url) as one, flight_log(redis_url) as two:
         flights = [one.flight(Launch(0, A, 10)) for _ in range(20)]
-        for each in flights:
-            each.__enter__()
         await asyncio.sleep(0.02)
         async with Redis.from_url(redis_url) as client:
             assert await client.xlen(KEYS.flights) == 1
         await fresh(two)
         assert counts(two) == (20, 20, 200)
         for each in flights:
-            each.__exit__(None, None, None)
+            each.close()
 
 
 async def test_a_state_tells_what_waits_first(redis_url: str) -> None:
     """A launch that has not been told when a state is told is told whole, and before it."""
     async with flight_log(redis_url) as one, flight_log(redis_url) as two:
-        with one.flight(Launch(0, A, 900, sketch=sketch_of(CHAIN, 50))) as flight:
+        with closing(one.flight(Launch(0, A, 900, sketch=sketch_of(CHAIN, 50)))) as flight:
             await one._tell_state()
             assert flight.entry.place is not None
             await fresh(two)
@@ -152,7 +150,7 @@ async def test_a_state_tells_what_waits_first(redis_url: str) -> None:
 async def test_a_new_router_knows_all_from_the_start(redis_url: str) -> None:
     """It reads the states of all that live."""
     async with flight_log(redis_url, runs=True) as one:
-        with one.flight(Launch(0, A, 900)), one.flight(Launch(0, B, 50)) as other:
+        with closing(one.flight(Launch(0, A, 900))), closing(one.flight(Launch(0, B, 50))) as other:
             other.began()
             await asyncio.sleep(limits.ROUTER_STATE_S + 0.2)
             async with Redis.from_url(redis_url) as client:
@@ -184,10 +182,10 @@ async def test_a_new_router_learns_true_speeds_from_what_was_before(redis_url: s
 async def test_a_decision_that_stands_is_made_again_once(redis_url: str) -> None:
     """A contested flight that stays where it is has heard all that was told before it."""
     async with flight_log(redis_url) as one, flight_log(redis_url) as two:
-        with two.flight(Launch(0, B, 5)):
+        with closing(two.flight(Launch(0, B, 5))):
             await asyncio.sleep(0.02)
             await fresh(one)
-            with one.flight(Launch(0, A, 5)) as flight:
+            with closing(one.flight(Launch(0, A, 5))) as flight:
                 flight.heard = (0, 0)
                 assert await flight.is_contested()
                 flight.lift()
@@ -199,7 +197,7 @@ async def test_a_decision_that_stands_is_made_again_once(redis_url: str) -> None
 async def test_what_was_missed_is_made_good(redis_url: str) -> None:
     """An entry that was lost on the way is in the next state."""
     async with flight_log(redis_url, runs=True) as one, flight_log(redis_url, runs=True) as two:
-        with one.flight(Launch(0, A, 900)):
+        with closing(one.flight(Launch(0, A, 900))):
             await asyncio.sleep(0)
             async with Redis.from_url(redis_url) as client:
                 await client.delete(KEYS.flights)
@@ -216,8 +214,7 @@ async def test_a_router_that_dies_leaves_nothing(
     monkeypatch.setattr(limits, "BOARD_POLL_S", 0.05)
     async with flight_log(redis_url, runs=True) as lives:
         async with flight_log(redis_url) as dies:
-            dead = dies.flight(Launch(0, A, 900, sketch=sketch_of(CHAIN, 0)))
-            dead.__enter__()
+            dies.flight(Launch(0, A, 900, sketch=sketch_of(CHAIN, 0)))
             await asyncio.sleep(0.02)
             # It goes without a word.
             monkeypatch.setattr(dies, "aclose", dies.board.under_way)
@@ -232,7 +229,7 @@ async def test_a_frozen_redis_makes_the_board_blind_and_holds_nobody_up() -> Non
     """Trust falls with age, decisions do not wait, and all is seen again afterwards."""
     with tempfile.TemporaryDirectory(prefix="kva-") as folder, running_redis(Path(folder)) as redis:
         async with flight_log(redis.url, runs=True) as one, flight_log(redis.url, runs=True) as two:
-            with one.flight(Launch(0, A, 900)), two.flight(Launch(0, A, 100)):
+            with closing(one.flight(Launch(0, A, 900))), closing(two.flight(Launch(0, A, 100))):
                 await until(lambda: counts(two) == (2, 2, 1_000))
                 assert two.trust(monotonic()) == 1.0
                 with frozen(redis.pid):
@@ -254,7 +251,7 @@ async def test_a_frozen_redis_makes_the_board_blind_and_holds_nobody_up() -> Non
 async def test_one_that_leaves_takes_no_reading_from_others(redis_url: str) -> None:
     """A decision that is cancelled while it waits harms no other."""
     async with flight_log(redis_url) as one, flight_log(redis_url) as two:
-        with one.flight(Launch(0, A, 5)):
+        with closing(one.flight(Launch(0, A, 5))):
             await asyncio.sleep(0.02)
             leaves = asyncio.create_task(fresh(two))
             stays = asyncio.create_task(fresh(two))
@@ -269,14 +266,14 @@ async def test_entries_of_a_foreign_hand_harm_nothing(redis_url: str) -> None:
     async with flight_log(redis_url) as one, flight_log(redis_url) as two:
         async with Redis.from_url(redis_url) as client:
             await client.xadd(KEYS.flights, {"router": "x", "launched": "spam"})
-            with one.flight(Launch(0, A, 5)):
+            with closing(one.flight(Launch(0, A, 5))):
                 await asyncio.sleep(0.02)
                 await fresh(two)
                 assert counts(two) == (1, 1, 5)
             await client.delete(KEYS.flights)
             await client.set(KEYS.flights, "spam")
             await fresh(two)
-            with two.flight(Launch(0, A, 5)):
+            with closing(two.flight(Launch(0, A, 5))):
                 await asyncio.sleep(0.02)
         errors = two._metrics.board_errors
         assert errors.labels("foreign_entry").value == 1

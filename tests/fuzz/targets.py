@@ -196,4 +196,10 @@ def _is_clean(connection: EngineConnection) -> None:
 
 
 def _said(answer: Answer) -> tuple[object, ...]:
-    return answer.status, answer.reason, tuple(answer.headers), answer.take(), answer.is_whole
+    return (
+        answer.status,
+        answer.reason,
+        tuple(answer.headers.received),
+        answer.take(),
+        answer.is_whole,
+    )
