@@ -8,7 +8,6 @@ It does nothing else: no retries, no metrics.
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 
 import aiohttp
@@ -16,9 +15,8 @@ import orjson
 import uvloop
 from aiohttp import web
 
+from bench.relay import HEADERS, Handler, serve, stream
 from bench.routing.ring import Ring
-
-BODY_BYTES_MAX = 1 << 24
 
 
 class HashProxy:
@@ -44,34 +42,8 @@ class HashProxy:
             self._loads[engine] -= 1
 
     async def _relay(self, request: web.Request, engine: str, body: bytes) -> web.StreamResponse:
-        headers = {"Content-Type": "application/json"}
-        async with self._session.post(engine + request.path, data=body, headers=headers) as answer:
-            response = web.StreamResponse(
-                status=answer.status, headers={"Content-Type": answer.headers["Content-Type"]}
-            )
-            await response.prepare(request)
-            async for piece in answer.content.iter_any():
-                await response.write(piece)
-            await response.write_eof()
-            return response
-
-
-async def _serve(options: argparse.Namespace) -> None:
-    timeout = aiohttp.ClientTimeout(total=None)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        proxy = HashProxy(options.engines, options.prefix_chars, session)
-        app = web.Application(client_max_size=BODY_BYTES_MAX)
-        app.router.add_post("/v1/chat/completions", proxy.chat)
-        app.router.add_get("/readyz", _ready)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", options.port).start()
-        await asyncio.Event().wait()
-
-
-async def _ready(_request: web.Request) -> web.Response:
-    return web.Response()
+        async with self._session.post(engine + request.path, data=body, headers=HEADERS) as answer:
+            return await stream(request, answer)
 
 
 def main() -> None:
@@ -80,7 +52,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--prefix-chars", type=int, required=True)
     parser.add_argument("engines", nargs="+", metavar="URL")
-    uvloop.run(_serve(parser.parse_args()))
+    options = parser.parse_args()
+
+    def handler_of(session: aiohttp.ClientSession) -> Handler:
+        return HashProxy(options.engines, options.prefix_chars, session).chat
+
+    uvloop.run(serve(options.port, handler_of))
 
 
 if __name__ == "__main__":
