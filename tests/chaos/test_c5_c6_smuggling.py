@@ -26,7 +26,9 @@ BODY_BYTES_MAX = 4_096
 
 HEADS: dict[str, bytes] = {
     "a header of 17 KB": post(BODY, "X-A: " + "a" * 17_000),
+    "a header of 200 KB": post(BODY, "X-A: " + "a" * 200_000),
     "200 headers": post(BODY, *[f"X-{n}: 1" for n in range(200)]),
+    "1,000 headers": post(BODY, *[f"X-{n}: 1" for n in range(1_000)]),
     "a target of 17 KB": post(BODY, path="/v1/chat/completions?" + "a" * 17_000),
     "a bare LF": post(BODY).replace(b"\r\n", b"\n", 1),
     "bare LFs only": post(BODY).replace(b"\r\n", b"\n"),

@@ -16,7 +16,8 @@ from tests.fakes.upstream_fleet import upstream_fleet
 
 CONNECTION_WIDE = [
     "TE: trailers", "Trailer: X-T", "Keep-Alive: timeout=5", "Upgrade: h2c",
-    "Proxy-Authorization: Basic {}", "Proxy-Authenticate: {}", "Proxy-Connection: keep-alive",
+    "Proxy-Authorization: Basic {}", "Proxy-Authenticate: {}", "Proxy-Connection: X-Other",
+    "X-Other: {}",
     "HTTP2-Settings: {}", "X-Nominated: {}", "X-Also: {}", "Connection: x-nominated, Upgrade",
     "Connection: X-ALSO , close",
 ]  # fmt: skip
@@ -28,7 +29,7 @@ STEERING = [
 ]  # fmt: skip
 FORWARDED = ["Forwarded: for={}", "X-Forwarded-For: {}", "X-Forwarded-Host: {}",
              "x-forwarded-proto: https", "X-FORWARDED-ANYTHING: {}", "X-Real-IP: {}"]  # fmt: skip
-BAD_IDS = ["{}" * 200, "a b", "a/{}", "ä", "", '"', "{}\t", "a,b"]
+BAD_IDS = ["{}" * 200, "a b", "a/{}", "ä", "", '"', "{}\t", "a,b", "a;b", "a" * 65]
 MADE_ID = re.compile(rb"[0-9a-f]{32}")
 
 
@@ -62,6 +63,31 @@ async def test_c8_no_spelling_of_an_engines_path_reaches_it(
     Report("C8", f"{count} spellings of engines' own paths", "404, no engine hears of it").tell()
 
 
+@pytest.mark.parametrize(
+    "target", ["//v1/chat/completions", "/v1/chat%2fcompletions", "http://x/sleep"]
+)
+async def test_c8_what_looks_like_a_served_path_is_404(
+    canary: Canary, log: io.StringIO, target: str
+) -> None:
+    """And no engine sees it."""
+    async with upstream_fleet([plain(b"{}")], canary, log) as place:
+        assert await status_of(place.running.port, "POST", target) == 404
+        assert place.engines[0].requests == []
+    Report("C8", f"POST {target}", "404; no engine sees it").tell()
+
+
+async def test_c8_a_query_passes_byte_for_byte(canary: Canary, log: io.StringIO) -> None:
+    """No escape is undone, none is added, on the way to the engine."""
+    target = "/v1/chat/completions?a=%2F%2f&b=/+%20&a=%41~'&c"
+    async with upstream_fleet([plain(b"{}")], canary, log) as place:
+        async with raw(place.running.port) as client:
+            await client.send(post(path=target))
+            assert (await client.reply()).status == 200
+        (exchange,) = place.engines[0].requests
+        assert exchange.head.split(b"\r\n")[0] == f"POST {target} HTTP/1.1".encode()
+    Report("C8", "escapes in a query", "they reach the engine as they were sent").tell()
+
+
 async def test_c9_what_describes_a_connection_stays_on_it(canary: Canary, log: io.StringIO) -> None:
     """In both directions, with what it nominates; framing is ours."""
     lines = [line.format(canary.text) for line in CONNECTION_WIDE]
@@ -79,6 +105,7 @@ async def test_c9_what_describes_a_connection_stays_on_it(canary: Canary, log: i
         assert not names_in(exchange) & names(lines)
         assert canary.text.encode() not in exchange.head
         assert b"X-Stays: 1" in exchange.head
+        assert exchange.head.lower().count(b"content-length:") == 1
         assert reply.headers["x-stays"] == "1"
         theirs = {"x-engine", "keep-alive", "proxy-authenticate", "trailer", "upgrade"}
         assert not theirs & set(reply.headers)
@@ -102,7 +129,7 @@ async def test_c9_no_client_nominates_ours_away(canary: Canary, log: io.StringIO
 @pytest.mark.parametrize("networks", [[], ["10.0.0.0/8", "::1/128"], ["127.0.0.0/8"]])
 async def test_c10_headers_of_trust(canary: Canary, log: io.StringIO, networks: list[str]) -> None:
     """What steers passes from nobody; for whom a proxy asks, from those that are trusted."""
-    steering = [line.format(canary.text) for line in STEERING]
+    steering = [each.format(canary.text) for line in STEERING for each in (line, line.upper())]
     forwarded = [line.format("192.0.2.1") for line in FORWARDED]
     is_trusted = networks == ["127.0.0.0/8"]
     async with upstream_fleet([plain(b"{}")] * 2, canary, log, trusted_proxies=networks) as place:
@@ -138,6 +165,7 @@ async def test_c10_a_request_id_is_one_or_is_replaced(canary: Canary, log: io.St
                 assert MADE_ID.fullmatch(made)
                 head = place.engines[0].requests[-1].head
                 assert b"X-Request-Id: " + made in head
+                assert head.lower().count(b"\r\nx-request-id:") == 1
                 assert canary.text.encode() not in head
         for told in ("a\r\nX-Forwarded-For: 1", "a\nb"):
             async with raw(place.running.port) as client:

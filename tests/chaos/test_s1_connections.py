@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests.chaos.test_s1_sigterm import never_ends, streams
 from tests.fakes.canary import Canary
 from tests.fakes.door import ANSWER, chat
 from tests.fakes.engines import router_settings, until
-from tests.fakes.raw import Kept
+from tests.fakes.kept import Kept
 from tests.fakes.router_process import router_processes
 from tests.fakes.upstream import Exchange, plain, upstream
 
@@ -46,7 +45,7 @@ async def test_s1_idle_connections_live_to_the_end_of_the_pre_stop(
             used, idle, streamed = [await Kept.open(router.port) for _ in range(3)]
             for each in (used, idle):
                 assert CLOSE not in (await each.ask())[0]
-            streamed.send(json.dumps(chat(canary.text, stream=True)).encode())
+            streamed.send(chat(canary.text, stream=True))
             await until(lambda: len(engine.requests) == 3)
             await streamed.reader.readexactly(1)
             router.signal(signal.SIGTERM)
@@ -87,7 +86,7 @@ async def test_s1_a_slow_reader_gets_all_of_its_answer(
         with router_processes(tmp_path, settings) as [router]:
             await router.ready()
             client = await Kept.open(router.port)
-            client.send(json.dumps(chat(canary.text)).encode())
+            client.send(chat(canary.text))
             await until(lambda: len(engine.requests) == 1)
             router.signal(signal.SIGTERM)
             await until(lambda: bool(router.events("router.closed")))

@@ -22,7 +22,7 @@ from tests.chaos.conftest import Report
 from tests.fakes.canary import Canary
 from tests.fakes.door import ANSWER, chat
 from tests.fakes.engines import router_settings
-from tests.fakes.raw import Kept
+from tests.fakes.kept import Kept
 from tests.fakes.router_process import router_processes
 from tests.fakes.upstream import plain, upstream
 
