@@ -255,6 +255,8 @@ RENDER_FAILURES_MAX: Final = 5
 RENDER_PAUSE_S: Final = 5.0
 """That while; then one request tries again."""
 ENDPOINTS_MAX: Final = 2_000
+DISCOVERIES_MAX: Final = 64
+"""Places where endpoints are found; each watches, or asks, on its own."""
 LABELS_PER_ENDPOINT_MAX: Final = 64
 MODELS_MAX: Final = 1_000
 DATA_PARALLEL_MAX: Final = 256

@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from kvatlas.common import limits
+from kvatlas.common.discovery_settings import AnyDiscovery, KubernetesSettings
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.setting_sections import (
     EjectionSettings,
@@ -78,6 +79,8 @@ class Settings(BaseSettings):
     redis: RedisSettings = Field(default_factory=lambda: RedisSettings.model_validate({}))
     models: Annotated[list[ModelSettings], Field(max_length=limits.MODELS_MAX)] = []
     endpoints: Annotated[list[EndpointSettings], Field(max_length=limits.ENDPOINTS_MAX)] = []
+    discovery: Annotated[list[AnyDiscovery], Field(max_length=limits.DISCOVERIES_MAX)] = []
+    kubernetes: KubernetesSettings = KubernetesSettings()
     endpoint_tls: EndpointTls = EndpointTls()
     router: RouterSettings = RouterSettings()
     indexer: IndexerSettings = IndexerSettings()
