@@ -34,6 +34,7 @@ from kvatlas.cli.doctor_tls import certificates
 from kvatlas.cli.doctor_zmq import EventSockets
 from kvatlas.cli.index_reader import EndpointState, IndexReader
 from kvatlas.common import limits
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.key_file import read_key
@@ -44,7 +45,6 @@ from kvatlas.common.tls import TlsGauges
 from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.indexer.discovery import Source, configured_sources
 from kvatlas.router.engine_answers import read_json
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.probe import ask_models, ask_version, check_tokenizer
 
 ENGINES_AT_ONCE: Final = 8

@@ -29,7 +29,7 @@
     |-- IndexUnavailable           the shared index did not answer: route by load
     |   |-- WrongEpoch             a write was refused: the endpoint has another epoch or sequence
     |   `-- Fenced                 a write was refused: the endpoint has another owner
-    |-- Silence                    an engine did not answer a question (router/engine_client.py)
+    |-- Silence                    an engine did not answer a question (common/engine_client.py)
     `-- MalformedBatch             an engine sent events that cannot be read
 
 Messages never hold prompt text, token ids, header values or keys.

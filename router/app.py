@@ -14,6 +14,7 @@ from aiohttp import web
 
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
+from kvatlas.common.engine_client import engine_session
 from kvatlas.common.errors import HttpError
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import RouterSettings, Settings
@@ -25,7 +26,6 @@ from kvatlas.router.core import Core, Shared
 from kvatlas.router.cores import Cores, Reload
 from kvatlas.router.desk import Desk
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.engine_client import engine_session
 from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.front import Front
 from kvatlas.router.inbound import Inbound, listening

@@ -15,11 +15,11 @@ import orjson
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.prompt import COMPLETIONS_PATH
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 
 TICK_S: Final = 1.0

@@ -17,10 +17,10 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.engine_look import look
 from kvatlas.router.endpoint import Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 
 FIRST_READ_S: Final = 1.0

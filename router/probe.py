@@ -20,6 +20,7 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
 from kvatlas.common.prompt.probe_set import Kind, Probe
@@ -31,7 +32,6 @@ from kvatlas.router.engine_answers import (
     read_token_ids,
     read_version,
 )
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 
 _LOG = logger("probe")

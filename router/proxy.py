@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_client import RANK_HEADER
 from kvatlas.common.errors import (
     UpstreamConnect,
     UpstreamError,
@@ -21,7 +22,6 @@ from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.arrival import Answer, EngineFailed, Kind
 from kvatlas.router.endpoint import Endpoint
-from kvatlas.router.engine_client import RANK_HEADER
 from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.first_token import Gaps
 from kvatlas.router.headers import NOTHING, Header, to_client, to_engine
