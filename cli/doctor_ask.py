@@ -43,7 +43,7 @@ from kvatlas.common.prompt.probe_set import Probe, probe_set
 from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.common.tls import TlsGauges
 from kvatlas.common.tls_engines import EngineIdentities
-from kvatlas.indexer.discovery import Source, configured_sources
+from kvatlas.indexer.discovery import Source, sources_of
 from kvatlas.router.engine_answers import read_json
 from kvatlas.router.probe import ask_models, ask_version, check_tokenizer
 
@@ -197,7 +197,7 @@ async def _events(
     settings: Settings, redis: RedisFound, reached: Iterable[str]
 ) -> list[EventsFound]:
     there = set(reached)
-    sources = {source.endpoint.name: source for source in configured_sources(settings)}
+    sources = {source.endpoint.name: source for source in sources_of(settings, settings.endpoints)}
     before = await _states(settings, redis)
     slots = asyncio.Semaphore(ENGINES_AT_ONCE)
     sockets = EventSockets()

@@ -29,6 +29,7 @@
     |-- IndexUnavailable           the shared index did not answer: route by load
     |   |-- WrongEpoch             a write was refused: the endpoint has another epoch or sequence
     |   `-- Fenced                 a write was refused: the endpoint has another owner
+    |-- SourceFailed               a place did not tell its endpoints (common/discovery/source.py)
     |-- Silence                    an engine did not answer a question (common/engine_client.py)
     `-- MalformedBatch             an engine sent events that cannot be read
 
