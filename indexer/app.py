@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import ExitStack
 from itertools import islice
 from typing import Final
 
@@ -18,6 +19,9 @@ import zmq.asyncio
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
 from kvatlas.common.clock import monotonic
+from kvatlas.common.discovery.gauges import source_gauges
+from kvatlas.common.discovery.merging import Fleet
+from kvatlas.common.discovery.watching import Watching
 from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import EndpointName, IndexerId
 from kvatlas.common.keyspace import Shard, shards_of
@@ -27,7 +31,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.common.tls import Credentials, TlsGauges, listen_credentials, port_context, watch
 from kvatlas.indexer.chores import Chores
-from kvatlas.indexer.discovery import configured_sources
+from kvatlas.indexer.discovery import sources_of
 from kvatlas.indexer.feed import Feed
 from kvatlas.indexer.following import Means
 from kvatlas.indexer.leases import Leases
@@ -85,6 +89,7 @@ class Indexer:
     def __init__(self, settings: Settings, reload: Reload | None = None) -> None:
         self._settings = settings
         self._reload = reload
+        self._followed = ExitStack()
         self.metrics = IndexerMetrics()
         gauges = TlsGauges(self.metrics.tls_good, self.metrics.tls_not_after)
         self._admin_tls = listen_credentials(
@@ -102,6 +107,7 @@ class Indexer:
         self._scraping = Scraping.connect(settings.redis, self.ownership, self.metrics)
         try:
             self._configure(settings)
+            self._take(Fleet(settings.endpoints, is_known=not settings.discovery))
         except ConfigError:
             self._context.destroy(linger=0)
             raise
@@ -126,6 +132,7 @@ class Indexer:
                 self._start(tasks)
                 _LOG.info("indexer.started", indexer=self.ownership.me, models=len(self._models))
                 await stop.wait()
+                self._followed.close()
                 await self.ownership.leave()
         finally:
             self._context.destroy(linger=0)
@@ -135,8 +142,24 @@ class Indexer:
 
     def _configure(self, settings: Settings) -> None:
         self._scraping.configure(settings)
+        self._settings = settings
         self._models = {model.model: model.index_shards for model in settings.models}
-        self.ownership.configure(configured_sources(settings), self._shards())
+
+    def _follow(self, watching: Watching) -> None:
+        """Follow what the configuration in force finds, instead of what one before it did."""
+        before, self._followed = self._followed, ExitStack()
+        following = self._followed.enter_context(
+            watching.following(self._settings, self._scraping.tls_of, self._take)
+        )
+        # Places that both name go on.
+        before.close()
+        self._take(following.fleet)
+
+    def _take(self, fleet: Fleet) -> None:
+        """Take over who is there."""
+        self._scraping.follow(fleet)
+        sources = sources_of(self._settings, fleet.endpoints)
+        self.ownership.configure(sources, self._shards(), fleet)
 
     def _credentials(self) -> list[Credentials]:
         admin = [] if self._admin_tls is None else [self._admin_tls]
@@ -146,6 +169,8 @@ class Indexer:
         return [shard for model, count in self._models.items() for shard in shards_of(model, count)]
 
     def _start(self, tasks: Supervisor) -> None:
+        watching = Watching(tasks, source_gauges(self.metrics))
+        self._follow(watching)
         tasks.start(self._watch_redis(), "watch")
         tasks.start(self.ownership.run(tasks, self._prepared), "ownership")
         tasks.start(self._scraping.run(tasks, self._prepared), "scraping")
@@ -154,7 +179,7 @@ class Indexer:
         tasks.start(self._talk(), "talk")
         tasks.start(Chores(self.ownership, self._store, self.metrics, self._shards).run(), "chores")
         if self._reload is not None:
-            tasks.start(self._watch_configuration(self._reload), "configuration")
+            tasks.start(self._watch_configuration(self._reload, watching), "configuration")
 
     async def _tick(self) -> None:
         while True:
@@ -168,7 +193,7 @@ class Indexer:
                 self.metrics.endpoints.labels(phase).set(phases[phase])
             await asyncio.sleep(TICK_S)
 
-    async def _watch_configuration(self, reload: Reload) -> None:
+    async def _watch_configuration(self, reload: Reload, watching: Watching) -> None:
         """Follow the endpoints of a configuration that changes."""
         while True:
             await asyncio.sleep(WATCH_S)
@@ -176,6 +201,7 @@ class Indexer:
                 settings = await asyncio.to_thread(reload)
                 if settings is not None:
                     self._configure(settings)
+                    self._follow(watching)
             except ConfigError as error:
                 _LOG.error("config.refused", faults=error.faults)
                 continue

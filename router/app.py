@@ -14,6 +14,8 @@ from aiohttp import web
 
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
+from kvatlas.common.discovery.gauges import source_gauges
+from kvatlas.common.discovery.watching import Watching
 from kvatlas.common.engine_client import engine_session
 from kvatlas.common.errors import HttpError
 from kvatlas.common.log import configure_logs, logger
@@ -143,7 +145,8 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         stack.callback(pool.close)
         tasks = await stack.enter_async_context(Supervisor())
         admission = Admission(options, metrics)
-        cores = Cores(Shared(metrics, admission, pool, session), tasks)
+        watching = Watching(tasks, source_gauges(metrics))
+        cores = Cores(Shared(metrics, admission, pool, session, watching), tasks)
         stack.push_async_callback(cores.aclose)
         await cores.start(settings)
         front = Front(cores, admission, lambda: running.readiness(), metrics)  # noqa: PLW0108 - it is made below

@@ -17,6 +17,7 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.discovery.watching import Following, Watching
 from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.key_file import read_key
@@ -64,6 +65,7 @@ class Core:
         desk: where requests are taken in and decided on.
         http: that proxies them.
         identities: how engines are spoken to.
+        found: who is there, as far as that is found out.
         is_retired: set when requests go to another one.
     """
 
@@ -75,21 +77,27 @@ class Core:
     prompts: Prompts
     access: Access | None
     identities: EngineIdentities
+    found: Following
     started_s: float = field(default_factory=monotonic)
     is_retired: asyncio.Event = field(default_factory=asyncio.Event)
+    _has_looked: bool = False
 
     def readiness(self) -> str | None:
         """Say why not ready.
 
         Neither Redis nor engines that are away are reasons: without the one requests go by load,
-        without the others clients are told so, and both come back without our doing.
+        without the others clients are told so, and both come back without our doing. Nor are
+        endpoints that are found later on.
         """
-        endpoints = list(self.endpoints.all())
-        if not endpoints:
-            return "no endpoint is configured"
-        if not all(endpoint.asked for endpoint in endpoints):
-            return "not every endpoint has been looked at"
         is_young = monotonic() - self.started_s < self.settings.router.probe_wait_s
+        if is_young and not self.found.fleet.is_known:
+            return "discovery has not told its endpoints yet"
+        endpoints = list(self.endpoints.all())
+        if not endpoints and not self.settings.discovery:
+            return "no endpoint is configured"
+        self._has_looked = self._has_looked or all(endpoint.asked for endpoint in endpoints)
+        if not self._has_looked:
+            return "not every endpoint has been looked at"
         if is_young and not self.prober.is_settled():
             return "not every engine has been asked for its models and token ids"
         return None
@@ -102,12 +110,14 @@ class Shared:
     Attributes:
         pool: of connections to engines.
         session: to ask engines with.
+        watching: finds endpoints beside those that are configured.
     """
 
     metrics: RouterMetrics
     admission: Admission
     pool: EnginePool
     session: aiohttp.ClientSession
+    watching: Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +149,12 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         boards = boards_of(settings)
         identities = EngineIdentities(settings, TlsGauges(metrics.tls_good, metrics.tls_not_after))
         endpoints = Endpoints(settings, metrics, boards, identities)
+        stack.callback(endpoints.close)
+        found = stack.enter_context(
+            shared.watching.following(
+                settings, identities.of, lambda fleet: endpoints.follow(fleet.endpoints)
+            )
+        )
         redis = _redis(settings, boards, metrics, stack)
         renders = RenderServices(settings.models, session, metrics, identities)
         stages = Stages(prompts, renders, redis.index, redis.flights)
@@ -157,8 +173,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         http = RouterHttp(options, desk, proxy, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         prober = Prober(session, endpoints, probes, metrics)
-        counts = {model.model: len(endpoints.of(model.model)) for model in settings.models}
-        gauges = SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
+        gauges = _gauges(settings, endpoints, metrics)
         stack.push_async_callback(gauges.aclose)
         looks = Looks(session, endpoints, gauges.is_fresh, metrics, options.metrics_interval_s)
         with suppress(IndexUnavailable):
@@ -184,7 +199,20 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         if options.idle_probe_s:
             idle = IdleProbes(session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
-        yield Core(settings, desk, http, endpoints, prober, prompts, access, identities)
+        if settings.discovery:
+            tasks.start(endpoints.see_off(), "farewells")
+        yield Core(settings, desk, http, endpoints, prober, prompts, access, identities, found)
+
+
+def _gauges(settings: Settings, endpoints: Endpoints, metrics: RouterMetrics) -> SharedGauges:
+    """Make what reads the gauges of all models that have endpoints, or may be found to."""
+
+    def has_endpoints(model: ModelName) -> bool:
+        return bool(endpoints.of(model))
+
+    models = [m.model for m in settings.models if settings.discovery or has_endpoints(m.model)]
+    take = endpoints.note_shared
+    return SharedGauges.connect(settings.redis, models, has_endpoints, take, metrics)
 
 
 def _redis(

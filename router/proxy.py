@@ -104,7 +104,6 @@ class Proxy:
         self._limits_s = (settings.first_byte_s, settings.stream_idle_s)
         self._metrics = metrics
         self._pool = pool
-        self._targets: dict[str, Target] = {}
         self._trusted = TrustedProxies(settings.trusted_proxies)
         # Keys that we know are ours: an engine has no business with them.
         self._kept_back = KEY_HEADERS if settings.api_keys_file else NOTHING
@@ -125,7 +124,7 @@ class Proxy:
             ours = [*ours, (RANK_HEADER, str(endpoint.asked_rank))]
         if endpoint.api_key:
             ours = [*ours, ("Authorization", f"Bearer {endpoint.api_key}")]
-        target = self._target(endpoint)
+        target = _target(endpoint)
         is_trusted = self._trusted.holds(outgoing.peer)
         headers = to_engine(outgoing.headers, ours, self._kept_back, is_trusted=is_trusted)
         told = "".join([f"{name}: {value}\r\n" for name, value in headers])
@@ -183,11 +182,13 @@ class Proxy:
             endpoint.standing.succeeded()
         return None
 
-    def _target(self, endpoint: Endpoint) -> Target:
-        target = self._targets.get(endpoint.url)
-        if target is None or target.tls is not endpoint.tls.context:
-            target = self._targets[endpoint.url] = Target.of(endpoint.url, endpoint.tls)
-        return target
+
+def _target(endpoint: Endpoint) -> Target:
+    """Give where to send: another target for each certificate that we show, or trust."""
+    target = endpoint.target
+    if target is None or target.tls is not endpoint.tls.context:
+        target = endpoint.target = Target.of(endpoint.url, endpoint.tls)
+    return target
 
 
 class _Relay:

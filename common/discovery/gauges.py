@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from kvatlas.common.discovery.merging import Fleet
 from kvatlas.common.metrics import Counter, Gauge, counter, gauge
@@ -36,6 +36,25 @@ LEFT_OUT: Final = gauge(
     " (`over_limit`).",
     "`endpoints.left_out` in the log names them",
 )
+
+
+class Declares(Protocol):
+    """A table of metrics that has those above."""
+
+    discovery_in_sync: Gauge
+    discovery_endpoints: Gauge
+    discovery_failures: Counter
+    discovery_left_out: Gauge
+
+
+def source_gauges(metrics: Declares) -> SourceGauges:
+    """Tell a service's metrics."""
+    return SourceGauges(
+        metrics.discovery_in_sync,
+        metrics.discovery_endpoints,
+        metrics.discovery_failures,
+        metrics.discovery_left_out,
+    )
 
 
 @dataclass(frozen=True, slots=True)
