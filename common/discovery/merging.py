@@ -45,6 +45,21 @@ class PlaceTold(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceFound:
+    """What one place told.
+
+    Attributes:
+        label: that names it.
+        endpoints: that it told; None for none at all.
+        faults: of the last time that it failed, if it did.
+    """
+
+    label: str
+    endpoints: int | None
+    faults: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
     """Who is there.
 

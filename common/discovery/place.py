@@ -38,6 +38,8 @@ class Place:
         changed: Callable[[], None],
     ) -> None:
         self.label = label
+        self.faults: Sequence[str] = ()
+        """Why it is not in sync, if it has failed."""
         self._source = source
         self._asking = asking
         self._gauges = gauges
@@ -85,7 +87,7 @@ class Place:
             faults = error.faults
         except Exception as error:  # noqa: BLE001 - a place in disorder must not stop the fleet
             faults = [type(error).__name__]
-        self._is_in_sync = False
+        self.faults, self._is_in_sync = faults, False
         self._gauges.failed(self.label)
         self.announce()
         _LOG.warning("source.failed", source=self.label, faults=list(faults))
@@ -96,7 +98,7 @@ class Place:
         # Objects that stay the same need not be looked at by those who are told.
         told = [known if (known := before.get(e.url)) == e else e for e in endpoints]
         is_news = self._endpoints is None or told != self._endpoints
-        was_in_sync, self._is_in_sync = self._is_in_sync, True
+        was_in_sync, self._is_in_sync, self.faults = self._is_in_sync, True, ()
         self._endpoints = told
         self.announce()
         if not was_in_sync:
