@@ -119,7 +119,7 @@ class Merger:
         host_port = endpoint.host_port
         model = self._model(endpoint, told)
         if model is None:
-            has_said = told is not None and told.models is not None
+            has_said = endpoint.model or (told is not None and told.models is not None)
             return _Made(endpoint, told, host_port, None, "other_model" if has_said else "unasked")
         is_told = model == endpoint.model
         made = endpoint if is_told else endpoint.model_copy(update={"model": model})
