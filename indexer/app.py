@@ -89,6 +89,7 @@ class Indexer:
     def __init__(self, settings: Settings, reload: Reload | None = None) -> None:
         self._settings = settings
         self._reload = reload
+        self._watching: Watching | None = None
         self._followed = ExitStack()
         self.metrics = IndexerMetrics()
         gauges = TlsGauges(self.metrics.tls_good, self.metrics.tls_not_after)
@@ -107,7 +108,6 @@ class Indexer:
         self._scraping = Scraping.connect(settings.redis, self.ownership, self.metrics)
         try:
             self._configure(settings)
-            self._take(Fleet(settings.endpoints, is_known=not settings.discovery))
         except ConfigError:
             self._context.destroy(linger=0)
             raise
@@ -144,6 +144,10 @@ class Indexer:
         self._scraping.configure(settings)
         self._settings = settings
         self._models = {model.model: model.index_shards for model in settings.models}
+        if self._watching is None:
+            self._take(Fleet(settings.endpoints, is_known=not settings.discovery))
+        else:
+            self._follow(self._watching)
 
     def _follow(self, watching: Watching) -> None:
         """Follow what the configuration in force finds, instead of what one before it did."""
@@ -169,8 +173,8 @@ class Indexer:
         return [shard for model, count in self._models.items() for shard in shards_of(model, count)]
 
     def _start(self, tasks: Supervisor) -> None:
-        watching = Watching(tasks, source_gauges(self.metrics))
-        self._follow(watching)
+        self._watching = Watching(tasks, source_gauges(self.metrics))
+        self._follow(self._watching)
         tasks.start(self._watch_redis(), "watch")
         tasks.start(self.ownership.run(tasks, self._prepared), "ownership")
         tasks.start(self._scraping.run(tasks, self._prepared), "scraping")
@@ -179,7 +183,7 @@ class Indexer:
         tasks.start(self._talk(), "talk")
         tasks.start(Chores(self.ownership, self._store, self.metrics, self._shards).run(), "chores")
         if self._reload is not None:
-            tasks.start(self._watch_configuration(self._reload, watching), "configuration")
+            tasks.start(self._watch_configuration(self._reload), "configuration")
 
     async def _tick(self) -> None:
         while True:
@@ -193,7 +197,7 @@ class Indexer:
                 self.metrics.endpoints.labels(phase).set(phases[phase])
             await asyncio.sleep(TICK_S)
 
-    async def _watch_configuration(self, reload: Reload, watching: Watching) -> None:
+    async def _watch_configuration(self, reload: Reload) -> None:
         """Follow the endpoints of a configuration that changes."""
         while True:
             await asyncio.sleep(WATCH_S)
@@ -201,7 +205,6 @@ class Indexer:
                 settings = await asyncio.to_thread(reload)
                 if settings is not None:
                     self._configure(settings)
-                    self._follow(watching)
             except ConfigError as error:
                 _LOG.error("config.refused", faults=error.faults)
                 continue
