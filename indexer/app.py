@@ -174,7 +174,8 @@ class Indexer:
 
     def _start(self, tasks: Supervisor) -> None:
         self._watching = Watching(tasks, source_gauges(self.metrics))
-        self._follow(self._watching)
+        if self._settings.discovery:
+            self._follow(self._watching)
         tasks.start(self._watch_redis(), "watch")
         tasks.start(self.ownership.run(tasks, self._prepared), "ownership")
         tasks.start(self._scraping.run(tasks, self._prepared), "scraping")
