@@ -57,40 +57,46 @@ _SCHEMA: Final[Mapping[str, str]] = {
     ),
 }
 _STRUCT: Final = ".google.protobuf.Struct"
+_SCALARS: Final = {
+    "string": "TYPE_STRING",
+    "bytes": "TYPE_BYTES",
+    "bool": "TYPE_BOOL",
+    "int32": "TYPE_INT32",
+}
 
 
-def _request_class() -> Any:
-    """Make the class of ProcessingRequest."""
+def message_class(schema: Mapping[str, str], name: str) -> Any:
+    """Make the class of a message.
+
+    Args:
+        schema: of it and those that it uses: fields as name:number:kind, where a kind is a scalar
+            or another message, *Message a list of them, @Struct a map from texts to Structs.
+        name: of the message.
+    """
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
-        name="kvatlas/ext_proc.proto", package=_PACKAGE, syntax="proto3"
+        name=f"kvatlas/{name}.proto", package=_PACKAGE, syntax="proto3"
     )
     file.dependency.append(struct_pb2.DESCRIPTOR.name)
-    scalars = {
-        "string": kinds.TYPE_STRING,
-        "bytes": kinds.TYPE_BYTES,
-        "bool": kinds.TYPE_BOOL,
-        "int32": kinds.TYPE_INT32,
-    }
-    for name, fields in _SCHEMA.items():
-        message = file.message_type.add(name=name)
+    for message_name, fields in schema.items():
+        message = file.message_type.add(name=message_name)
         for each in fields.split():
             field, number, kind = each.split(":")
             made = message.field.add(name=field, number=int(number), label=kinds.LABEL_OPTIONAL)
-            if kind in scalars:
-                made.type = scalars[kind]
-                continue
-            made.type = kinds.TYPE_MESSAGE
-            made.type_name = f".{_PACKAGE}.{kind.lstrip('*')}"
             if kind.startswith("*"):
                 made.label = kinds.LABEL_REPEATED
+            kind = kind.lstrip("*")
+            if kind in _SCALARS:
+                made.type = getattr(kinds, _SCALARS[kind])
+                continue
+            made.type = kinds.TYPE_MESSAGE
+            made.type_name = _STRUCT if kind == "Struct" else f".{_PACKAGE}.{kind}"
             if kind.startswith("@"):
                 _as_map(message, made)
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(struct_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
-    found = pool.FindMessageTypeByName(f"{_PACKAGE}.ProcessingRequest")
-    return message_factory.GetMessageClass(found)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
 def _as_map(message: Any, field: Any) -> None:
@@ -106,7 +112,7 @@ def _as_map(message: Any, field: Any) -> None:
     field.type_name = f".{_PACKAGE}.{message.name}.{entry.name}"
 
 
-_ProcessingRequest: Final = _request_class()
+_ProcessingRequest: Final = message_class(_SCHEMA, "ProcessingRequest")
 
 
 # --- what arrives ---------------------------------------------------------------------------------
