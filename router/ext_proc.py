@@ -52,10 +52,13 @@ _SCHEMA: Final[Mapping[str, str]] = {
     "ProcessingRequest": (
         "request_headers:2:HttpHeaders response_headers:3:HttpHeaders request_body:4:HttpBody"
         " response_body:5:HttpBody request_trailers:6:HttpTrailers"
-        " response_trailers:7:HttpTrailers metadata_context:8:Metadata"
+        " response_trailers:7:HttpTrailers metadata_context:8:Metadata attributes:9:@Struct"
         " protocol_config:11:ProtocolConfiguration"
     ),
 }
+_FILTER: Final = "envoy.filters.http.ext_proc"
+"""Attributes are told under its name, whatever a filter is called."""
+_VIA_UPSTREAM: Final = "via_upstream"
 _STRUCT: Final = ".google.protobuf.Struct"
 _SCALARS: Final = {
     "string": "TYPE_STRING",
@@ -99,10 +102,15 @@ def message_class(schema: Mapping[str, str], name: str) -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
+def _entry_name(field: str) -> str:
+    """Name the pairs of a map as protobuf demands it."""
+    return "".join(word.title() for word in field.split("_")) + "Entry"
+
+
 def _as_map(message: Any, field: Any) -> None:
     """Make a field a map of strings to Structs, which is a list of pairs on the wire."""
     kinds = descriptor_pb2.FieldDescriptorProto
-    entry = message.nested_type.add(name="FilterMetadataEntry")
+    entry = message.nested_type.add(name=_entry_name(field.name))
     entry.options.map_entry = True
     optional = kinds.LABEL_OPTIONAL
     entry.field.add(name="key", number=1, label=optional, type=kinds.TYPE_STRING)
@@ -175,15 +183,31 @@ class Arrived:
     def served(self) -> str | None:
         """Give the endpoint that answered, where the gateway tells it."""
         value = self._metadata(DESTINATION_NAMESPACE, SERVED)
-        return (value.string_value or None) if value is not None else None
+        if value is not None and value.string_value:
+            told: str = value.string_value
+            return told
+        return self._attribute("upstream.address")
+
+    def is_engines(self) -> bool | None:
+        """Tell whether an answer is an engine's, not the gateway's own; None if it is not told."""
+        details = self._attribute("response.code_details")
+        return None if details is None else details == _VIA_UPSTREAM
 
     def _metadata(self, namespace: str, key: str) -> Any:
         if not self.message.HasField("metadata_context"):
             return None
-        found = self.message.metadata_context.filter_metadata
-        if namespace not in found or key not in found[namespace].fields:
-            return None
-        return found[namespace].fields[key]
+        return _member(self.message.metadata_context.filter_metadata, namespace, key)
+
+    def _attribute(self, name: str) -> str | None:
+        value = _member(self.message.attributes, _FILTER, name)
+        return (value.string_value or None) if value is not None else None
+
+
+def _member(structs: Any, key: str, member: str) -> Any:
+    """Give a member of a struct of a map; None where there is none."""
+    if key not in structs or member not in structs[key].fields:
+        return None
+    return structs[key].fields[member]
 
 
 def read(raw: bytes) -> Arrived:

@@ -112,7 +112,10 @@ class GatewayAnswer:
         received = dict(arrived.headers())
         self._served_by(watch, arrived.served())
         trip.status = int(received.get(":status", "0") or 0)
-        self._judge(watch, trip.status, is_engines=_FROM_UPSTREAM in received)
+        is_engines = arrived.is_engines()
+        if is_engines is None:
+            is_engines = _FROM_UPSTREAM in received
+        self._judge(watch, trip.status, is_engines=is_engines)
         told = received.get("content-type", "").partition(";")[0].strip().lower()
         is_readable = trip.status == HTTPStatus.OK and not received.get("content-encoding")
         if trip.status == HTTPStatus.BAD_REQUEST and self._sent.is_handed_over:

@@ -196,7 +196,7 @@ class Call:
     """An exchange from the gateway's side."""
 
     def __init__(self, channel: grpc.aio.Channel, ask: Ask) -> None:
-        self._call = channel.stream_stream(METHOD)()
+        self._call: Any = channel.stream_stream(METHOD)()
         self._ask = ask
 
     async def send(self, **parts: Any) -> None:
@@ -204,18 +204,22 @@ class Call:
         await self._call.write(ProcessingRequest(**parts).SerializeToString())
 
     async def told(self) -> Told | None:
-        """Give the next answer; None when the picker has ended the exchange."""
-        raw = await self._call.read()
+        """Give the next answer; None when the picker has ended the exchange, well or not."""
+        try:
+            raw = await self._call.read()
+        except grpc.aio.AioRpcError:
+            return None
         return None if raw is grpc.aio.EOF else read(raw)
 
     async def code(self) -> grpc.StatusCode:
         """Give the status with which the picker ended the exchange."""
-        return await self._call.code()
+        found: grpc.StatusCode = await self._call.code()
+        return found
 
     async def pick(self) -> Picked:
         """Show the request, and give all that the picker makes of it."""
         ask = self._ask
-        await self.send(**self._head())
+        await self.begin()
         told: list[Told] = []
         if ask.body is None:
             return Picked([await self._next()])
@@ -233,10 +237,26 @@ class Call:
             if told[-1].status or told[-1].is_last:
                 return Picked(told)
 
-    async def answer(self, status: int, headers: Mapping[str, str] | None = None) -> Told:
-        """Show the head of the engine's answer; give what becomes of it."""
+    async def begin(self) -> None:
+        """Show the head of the request, and no more."""
+        await self.send(**self._head())
+
+    async def answer(
+        self, status: int, headers: Mapping[str, str] | None = None, served: str | None = None
+    ) -> Told:
+        """Show the head of the engine's answer; give what becomes of it.
+
+        Args:
+            status: of it.
+            headers: alike.
+            served: the endpoint that gave it, where the gateway tells that.
+        """
         all_headers = {":status": str(status), **(headers or {})}
-        await self.send(response_headers={"headers": _map(all_headers)})
+        parts: dict[str, Any] = {"response_headers": {"headers": _map(all_headers)}}
+        if served is not None:
+            name = "x-gateway-destination-endpoint-served"
+            parts["metadata_context"] = _metadata("envoy.lb", {name: served})
+        await self.send(**parts)
         return await self._next()
 
     async def piece(self, body: bytes, *, is_last: bool = False) -> Told:
@@ -269,11 +289,15 @@ class Call:
             },
         }  # fmt: skip
         if ask.subset is not None:
-            message = ProcessingRequest()
-            hint = message.metadata_context.filter_metadata["envoy.lb.subset_hint"]
-            hint.update({"x-gateway-destination-endpoint-subset": list(ask.subset)})
-            parts["metadata_context"] = message.metadata_context
+            hint = {"x-gateway-destination-endpoint-subset": list(ask.subset)}
+            parts["metadata_context"] = _metadata("envoy.lb.subset_hint", hint)
         return parts
+
+
+def _metadata(namespace: str, content: Mapping[str, Any]) -> Any:
+    message = ProcessingRequest()
+    message.metadata_context.filter_metadata[namespace].update(content)
+    return message.metadata_context
 
 
 def _map(headers: Mapping[str, str]) -> dict[str, Any]:
