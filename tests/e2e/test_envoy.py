@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
+import grpc.aio
 import pytest
 
-from deploy.local_envoy import Config, full_duplex
+from deploy.local_envoy import Config, cluster, full_duplex
 from kvatlas.common.settings import Settings
 from kvatlas.router.app import router
+from kvatlas.router.ext_proc import NO_CHANGE, changed, read
 from kvatlas.router.picker_app import picker
 from kvatlas.simulator.app import Running as RunningEngine
 from kvatlas.simulator.app import engine
@@ -284,3 +287,47 @@ async def test_clients_that_leave_free_their_requests(redis_url: str, tmp_path: 
                 return
             await asyncio.sleep(0.05)
         raise AssertionError(text)
+
+
+class _Dying(grpc.GenericRpcHandler):
+    """A picker that is well, and dies of every request whose body it has seen."""
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Answer health checks, and exchanges."""
+        if handler_call_details.method.endswith("/Check"):
+            return grpc.unary_unary_rpc_method_handler(self._check)
+        return grpc.stream_stream_rpc_method_handler(self._process)
+
+    async def _check(self, _asked: bytes, _context: Any) -> bytes:
+        return b"\x08\x01"
+
+    async def _process(self, messages: Any, context: Any) -> None:
+        async for message in messages:
+            if read(message).part == "request_headers":
+                await context.write(changed("request_headers", NO_CHANGE))
+            else:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "died")
+
+
+@pytest.mark.parametrize(("edits", "status"), [((), 200), ((full_duplex,), 500)], ids=EDITS)
+async def test_a_picker_that_dies_in_the_middle(
+    redis_url: str, tmp_path: Path, edits: tuple[Callable[[Config], None], ...], status: int
+) -> None:
+    """With bodies that Envoy holds the request goes on as without a picker; else it is lost."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((_Dying(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+
+    def dying(config: Config) -> None:
+        del cluster(config, "picker")["transport_socket"]
+        endpoints = cluster(config, "picker")["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        endpoints[0]["endpoint"]["address"]["socket_address"]["port_value"] = port
+
+    try:
+        async with gateway(redis_url, tmp_path, fail_open, dying, *edits) as place:
+            url = place.envoy.url + CHAT
+            async with place.session.post(url, json=chat("hello")) as reply:
+                assert reply.status == status
+    finally:
+        await server.stop(0)
