@@ -111,6 +111,7 @@ class Shared:
         pool: of connections to engines.
         session: to ask engines with.
         watching: finds endpoints beside those that are configured.
+        is_picker: whether gateways ask, and move the bytes.
     """
 
     metrics: RouterMetrics
@@ -118,6 +119,7 @@ class Shared:
     pool: EnginePool
     session: aiohttp.ClientSession
     watching: Watching
+    is_picker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         access = Access.of(options.api_keys_file, metrics)
         boards = boards_of(settings)
         identities = EngineIdentities(settings, TlsGauges(metrics.tls_good, metrics.tls_not_after))
-        endpoints = Endpoints(settings, metrics, boards, identities)
+        may_assume = shared.is_picker and settings.picker.unknown_models == "by-engine"
+        endpoints = Endpoints(settings, metrics, boards, identities, assumes_adapters=may_assume)
         stack.callback(endpoints.close)
         found = stack.enter_context(
             shared.watching.following(
