@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, cast
 
@@ -148,11 +148,14 @@ class Family(Generic[Child]):
         """Forget a child, if there is one."""
         self._children.pop(values, None)
 
-    def forget(self, label: str, value: str) -> None:
-        """Forget all children that have a value for a label."""
-        if label in self.declared.labels:
+    def forget(self, label: str, gone: Collection[str]) -> None:
+        """Forget all children that have one of some values for a label."""
+        if self.declared.labels == (label,):
+            for value in gone:
+                self._children.pop((value,), None)
+        elif label in self.declared.labels:
             at = self.declared.labels.index(label)
-            for values in [each for each in self._children if each[at] == value]:
+            for values in [each for each in self._children if each[at] in gone]:
                 del self._children[values]
 
     def collect(self) -> Iterable[Metric]:
@@ -269,17 +272,17 @@ class Metrics(Collector):
         """Keep what is counted for a value of a label, until it is released as often."""
         self._held[label, value] += 1
 
-    def release(self, label: str, value: str) -> None:
-        """Forget what was counted for a value of a label, if nobody else holds it."""
-        self._held[label, value] -= 1
-        if self._held[label, value] <= 0:
-            del self._held[label, value]
-            self.forget(label, value)
+    def release(self, label: str, values: Iterable[str]) -> None:
+        """Forget what was counted for values of a label that nobody else holds."""
+        self._held.subtract((label, value) for value in values)
+        gone = {value for of, value in self._held if of == label and self._held[of, value] <= 0}
+        self._held = +self._held
+        self.forget(label, gone)
 
-    def forget(self, label: str, value: str) -> None:
-        """Forget what was counted for a value of a label that there is no more."""
-        for family in self._families:
-            family.forget(label, value)
+    def forget(self, label: str, gone: Collection[str]) -> None:
+        """Forget what was counted for values of a label that there are no more."""
+        for family in self._families if gone else ():
+            family.forget(label, gone)
 
     def collect(self) -> Iterable[Metric]:
         """Write all of them."""

@@ -76,8 +76,7 @@ class Ownership:
         before, self._sources = self._sources, {source.endpoint.name: source for source in sources}
         self._shards = shards
         self._fleet = fleet
-        for name in before:
-            self._forget_counts(name)
+        self._forget_counts(*before)
 
     def is_gone(self, name: EndpointName, shard: Shard) -> bool:
         """Tell whether an endpoint that the index knows in a shard is there no longer."""
@@ -258,7 +257,7 @@ class Ownership:
             self._forget_counts(target.name)
         _LOG.info("endpoint.given_back", endpoint=target.name)
 
-    def _forget_counts(self, name: EndpointName) -> None:
-        """Let metrics forget an endpoint that is there no longer, when we are done with it."""
-        if not (name in self._sources or name in self.followings or name in self._busy):
-            self._means.metrics.forget("endpoint", name)
+    def _forget_counts(self, *names: EndpointName) -> None:
+        """Let metrics forget endpoints that are there no longer, when we are done with them."""
+        ours = {*self._sources, *self.followings, *self._busy}
+        self._means.metrics.forget("endpoint", {name for name in names if name not in ours})

@@ -196,8 +196,7 @@ class Endpoints:
 
     def close(self) -> None:
         """Let metrics tell nothing more of anybody."""
-        for endpoint in self.all():
-            self._metrics.release("endpoint", endpoint.name)
+        self._metrics.release("endpoint", [endpoint.name for endpoint in self.all()])
         self._farewells.close()
 
     def _add_found(self, endpoint: EndpointSettings) -> None:

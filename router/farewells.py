@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvatlas.common import limits
@@ -41,18 +42,23 @@ class Farewells:
 
     def returned(self, name: EndpointName) -> None:
         """Leave it to somebody new of the same name, whom metrics tell of from here on."""
-        if self._gone.pop(name, None) is not None:
-            self._metrics.release("endpoint", name)
+        if name in self._gone:
+            self._forget([name])
 
     def look(self, now_s: float) -> None:
         """Forget those where nothing has been under way for a while."""
-        for name, gone in list(self._gone.items()):
+        for gone in self._gone.values():
             if gone.endpoint.stand.own_requests:
                 gone.busy_s = now_s
-            elif now_s - gone.busy_s >= limits.FAREWELL_S:
-                self.returned(name)
+        oldest_s = now_s - limits.FAREWELL_S
+        self._forget([name for name, gone in self._gone.items() if gone.busy_s <= oldest_s])
 
     def close(self) -> None:
         """Forget all of them."""
-        for name in list(self._gone):
-            self.returned(name)
+        self._forget(list(self._gone))
+
+    def _forget(self, names: Sequence[EndpointName]) -> None:
+        for name in names:
+            del self._gone[name]
+        if names:
+            self._metrics.release("endpoint", names)

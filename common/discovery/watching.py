@@ -23,7 +23,7 @@ from kvatlas.common.discovery_settings import AnyDiscovery
 from kvatlas.common.log import logger
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor
-from kvatlas.common.tls_engines import EngineTls
+from kvatlas.common.tls_engines import PLAIN, EngineTls
 
 _LOG = logger("discovery")
 _SAID: Final[tuple[Reason, ...]] = ("other_model", "repeated", "over_limit")
@@ -126,7 +126,10 @@ class Watching:
 
     def _tls_of(self, place: Place, url: str) -> EngineTls:
         """Tell how an engine of a place is spoken to: as the newest that follow it say."""
-        return next(each.tls_of for each in reversed(self._followings) if place in each.places)(url)
+        for following in reversed(self._followings):
+            if place in following.places:
+                return following.tls_of(url)
+        return PLAIN
 
     def _share_models(self) -> None:
         for looked in self._looked.values():
