@@ -13,17 +13,20 @@ from typing import Any
 import pytest
 import yaml
 
+from kvatlas.cli.doctor_judge import judge_place
 from kvatlas.common import limits
 from kvatlas.common.discovery.dns import DnsSource
 from kvatlas.common.discovery.files import FileSource, read_entries
 from kvatlas.common.discovery.gauges import SourceGauges, source_gauges
 from kvatlas.common.discovery.merging import Fleet
+from kvatlas.common.discovery.once import look_once
 from kvatlas.common.discovery.source import EndpointSource, SourceFailed
 from kvatlas.common.discovery.watching import Watching
 from kvatlas.common.discovery_settings import DnsDiscovery, FileDiscovery
 from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.common.tasks import Supervisor, ended
-from kvatlas.common.tls_engines import PLAIN
+from kvatlas.common.tls import TlsGauges
+from kvatlas.common.tls_engines import PLAIN, EngineIdentities
 from kvatlas.indexer.metrics import IndexerMetrics
 from tests.fakes.engines import until
 
@@ -294,6 +297,31 @@ async def test_a_configuration_without_places_runs_nothing() -> None:
     })  # fmt: skip
     async with Supervisor() as tasks:
         watching, before = Watching(tasks, SourceGauges()), len(asyncio.all_tasks())
-        with watching.following(settings, lambda _url: PLAIN, pytest.fail) as following:
+        told: list[Fleet] = []
+        with watching.following(settings, lambda _url: PLAIN, told.append) as following:
             assert following.fleet == Fleet(settings.endpoints)
             assert len(asyncio.all_tasks()) == before
+        assert told == []
+
+
+# --- once, for kvatlas doctor -------------------------------------------------------------------
+
+
+async def test_a_command_looks_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At all places, as long as one may take; what is wrong is told, and nothing is logged."""
+    monkeypatch.setattr(limits, "DISCOVERY_ONCE_S", 0.2)
+    put(tmp_path / "good", [ONE])
+    put(tmp_path / "bad", "]")
+    settings = configured(tmp_path / "good")
+    settings = settings.model_copy(
+        update={"discovery": [*settings.discovery, file(tmp_path / "bad")]}
+    )
+    fleet, places = await look_once(settings, EngineIdentities(settings, TlsGauges()))
+    assert [each.host_port for each in fleet.endpoints] == ["a:1"]
+    good, bad = places
+    assert (good.endpoints, good.faults) == (1, ())
+    assert (bad.endpoints, len(bad.faults)) == (None, 1)
+    assert [judge_place(each).level for each in places] == ["ok", "fault"]
+    assert capsys.readouterr().out == ""

@@ -252,3 +252,35 @@ def test_endpoints_that_are_not_ours_are_passed_over() -> None:
     """Expect an indexer's configuration to be newer, or another."""
     endpoints, *_ = lone()
     endpoints.note_shared(EndpointName("b:1"), BUSY, 2.0)
+
+
+# --- who comes and goes -------------------------------------------------------------------------
+
+
+def test_who_is_gone_takes_nothing_and_changes_nothing(tmp_path: Path) -> None:
+    """Expect what its last requests tell to be of no account, and a new one in its place."""
+    configured = settings(tmp_path, "secret")
+    endpoints = fleet(configured)
+    first, *_ = before = endpoints.of(MODEL).copy()
+    endpoints.follow(configured.endpoints[1:])
+    assert endpoints.of(MODEL) == before[1:]
+    assert (first.is_gone, first.healthy) == (True, False)
+    for _ in range(limits.UNANSWERED_MAX):
+        endpoints.health.failed(first, "connect")
+    endpoints.health.answered(first)
+    assert (first.healthy, first.standing.unanswered) == (False, 0)
+    endpoints.follow(configured.endpoints)
+    again, *rest = endpoints.of(MODEL)
+    assert (again.name, again is first, rest) == (first.name, False, before[1:])
+
+
+def test_one_whose_key_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    """Expect the others to be there, and it as well when its key is."""
+    configured = settings(tmp_path, "secret")
+    endpoints = fleet(configured.model_copy(update={"endpoints": []}))
+    (tmp_path / "key").unlink()
+    endpoints.follow(configured.endpoints)
+    assert [each.name for each in endpoints.all()] == ["b:2", "b:2#1"]
+    (tmp_path / "key").write_text("other")
+    endpoints.follow(configured.endpoints)
+    assert [each.name for each in endpoints.all()] == ["a:1", "b:2", "b:2#1"]

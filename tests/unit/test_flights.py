@@ -368,3 +368,30 @@ def test_a_sketch_names_the_root_and_the_end() -> None:
     assert sketch.root == blocks[0]
     assert sketch.hashes[-1] == blocks[-1]
     assert sketch_of([], 0) is None
+
+
+def test_flights_at_an_endpoint_count_before_it_is_known_here() -> None:
+    """Another router learned of it first: who joins later finds them on its stand."""
+    seen, other = board(), RouterId("other")
+    seen.launched(other, Launch(1, A, 100), 0.0)
+    seen.tidy()
+    stand = seen.join(A)
+    assert (stand.requests, stand.tokens) == (1, 100)
+    seen.ended(other, 1, A)
+    seen.tidy()
+    assert seen.join(A) is stand
+
+
+def test_a_stand_goes_with_the_last_flight_of_an_endpoint_that_left() -> None:
+    """Others may tell of some for a while; nothing of it is kept after that."""
+    seen, other = board(), RouterId("other")
+    stand = seen.join(A)
+    seen.launched(other, Launch(1, A, 100), 0.0)
+    seen.launched(seen.me, Launch(1, A, 100), 0.0)
+    seen.leave(A)
+    seen.ended(seen.me, 1, A)
+    seen.tidy()
+    assert seen.stand(A) is stand
+    seen.restated(other, [], {}, 1.0)
+    seen.tidy()
+    assert seen.stand(A) is not stand

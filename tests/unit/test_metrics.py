@@ -113,3 +113,17 @@ def test_wrong_labels_are_a_fault_of_ours() -> None:
 def test_reasons_of_errors_are_a_closed_set(outcome: str, status: int, reason: str | None) -> None:
     """An engine's own refusal is told from ours."""
     assert Trip("id", "/", outcome=outcome, status=status).error() == reason
+
+
+def test_what_is_held_twice_is_released_twice() -> None:
+    """As an endpoint that several configurations have, or that has come back."""
+    metrics = RouterMetrics()
+    metrics.healthy.labels("a:1").set(1)
+    metrics.doubts.labels("a:1", "noted").inc()
+    for _ in range(2):
+        metrics.hold("endpoint", "a:1")
+    left = []
+    for _ in range(2):
+        metrics.release("endpoint", ["a:1"])
+        left.append(len(metrics.healthy._children) + len(metrics.doubts._children))
+    assert left == [2, 0]
