@@ -108,6 +108,8 @@ class FileDiscovery(Discovery):
 AnyDiscovery = Annotated[
     PodsDiscovery | PoolDiscovery | DnsDiscovery | FileDiscovery, Field(discriminator="kind")
 ]
+KINDS: Final = ("pods", "inference-pool", "dns", "file")
+"""Of them."""
 
 
 class KubernetesSettings(BaseModel):

@@ -94,9 +94,9 @@ def _shorten(_logger: Any, _method: str, line: Line) -> Line:
 
 @contextmanager
 def no_logs() -> Iterator[None]:
-    """Log nothing until the context ends: what a command finds out it prints itself."""
+    """Log nothing but disasters until the context ends: a command prints what it finds itself."""
     before = structlog.get_config()
-    mute = structlog.make_filtering_bound_logger(logging.CRITICAL + 1)
+    mute = structlog.make_filtering_bound_logger(logging.CRITICAL)
     structlog.configure(**before | {"wrapper_class": mute})
     try:
         yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 import yaml
 from pydantic import (
@@ -29,7 +29,7 @@ from pydantic_settings import (
 )
 
 from kvatlas.common import limits
-from kvatlas.common.discovery_settings import AnyDiscovery, KubernetesSettings
+from kvatlas.common.discovery_settings import KINDS, AnyDiscovery, KubernetesSettings
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.picker_settings import PickerSettings
 from kvatlas.common.setting_sections import (
@@ -64,6 +64,8 @@ __all__ = [
 
 ENV_PREFIX = "KVATLAS_"
 
+_NO_KIND: Final = frozenset({"union_tag_invalid", "union_tag_not_found"})
+_KINDS: Final = frozenset(KINDS)
 _Entries = list[tuple[int, dict[str, Any]]]
 
 
@@ -261,10 +263,20 @@ def _unknown_variables() -> list[str]:
 
 
 def fault_lines(error: ValidationError) -> list[str]:
-    """Write the faults of a section, each with its path."""
+    """Write the faults of a section, each with its path, without what was given."""
     lines = []
-    for fault in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(part) for part in fault["loc"])
-        text = fault["msg"].removeprefix("Value error, ")
+    for fault in error.errors(include_url=False, include_input=False):
+        where, text = _path(fault["loc"]), fault["msg"].removeprefix("Value error, ")
+        if fault["type"] in _NO_KIND:
+            where, text = f"{where}.kind", f"is one of {', '.join(sorted(_KINDS))}"
         lines.append(f"{where}: {text}" if where else text)
     return lines
+
+
+def _path(place: tuple[int | str, ...]) -> str:
+    """Write where a setting is; the kind of an entry is no part of it."""
+    return ".".join(
+        str(part)
+        for before, part in zip((None, *place), place, strict=False)
+        if not (isinstance(before, int) and part in _KINDS)
+    )

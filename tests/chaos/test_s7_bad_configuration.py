@@ -50,11 +50,20 @@ def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 EVERY = sorted(set(_paths(Settings)))
 
 
+def _kind_with(setting: str) -> str:
+    """Give a kind of place that has a setting."""
+    kinds = [kind for kind, _ in _sections_in(Settings.model_fields["discovery"].annotation)]
+    chosen = next(kind for kind in kinds if setting in kind.model_fields)
+    return str(get_args(chosen.model_fields["kind"].annotation)[0])
+
+
 def _wrong(path: str, secret: str) -> dict[str, Any]:
     """Write a configuration with what no setting takes at one place."""
     content: Any = {"no": [[secret]]}
     for name in reversed(path.split(".")):
         content = [content] if name == "0" else {name: content}
+    if path.startswith("discovery.0.") and path != "discovery.0.kind":
+        content["discovery"][0]["kind"] = _kind_with(path.split(".")[2])
     for name, needed in NEEDED.items():
         given = content.get(name, [needed])
         if isinstance(given, list):
@@ -82,6 +91,8 @@ async def test_s7_all_are_told_at_once(canary: Canary, tmp_path: Path) -> None:
     """A process whose every setting is wrong lists them all."""
     content: dict[str, Any] = {}
     told = [path for path in EVERY if len(path.replace(".0.", ".").split(".")) == 2]
+    # Without its kind nobody knows what an entry may hold.
+    told = [path for path in told if not path.startswith("discovery.0.")] + ["discovery.0.kind"]
     for path in told:
         section, _, name = path.rpartition(".")
         section, is_listed = section.removesuffix(".0"), section.endswith(".0")
