@@ -535,7 +535,7 @@ KUBE_WATCH_SLACK_S: Final = 10.0
 KUBE_WATCH_SHORT_S: Final = 1.0
 """A watch that ends sooner, without anything new, counts as failed."""
 KUBE_KEEPALIVE_S: Final = 5
-"""Idle time until a watch's connection is probed, and between probes; the fourth in vain ends it."""
+"""Until an idle connection is probed, and between probes; after the fourth in vain it is dead."""
 KUBE_KEEPALIVE_PROBES: Final = 4
 KUBE_PAUSE_S: Final = 0.1
 """After a first failure; doubles with each further one, less up to a half drawn at random."""

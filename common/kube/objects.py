@@ -6,9 +6,9 @@ What cannot be read is no object: it is counted, and what was known of it goes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
-from msgspec import DecodeError, Meta, Raw, Struct, ValidationError, field
+from msgspec import Meta, Raw, Struct, field
 from msgspec.json import Decoder
 
 from kvatlas.common import limits
@@ -134,7 +134,7 @@ class Objects(Generic[T]):
         """
         try:
             read = _PAGES.decode(page)
-        except (DecodeError, UnicodeDecodeError):
+        except ValueError:
             raise KubernetesUnavailable("malformed", "not a list") from None
         for item in read.items or ():
             self._keep(self._listed, item)
@@ -175,7 +175,7 @@ class Objects(Generic[T]):
             if event.type == "ERROR":
                 raise refused(bytes(event.object), None)
             metadata = _ANY.decode(event.object).metadata
-        except (DecodeError, UnicodeDecodeError):
+        except ValueError:
             self.version = None
             self.malformed += 1
             raise KubernetesUnavailable("malformed", "not an event") from None
@@ -223,7 +223,7 @@ def refused(
 def _said(answer: bytes) -> Status:
     try:
         return _STATUS.decode(answer)
-    except (DecodeError, UnicodeDecodeError):
+    except ValueError:
         return Status()
 
 

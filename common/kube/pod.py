@@ -88,8 +88,8 @@ def _host(pod: _Pod) -> str | None:
         return None
     if not any(c.type == "Ready" and c.status == "True" for c in status.conditions or ()):
         return None
-    found = [address.ip for address in status.addresses or () if address.ip] or [status.address]
-    if not found[0]:
+    first = next((each.ip for each in status.addresses or () if each.ip), status.address)
+    if not first:
         return None
-    address = ip_address(found[0])
+    address = ip_address(first)
     return f"[{address}]" if address.version == 6 else str(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from msgspec import Meta, Raw, Struct, ValidationError
+from msgspec import Meta, Raw, Struct
 from msgspec.json import Decoder
 
 from kvatlas.common import limits
@@ -104,7 +104,7 @@ def _identity(metadata: Metadata, spec: _OfPools) -> Identity:
 def _rule(rule: _Rule) -> Rule | None:
     matches = rule.matches or ()
     if any(match.model.type not in (None, "Exact") for match in matches):
-        raise ValidationError("another match than Exact")
+        raise ValueError("another match than Exact")
     targets = _weighted(rule.targets or [])
     if targets is None:
         return None

@@ -1,0 +1,87 @@
+"""Follow what rules the pools: objectives and rewrites, of both groups of their API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from kvatlas.common.discovery_settings import PoolDiscovery
+from kvatlas.common.kube.objects import Read
+from kvatlas.common.kube.resources import OBJECTIVES, REWRITES, Resource, Selection, called
+from kvatlas.common.kube.rules import read_objective, read_rewrite
+from kvatlas.common.kube.watch import Following, Watch
+from kvatlas.common.pool_rules import NO_RULES, Identity, Objective, PoolRules, Rewrite
+from kvatlas.common.tasks import Supervisor
+
+T = TypeVar("T", Objective, Rewrite)
+
+
+class RulesWatch:
+    """Know what is ruled for pools.
+
+    Args:
+        following: how the API server is asked.
+        pools: the pools; only what names one of them, in its namespace, counts.
+
+    Attributes:
+        rules: at this moment.
+        changed: called when they change.
+    """
+
+    def __init__(
+        self,
+        following: Following,
+        pools: Iterable[PoolDiscovery],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.rules: PoolRules = NO_RULES
+        self.changed = changed
+        self._following = following
+        self._pools: dict[str | None, set[str]] = {}
+        for pool in pools:
+            self._pools.setdefault(pool.namespace, set()).add(pool.name)
+        self._objectives = self._watches(OBJECTIVES, read_objective)
+        self._rewrites = self._watches(REWRITES, read_rewrite)
+
+    def is_known(self) -> bool:
+        """Tell whether everything has been listed once."""
+        watches = (*self._objectives, *self._rewrites)
+        return all(watch.is_known for _, watch in watches)
+
+    async def run(self) -> None:
+        """Follow them, for ever."""
+        async with Supervisor() as tasks:
+            for _, objectives in self._objectives:
+                tasks.start(objectives.run(), "objectives")
+            for _, rewrites in self._rewrites:
+                tasks.start(rewrites.run(), "rewrites")
+
+    def _watches(
+        self, resources: Iterable[Resource], read: Read[T]
+    ) -> list[tuple[str | None, Watch[T]]]:
+        """Make the watches, of the group that wins first."""
+        return [
+            (namespace, Watch(self._following, _all_of(resource, namespace), read, self._told))
+            for resource in resources
+            for namespace in self._pools
+        ]
+
+    def _told(self) -> None:
+        rules = PoolRules.of(self._counting(self._objectives), self._counting(self._rewrites))
+        if rules != self.rules:
+            self.rules = rules
+            self.changed()
+
+    def _counting(self, watches: list[tuple[str | None, Watch[T]]]) -> list[T]:
+        """List what counts: each once, though it be there in both groups."""
+        found: dict[tuple[str, str], T] = {}
+        for namespace, watch in watches:
+            for each in watch.objects.by_name.values():
+                identity: Identity = each.identity
+                if not identity.pools.isdisjoint(self._pools[namespace]):
+                    found.setdefault((identity.namespace, identity.name), each)
+        return list(found.values())
+
+
+def _all_of(resource: Resource, namespace: str | None) -> Selection:
+    return Selection(resource, namespace, called(resource, namespace))
