@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Self
 
 import aiohttp
 
@@ -33,15 +34,20 @@ class KubeClient:
     """One client per process, for all that it watches; it asks nothing by itself.
 
     Args:
-        settings: how the API server is reached.
+        find: gives how the API server is reached; asked again and again.
     """
 
-    def __init__(self, settings: KubernetesSettings) -> None:
-        self._settings = settings
+    def __init__(self, find: Callable[[], Awaitable[ApiAccess]]) -> None:
+        self._find = find
         self._access: ApiAccess | None = None
         self._read_s = -math.inf
         self._session: aiohttp.ClientSession | None = None
         self._turn = asyncio.Lock()
+
+    @classmethod
+    def of(cls, settings: KubernetesSettings) -> Self:
+        """Make one that reaches it as the configuration says."""
+        return cls(partial(find_access, settings))
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -115,7 +121,7 @@ class KubeClient:
         """Give what to ask with, read anew where it is old."""
         async with self._turn:
             if self._access is None or monotonic() - self._read_s > limits.KUBE_CREDENTIALS_S:
-                found = await find_access(self._settings)
+                found = await self._find()
                 await self._take(found)
                 self._read_s = monotonic()
             assert self._access is not None  # noqa: S101 - narrows the type

@@ -111,7 +111,7 @@ class Objects(Generic[T]):
         left_out: objects beyond the bound, so far.
     """
 
-    def __init__(self, read: Read[T], count_max: int = limits.KUBE_OBJECTS_MAX) -> None:
+    def __init__(self, read: Read[T], count_max: int) -> None:
         self._read = read
         self._count_max = count_max
         self._listed: dict[str, T] = {}

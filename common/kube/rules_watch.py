@@ -45,8 +45,9 @@ class RulesWatch:
 
     def is_known(self) -> bool:
         """Tell whether everything has been listed once."""
-        watches = (*self._objectives, *self._rewrites)
-        return all(watch.is_known for _, watch in watches)
+        return all(watch.is_known for _, watch in self._objectives) and all(
+            watch.is_known for _, watch in self._rewrites
+        )
 
     async def run(self) -> None:
         """Follow them, for ever."""

@@ -69,7 +69,7 @@ class Watch(Generic[T]):
         read: Read[T],
         told: Callable[[], None],
     ) -> None:
-        self.objects: Objects[T] = Objects(read)
+        self.objects: Objects[T] = Objects(read, limits.KUBE_OBJECTS_MAX)
         self.is_known = False
         self._client, self._metrics = following.client, following.metrics
         self._resync_s, self._chance = following.resync_s, following.chance
