@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -52,10 +53,11 @@ class RulesWatch:
     async def run(self) -> None:
         """Follow them, for ever."""
         async with Supervisor() as tasks:
-            for _, objectives in self._objectives:
-                tasks.start(objectives.run(), "objectives")
-            for _, rewrites in self._rewrites:
-                tasks.start(rewrites.run(), "rewrites")
+            following = [
+                *(tasks.start(watch.run(), "objectives") for _, watch in self._objectives),
+                *(tasks.start(watch.run(), "rewrites") for _, watch in self._rewrites),
+            ]
+            await asyncio.wait(following)
 
     def _watches(
         self, resources: Iterable[Resource], read: Read[T]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -21,6 +21,7 @@ from kvatlas.common.kube.counts import (
 )
 from kvatlas.common.kube.watch import Following
 from kvatlas.common.metrics import Metrics
+from kvatlas.common.tasks import Supervisor
 from tests.fakes.api_server import TOKEN, ApiServer
 
 
@@ -55,14 +56,12 @@ def following(
 @asynccontextmanager
 async def running(work: Coroutine[Any, Any, None], by: Following) -> AsyncIterator[None]:
     """Run a source or a watch until the context ends; its death is an error there."""
-    task = asyncio.create_task(work)
     try:
-        yield
-        assert not task.done() or task.result()
+        async with Supervisor() as tasks:
+            task = tasks.start(work, "followed")
+            yield
+            assert not task.done(), "it is for ever"
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
         await by.client.aclose()
 
 
