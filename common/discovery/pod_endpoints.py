@@ -151,10 +151,8 @@ def _labels(pod: Pod, place: Place) -> dict[str, str]:
     ours = {POD_LABEL: f"{pod.namespace}/{pod.name}"}
     if place.pool is not None:
         ours[POOL_LABEL] = place.pool
-    labels = {**place.discovery.labels, **ours}
+    labels = {**ours, **place.discovery.labels, **ours}
     for name in sorted(pod.labels, key=_label_order):
-        if len(labels) >= limits.LABELS_PER_ENDPOINT_MAX:
-            break
         labels.setdefault(name, pod.labels[name])
     return dict(list(labels.items())[: limits.LABELS_PER_ENDPOINT_MAX])
 

@@ -156,11 +156,11 @@ async def test_a_pool_that_changes_is_followed_at_once() -> None:
         async with telling(PoolSource(by, of_pool()), by) as told:
             assert told.urls == ["10.0.0.1:8000"]
             server.put(pool("qwen", ports=(9000,)))
-            assert await until(lambda: told.urls == ["10.0.0.1:9000"]) < 0.1
+            assert await until(lambda: told.urls == ["10.0.0.1:9000"]) < 1
             server.put(pool("qwen", labels={"app": "other"}))
-            assert await until(lambda: told.urls == ["10.0.0.2:8000"]) < 0.5
+            assert await until(lambda: told.urls == ["10.0.0.2:8000"]) < 1
             server.delete(qwen)
-            assert await until(lambda: told.urls == []) < 0.1
+            assert await until(lambda: told.urls == []) < 1
             server.put(qwen)
             await until(lambda: told.urls == ["10.0.0.1:8000"])
 

@@ -187,9 +187,11 @@ class ApiServer:
         runner, self._runner = self._runner, None
         if runner is not None:
             # A connection that is accepted while the server closes is never closed (CPython 3.11).
-            for server in [site._server for site in runner.sites]:  # type: ignore[attr-defined]
-                for listening in server.sockets:
-                    asyncio.get_running_loop().remove_reader(listening.fileno())
+            for site in runner.sites:
+                listening = site._server
+                assert isinstance(listening, asyncio.Server)
+                for each in listening.sockets:
+                    asyncio.get_running_loop().remove_reader(each.fileno())
             await asyncio.sleep(0.01)
         for watcher in list(self.watchers):
             if watcher.request.transport is not None:
