@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,11 @@ from kvatlas.router.admission import Admission, ModelStay
 from kvatlas.router.answers import explanation, parse_object
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found
+from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.intake import Intake
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.pipeline import Decision, Pipeline
+from kvatlas.router.pipeline import Asked, Decision, Pipeline
 from kvatlas.router.proof import Proof
 from kvatlas.router.rates import RateLimits
 from kvatlas.router.request import Request
@@ -96,8 +97,13 @@ class Desk:
         self.idle.clear()
         return trip
 
-    async def take(self, request: Request, trip: Trip) -> Taken:
+    async def take(self, request: Request, trip: Trip, *, passes: bool = False) -> Taken:
         """Read a request, and check what decides where it may go.
+
+        Args:
+            request: the request.
+            trip: told of it.
+            passes: take a body that is not JSON, unread.
 
         Raises:
             RequestError: the client's.
@@ -105,7 +111,7 @@ class Desk:
         client = request.client
         trip.tenant = client.tenant if client is not None else None
         self._rates.check(client)
-        taken = await self._intake.take(request)
+        taken = await self._intake.take(request, passes=passes)
         trip.received()
         body, asked_name = self._rewritten(taken, trip.request_id)
         trip.model = self._check(body.fields)
@@ -127,9 +133,19 @@ class Desk:
         return self._admission.admitted_to(trip.model, self._requests_max[trip.model])
 
     async def decide(
-        self, request: Request, trip: Trip, taken: Taken
+        self,
+        request: Request,
+        trip: Trip,
+        taken: Taken,
+        may_take: Callable[[Endpoint], bool] | None = None,
     ) -> tuple[Decision, OwnFlight]:
         """Decide where a request goes; its flight is to be closed.
+
+        Args:
+            request: the request.
+            trip: told of the decision.
+            taken: the request as it was read.
+            may_take: tells of an endpoint whether the request may go there; None where to any.
 
         Raises:
             InvalidRequest, RateLimited: the client's.
@@ -137,7 +153,7 @@ class Desk:
         """
         body = taken.body
         decision = await self.pipeline.decide(
-            trip.path, body.fields, len(body.raw), headers=request.headers
+            Asked(trip.path, body.fields, len(body.raw), request.headers, may_take)
         )
         trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
         trip.grant = await self._rates.take(request.client, decision.work.prompt_tokens)
@@ -184,7 +200,7 @@ class Desk:
         raw = orjson.dumps(body)
         read, _ = self._rewritten(client_body(raw, body), chosen_id(request_id))
         self._check(read.fields)
-        decision = await self.pipeline.decide(path, read.fields, len(raw), explains=True)
+        decision = await self.pipeline.decide(Asked(path, read.fields, len(raw)), explains=True)
         return explanation(decision)
 
     # --- names of models ----------------------------------------------------------------------
@@ -204,6 +220,8 @@ class Desk:
     def _check(self, body: Mapping[str, Any]) -> ModelName:
         """Check the fields that decide where a request may go; give its (base) model."""
         model = body.get("model")
+        if model is None:
+            raise InvalidRequest("model not found in request body", "model")
         if not isinstance(model, str):
             raise InvalidRequest("model is not a string", "model")
         served = self.pipeline.served(model)
