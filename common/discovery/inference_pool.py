@@ -11,7 +11,7 @@ from kvatlas.common.discovery_settings import PoolDiscovery
 from kvatlas.common.kube.pod import Pod, read_pod
 from kvatlas.common.kube.pool import Pool, read_pool
 from kvatlas.common.kube.resources import PODS, POOLS, Selection, called
-from kvatlas.common.kube.watch import Following, Watch
+from kvatlas.common.kube.watch import Api, Watch
 from kvatlas.common.log import logger
 from kvatlas.common.tasks import Supervisor, ended
 
@@ -22,17 +22,20 @@ class PoolSource:
     """Find endpoints in a pool.
 
     Args:
-        following: how the API server is asked.
+        api: how the API server is asked; the source's own.
         settings: which pool.
     """
 
-    def __init__(self, following: Following, settings: PoolDiscovery) -> None:
-        self._following = following
+    def __init__(self, api: Api, settings: PoolDiscovery) -> None:
+        self._api = api
         self._settings = settings
 
     async def run(self, tell: Tell) -> None:
         """Follow it, for ever."""
-        await _Run(self._following, self._settings, tell).run()
+        try:
+            await _Run(self._api, self._settings, tell).run()
+        finally:
+            await self._api.client.aclose()
 
 
 class _Run:
@@ -43,17 +46,17 @@ class _Run:
     and a pool that is gone, are told at once.
     """
 
-    def __init__(self, following: Following, settings: PoolDiscovery, tell: Tell) -> None:
-        self._following = following
+    def __init__(self, api: Api, settings: PoolDiscovery, tell: Tell) -> None:
+        self._api = api
         self._settings = settings
         self._tell = tell
         namespace, name = settings.namespace, settings.name
         resource = POOLS[settings.group]
         watch = called(resource, namespace, name)
         selection = Selection(resource, namespace, watch, name=name)
-        self._pools = Watch(following, selection, read_pool, self._pool_told)
+        self._pools = Watch(api, selection, read_pool, self._pool_told)
         self._pods_name = called(PODS, namespace, name)
-        self._endpoints = PodEndpoints(self._pods_name, following.metrics)
+        self._endpoints = PodEndpoints(self._pods_name, api.metrics)
         self._pods: Watch[Pod] | None = None
         self._selected: str | None = None
         self._selects_others = asyncio.Event()
@@ -97,7 +100,7 @@ class _Run:
     def _watch_of(self, labels: str) -> Watch[Pod]:
         namespace = self._settings.namespace
         selection = Selection(PODS, namespace, self._pods_name, labels=labels)
-        made: Watch[Pod] = Watch(self._following, selection, read_pod, lambda: self._of(made))
+        made: Watch[Pod] = Watch(self._api, selection, read_pod, lambda: self._of(made))
         return made
 
     def _of(self, watch: Watch[Pod]) -> None:

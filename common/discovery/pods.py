@@ -10,7 +10,7 @@ from kvatlas.common.discovery_settings import PodsDiscovery
 from kvatlas.common.kube.counts import KubeTable
 from kvatlas.common.kube.pod import Pod, read_pod
 from kvatlas.common.kube.resources import PODS, Selection, called
-from kvatlas.common.kube.watch import Following, Watch
+from kvatlas.common.kube.watch import Api, Watch
 from kvatlas.common.log import logger
 from kvatlas.common.settings import EndpointSettings
 
@@ -62,12 +62,12 @@ class PodsSource:
     """Find endpoints among pods.
 
     Args:
-        following: how the API server is asked.
+        api: how the API server is asked; the source's own.
         settings: which pods.
     """
 
-    def __init__(self, following: Following, settings: PodsDiscovery) -> None:
-        self._following = following
+    def __init__(self, api: Api, settings: PodsDiscovery) -> None:
+        self._api = api
         self._place = Place(settings, tuple(settings.ports))
         self._selection = Selection(
             PODS,
@@ -78,10 +78,13 @@ class PodsSource:
 
     async def run(self, tell: Tell) -> None:
         """Follow them, for ever."""
-        endpoints = PodEndpoints(self._selection.watch, self._following.metrics)
+        endpoints = PodEndpoints(self._selection.watch, self._api.metrics)
 
         def told() -> None:
             tell(endpoints.of(watch.objects.by_name, self._place))
 
-        watch = Watch(self._following, self._selection, read_pod, told)
-        await watch.run()
+        watch = Watch(self._api, self._selection, read_pod, told)
+        try:
+            await watch.run()
+        finally:
+            await self._api.client.aclose()

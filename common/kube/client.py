@@ -50,8 +50,8 @@ class KubeClient:
         return cls(partial(find_access, settings))
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        session, self._session = self._session, None
+        """Close all connections; who asks again makes new ones."""
+        session, self._session, self._access = self._session, None, None
         if session is not None:
             await session.close()
 

@@ -10,7 +10,7 @@ from kvatlas.common.discovery_settings import PoolDiscovery
 from kvatlas.common.kube.objects import Read
 from kvatlas.common.kube.resources import OBJECTIVES, REWRITES, Resource, Selection, called
 from kvatlas.common.kube.rules import read_objective, read_rewrite
-from kvatlas.common.kube.watch import Following, Watch
+from kvatlas.common.kube.watch import Api, Watch
 from kvatlas.common.pool_rules import NO_RULES, Identity, Objective, PoolRules, Rewrite
 from kvatlas.common.tasks import Supervisor
 
@@ -21,7 +21,7 @@ class RulesWatch:
     """Know what is ruled for pools.
 
     Args:
-        following: how the API server is asked.
+        api: how the API server is asked; its own.
         pools: the pools; only what names one of them, in its namespace, counts.
 
     Attributes:
@@ -31,13 +31,13 @@ class RulesWatch:
 
     def __init__(
         self,
-        following: Following,
+        api: Api,
         pools: Iterable[PoolDiscovery],
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.rules: PoolRules = NO_RULES
         self.changed = changed
-        self._following = following
+        self._api = api
         self._pools: dict[str | None, set[str]] = {}
         for pool in pools:
             self._pools.setdefault(pool.namespace, set()).add(pool.name)
@@ -52,19 +52,22 @@ class RulesWatch:
 
     async def run(self) -> None:
         """Follow them, for ever."""
-        async with Supervisor() as tasks:
-            following = [
-                *(tasks.start(watch.run(), "objectives") for _, watch in self._objectives),
-                *(tasks.start(watch.run(), "rewrites") for _, watch in self._rewrites),
-            ]
-            await asyncio.wait(following)
+        try:
+            async with Supervisor() as tasks:
+                followed = [
+                    *(tasks.start(watch.run(), "objectives") for _, watch in self._objectives),
+                    *(tasks.start(watch.run(), "rewrites") for _, watch in self._rewrites),
+                ]
+                await asyncio.wait(followed)
+        finally:
+            await self._api.client.aclose()
 
     def _watches(
         self, resources: Iterable[Resource], read: Read[T]
     ) -> list[tuple[str | None, Watch[T]]]:
         """Make the watches, of the group that wins first."""
         return [
-            (namespace, Watch(self._following, _all_of(resource, namespace), read, self._told))
+            (namespace, Watch(self._api, _all_of(resource, namespace), read, self._told))
             for resource in resources
             for namespace in self._pools
         ]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.discovery_settings import KubernetesSettings
 from kvatlas.common.errors import KubernetesUnavailable
 from kvatlas.common.kube.client import KubeClient
 from kvatlas.common.kube.counts import KubeTable
@@ -33,10 +35,12 @@ _DENIED: Final = frozenset({"forbidden", "unauthorized"})
 
 
 @dataclass(frozen=True, slots=True)
-class Following:
-    """How everything is followed.
+class Api:
+    """How the API server is asked.
 
     Attributes:
+        client: of it.
+        metrics: told of all watches.
         resync_s: after which everything is listed anew.
         chance: to draw with, so that not all of us ask at once.
     """
@@ -47,11 +51,17 @@ class Following:
     chance: Chance
 
 
+def api_of(settings: KubernetesSettings, metrics: KubeTable) -> Api:
+    """Make what is asked with, as the configuration says."""
+    chance = random.Random().random  # noqa: S311 - jitter
+    return Api(KubeClient.of(settings), metrics, settings.resync_s, chance)
+
+
 class Watch(Generic[T]):
     """Know the objects of a selection.
 
     Args:
-        following: how.
+        api: how.
         selection: which ones.
         read: makes of each what is kept; pure.
         told: called when they are first known, and with each change; what several events change
@@ -64,18 +74,18 @@ class Watch(Generic[T]):
 
     def __init__(
         self,
-        following: Following,
+        api: Api,
         selection: Selection,
         read: Read[T],
         told: Callable[[], None],
     ) -> None:
         self.objects: Objects[T] = Objects(read, limits.KUBE_OBJECTS_MAX)
         self.is_known = False
-        self._client, self._metrics = following.client, following.metrics
-        self._resync_s, self._chance = following.resync_s, following.chance
+        self._client, self._metrics = api.client, api.metrics
+        self._resync_s, self._chance = api.resync_s, api.chance
         self._selection = selection
         self._told = told
-        self._pauses = Pauses(following.chance)
+        self._pauses = Pauses(api.chance)
         self._list_due_s = -math.inf
         self._absent_s: float | None = None
         self._failed_for: str | None = None

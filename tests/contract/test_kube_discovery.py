@@ -21,7 +21,7 @@ from kvatlas.common.discovery_settings import KubernetesSettings, PodsDiscovery,
 from kvatlas.common.kube.access import find_access
 from kvatlas.common.kube.client import KubeClient
 from kvatlas.common.kube.rules_watch import RulesWatch
-from kvatlas.common.kube.watch import Following
+from kvatlas.common.kube.watch import Api
 from kvatlas.common.settings import EndpointSettings
 from tests.fakes.api_objects import legacy_pool, objective, pod, pool, rewrite, rule
 from tests.fakes.api_server import TOKEN, ApiServer, api_server
@@ -50,7 +50,7 @@ class Told:
 
 
 @asynccontextmanager
-async def telling(source: EndpointSource, by: Following) -> AsyncIterator[Told]:
+async def telling(source: EndpointSource, by: Api) -> AsyncIterator[Told]:
     """Run a source, and wait until it has told something."""
     told = Told()
     async with running(source.run(told), by):
@@ -286,7 +286,7 @@ async def test_a_pod_asks_with_its_own_token_which_is_renewed(
         }
         client = KubeClient(lambda: find_access(KubernetesSettings(), account, environment))
         metrics = KubeMetrics()
-        by = Following(client, metrics, 300.0, lambda: 0.5)
+        by = Api(client, metrics, 300.0, lambda: 0.5)
         async with telling(PodsSource(by, of_pods()), by) as told:
             assert told.urls == ["10.0.0.1:8000"]
             server.token = "another"  # noqa: S105 - of no server but this
@@ -312,7 +312,7 @@ async def test_a_kubeconfig_says_where_and_who_by_its_context(
         path = tmp_path / "config"
         path.write_text(yaml.safe_dump(kubeconfig(server.url, authority)))
         settings = KubernetesSettings(kubeconfig=path, context="test")
-        by = Following(KubeClient.of(settings), KubeMetrics(), 300.0, lambda: 0.5)
+        by = Api(KubeClient.of(settings), KubeMetrics(), 300.0, lambda: 0.5)
         async with telling(PodsSource(by, of_pods()), by) as told:
             assert told.urls == ["10.0.0.1:8000"]
         assert server.asked[0][0] == "/api/v1/namespaces/demo/pods"
@@ -354,7 +354,7 @@ async def test_a_kubeconfig_that_cannot_be_used_is_said(
     if written is not None:
         path.write_text(written)
     settings = KubernetesSettings(kubeconfig=path, context=context)
-    by = Following(KubeClient.of(settings), KubeMetrics(), 300.0, lambda: 0.5)
+    by = Api(KubeClient.of(settings), KubeMetrics(), 300.0, lambda: 0.5)
     source = PodsSource(by, of_pods())
     with capture_logs() as logs:
         async with running(source.run(Told()), by):
@@ -364,7 +364,7 @@ async def test_a_kubeconfig_that_cannot_be_used_is_said(
 
 async def test_outside_of_a_pod_without_a_file_that_is_said() -> None:
     """With the setting to use."""
-    by = Following(
+    by = Api(
         KubeClient(lambda: find_access(KubernetesSettings(), environment={})),
         KubeMetrics(),
         300.0,

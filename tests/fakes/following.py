@@ -19,7 +19,7 @@ from kvatlas.common.kube.counts import (
     KUBE_OBJECTS,
     KUBE_SILENT,
 )
-from kvatlas.common.kube.watch import Following
+from kvatlas.common.kube.watch import Api
 from kvatlas.common.metrics import Metrics
 from kvatlas.common.tasks import Supervisor
 from tests.fakes.api_server import TOKEN, ApiServer
@@ -44,17 +44,17 @@ class KubeMetrics(Metrics):
 
 def following(
     server: ApiServer, metrics: KubeMetrics | None = None, resync_s: float = 300.0
-) -> Following:
+) -> Api:
     """Give how a server is followed."""
 
     async def find() -> ApiAccess:
         return ApiAccess(server.url, "demo", f"Bearer {TOKEN}")
 
-    return Following(KubeClient(find), metrics or KubeMetrics(), resync_s, Random(7).random)
+    return Api(KubeClient(find), metrics or KubeMetrics(), resync_s, Random(7).random)
 
 
 @asynccontextmanager
-async def running(work: Coroutine[Any, Any, None], by: Following) -> AsyncIterator[None]:
+async def running(work: Coroutine[Any, Any, None], by: Api) -> AsyncIterator[None]:
     """Run a source or a watch until the context ends; its death is an error there."""
     try:
         async with Supervisor() as tasks:

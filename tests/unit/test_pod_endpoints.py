@@ -11,6 +11,7 @@ from kvatlas.common.discovery.pod_endpoints import Found, Place, endpoints_of
 from kvatlas.common.discovery_settings import PodsDiscovery
 from kvatlas.common.kube.pod import Pod
 
+OURS = ("kvatlas.dev/pod", "kvatlas.dev/pool")
 EVENTS, REPLAY = "kvatlas.dev/events-port", "kvatlas.dev/replay-port"
 ACTIVE, ACTIVE_ONCE = "llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports"
 
@@ -109,13 +110,7 @@ def test_so_many_labels_are_kept_and_those_that_matter_first() -> None:
     made = found(pod_labels={**many, **wanted, "zone": "pod"}, labels={"zone": "set"})
     labels = made.endpoints[0].labels
     assert len(labels) == limits.LABELS_PER_ENDPOINT_MAX
-    assert list(labels)[:5] == [
-        "zone",
-        "kvatlas.dev/pod",
-        "kvatlas.dev/pool",
-        "llm-d.ai/role",
-        "app",
-    ]
+    assert list(labels)[:5] == [*OURS, "zone", "llm-d.ai/role", "app"]
     assert (labels["zone"], labels["kvatlas.dev/pool"]) == ("set", "demo/q")
     full = {f"l{n}": "x" for n in range(limits.LABELS_PER_ENDPOINT_MAX)}
     kept = found(labels=full).endpoints[0].labels
