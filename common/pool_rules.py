@@ -6,7 +6,7 @@ match before one of every model, then the older object, then the earlier rule in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -110,3 +110,5 @@ class PoolRules:
 
 
 NO_RULES: Final = PoolRules({}, {})
+Ruled = Callable[[], PoolRules]
+"""Gives what is ruled at this moment."""

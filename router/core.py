@@ -17,10 +17,13 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.discovery_settings import PoolDiscovery
 from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.key_file import read_key
 from kvatlas.common.keyspace import LoadKeys, shards_of
+from kvatlas.common.kube.rules_watch import RulesWatch
+from kvatlas.common.kube.watch import api_of
 from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
@@ -64,6 +67,7 @@ class Core:
         desk: where requests are taken in and decided on.
         http: that proxies them.
         identities: how engines are spoken to.
+        rules: what is ruled for the pools that are watched.
         is_retired: set when requests go to another one.
     """
 
@@ -75,6 +79,7 @@ class Core:
     prompts: Prompts
     access: Access | None
     identities: EngineIdentities
+    rules: RulesWatch
     started_s: float = field(default_factory=monotonic)
     is_retired: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -90,6 +95,8 @@ class Core:
         if not all(endpoint.asked for endpoint in endpoints):
             return "not every endpoint has been looked at"
         is_young = monotonic() - self.started_s < self.settings.router.probe_wait_s
+        if is_young and not self.rules.is_known():
+            return "what is ruled for the pools has not been listed"
         if is_young and not self.prober.is_settled():
             return "not every engine has been asked for its models and token ids"
         return None
@@ -147,12 +154,14 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         stages = Stages(prompts, renders, redis.index, redis.flights)
         pipeline = Pipeline(settings, stages, endpoints, metrics)
         parts = _parts(settings, redis.index, shared, stack)
+        rules = RulesWatch(api_of(settings.kubernetes, metrics), _pools(settings))
         handled = Handled(
             pipeline,
             Proof(settings, parts, metrics),
             redis.rates,
             shared.admission,
             _salts(options),
+            rules.ruled,
             _tracer(options, metrics, stack),
         )
         desk = Desk(settings, handled, metrics)
@@ -184,10 +193,16 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
             tasks.start(work, name)
         if access is not None:
             tasks.start(access.run(), "access")
+        if _pools(settings):
+            tasks.start(rules.run(), "rules")
         if options.idle_probe_s:
             idle = IdleProbes(session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
-        yield Core(settings, desk, http, endpoints, prober, prompts, access, identities)
+        yield Core(settings, desk, http, endpoints, prober, prompts, access, identities, rules)
+
+
+def _pools(settings: Settings) -> list[PoolDiscovery]:
+    return [entry for entry in settings.discovery if isinstance(entry, PoolDiscovery)]
 
 
 def _redis(

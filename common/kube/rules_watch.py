@@ -25,7 +25,7 @@ class RulesWatch:
         pools: the pools; only what names one of them, in its namespace, counts.
 
     Attributes:
-        rules: at this moment.
+        current: what is ruled at this moment.
         changed: called when they change.
     """
 
@@ -35,7 +35,7 @@ class RulesWatch:
         pools: Iterable[PoolDiscovery],
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.rules: PoolRules = NO_RULES
+        self.current: PoolRules = NO_RULES
         self.changed = changed
         self._api = api
         self._pools: dict[str | None, set[str]] = {}
@@ -50,8 +50,12 @@ class RulesWatch:
             watch.is_known for _, watch in self._rewrites
         )
 
+    def ruled(self) -> PoolRules:
+        """Give what is ruled at this moment."""
+        return self.current
+
     async def run(self) -> None:
-        """Follow them, for ever."""
+        """Follow them, for ever; there must be a pool."""
         try:
             async with Supervisor() as tasks:
                 followed = [
@@ -74,8 +78,8 @@ class RulesWatch:
 
     def _told(self) -> None:
         rules = PoolRules.of(self._counting(self._objectives), self._counting(self._rewrites))
-        if rules != self.rules:
-            self.rules = rules
+        if rules != self.current:
+            self.current = rules
             self.changed()
 
     def _counting(self, watches: list[tuple[str | None, Watch[T]]]) -> list[T]:

@@ -94,7 +94,11 @@ class Watch(Generic[T]):
     async def run(self) -> None:
         """Follow them, for ever."""
         name = self._selection.watch
-        self._metrics.kube_silent.labels(name).set_function(lambda: monotonic() - self._heard_s)
+
+        def silent_s() -> float:
+            return monotonic() - self._heard_s
+
+        self._metrics.kube_silent.labels(name).set_function(silent_s)
         try:
             while True:
                 try:
@@ -102,9 +106,11 @@ class Watch(Generic[T]):
                 except KubernetesUnavailable as error:
                     await asyncio.sleep(self._failed(error))
         finally:
-            self._metrics.kube_silent.remove(name)
-            self._metrics.kube_good.remove(name)
-            self._metrics.kube_objects.remove(name)
+            # After a change of the configuration another watch may have the name.
+            if self._metrics.kube_silent.labels(name).asks(silent_s):
+                self._metrics.kube_silent.remove(name)
+                self._metrics.kube_good.remove(name)
+                self._metrics.kube_objects.remove(name)
 
     # --- what is asked --------------------------------------------------------------------------
 

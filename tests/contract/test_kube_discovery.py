@@ -234,14 +234,14 @@ async def test_rules_of_both_groups_and_several_pools_count_together() -> None:
         watch = RulesWatch(by, [of_pool(), of_pool(name="llama")])
         async with running(watch.run(), by):
             await until(watch.is_known)
-            rules = watch.rules
+            rules = watch.current
             names = ("gold", "free", "plain", "other", "none")
             assert [rules.priority(name) for name in names] == [10, -1, 0, None, None]
             assert [rules.rewrite(name, 0.5) for name in ("chat", "x")] == ["llama", None]
             server.put(objective("gold", "qwen", 11))
-            await until(lambda: watch.rules.priority("gold") == 11)
+            await until(lambda: watch.current.priority("gold") == 11)
             server.delete(objective("gold", "qwen", 11))
-            await until(lambda: watch.rules.priority("gold") is None)
+            await until(lambda: watch.current.priority("gold") is None)
             assert rules.priority("gold") == 10
 
 
