@@ -196,6 +196,9 @@ class Objects(Generic[T]):
             if name is not None:
                 among.pop(name, None)
             return
+        if (former := self.by_name.get(name)) == kept:
+            # Whoever made something of it sees that it is the same.
+            kept = former
         if name not in among and len(among) >= self._count_max:
             self.left_out += 1
             return
