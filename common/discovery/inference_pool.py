@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from kvatlas.common.discovery.pod_endpoints import Place
-from kvatlas.common.discovery.pods import PodEndpoints
+from kvatlas.common.discovery.pods import PodEndpoints, faults_of
 from kvatlas.common.discovery.source import Tell
 from kvatlas.common.discovery_settings import PoolDiscovery
 from kvatlas.common.kube.pod import Pod, read_pod
@@ -29,11 +30,18 @@ class PoolSource:
     def __init__(self, api: Api, settings: PoolDiscovery) -> None:
         self._api = api
         self._settings = settings
+        self._run: _Run | None = None
+
+    @property
+    def faults(self) -> Sequence[str]:
+        """Tell why pool or pods are not followed at the moment."""
+        return () if self._run is None else faults_of(self._run.pools, self._run.pods)
 
     async def run(self, tell: Tell) -> None:
         """Follow it, for ever."""
+        self._run = _Run(self._api, self._settings, tell)
         try:
-            await _Run(self._api, self._settings, tell).run()
+            await self._run.run()
         finally:
             await self._api.client.aclose()
 
@@ -54,16 +62,16 @@ class _Run:
         resource = POOLS[settings.group]
         watch = called(resource, namespace, name)
         selection = Selection(resource, namespace, watch, name=name)
-        self._pools = Watch(api, selection, read_pool, self._pool_told)
+        self.pools = Watch(api, selection, read_pool, self._pool_told)
         self._pods_name = called(PODS, namespace, name)
         self._endpoints = PodEndpoints(self._pods_name, api.metrics)
-        self._pods: Watch[Pod] | None = None
+        self.pods: Watch[Pod] | None = None
         self._selected: str | None = None
         self._selects_others = asyncio.Event()
 
     async def run(self) -> None:
         async with Supervisor() as tasks:
-            tasks.start(self._pools.run(), "pool")
+            tasks.start(self.pools.run(), "pool")
             following: asyncio.Task[None] | None = None
             while True:
                 await self._selects_others.wait()
@@ -73,11 +81,11 @@ class _Run:
                     following = None
                 # What is selected by now, which may be another thing than when it was told.
                 if self._selected is not None:
-                    self._pods = self._watch_of(self._selected)
-                    following = tasks.start(self._pods.run(), "pods")
+                    self.pods = self._watch_of(self._selected)
+                    following = tasks.start(self.pods.run(), "pods")
 
     def _pool(self) -> Pool | None:
-        return self._pools.objects.by_name.get(self._settings.name)
+        return self.pools.objects.by_name.get(self._settings.name)
 
     def _pool_told(self) -> None:
         pool = self._pool()
@@ -86,12 +94,12 @@ class _Run:
             self._tell([])
         selected = pool.labels() if pool is not None else None
         if selected != self._selected:
-            self._selected, self._pods = selected, None
+            self._selected, self.pods = selected, None
             self._selects_others.set()
         self._pods_told()
 
     def _pods_told(self) -> None:
-        pool, pods = self._pool(), self._pods
+        pool, pods = self._pool(), self.pods
         if pool is not None and pods is not None and pods.is_known:
             name = f"{pool.namespace}/{pool.name}"
             place = Place(self._settings, pool.ports, name)
@@ -105,5 +113,5 @@ class _Run:
 
     def _of(self, watch: Watch[Pod]) -> None:
         """Tell of the pods, unless others are selected since."""
-        if watch is self._pods:
+        if watch is self.pods:
             self._pods_told()

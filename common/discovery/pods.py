@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kvatlas.common.discovery.pod_endpoints import NOTHING, Found, Place, endpoints_of
 from kvatlas.common.discovery.source import Tell
@@ -68,6 +69,7 @@ class PodsSource:
 
     def __init__(self, api: Api, settings: PodsDiscovery) -> None:
         self._api = api
+        self._watch: Watch[Pod] | None = None
         self._place = Place(settings, tuple(settings.ports))
         self._selection = Selection(
             PODS,
@@ -76,6 +78,11 @@ class PodsSource:
             labels=settings.selector,
         )
 
+    @property
+    def faults(self) -> Sequence[str]:
+        """Tell why they are not followed at the moment."""
+        return faults_of(self._watch)
+
     async def run(self, tell: Tell) -> None:
         """Follow them, for ever."""
         endpoints = PodEndpoints(self._selection.watch, self._api.metrics)
@@ -83,8 +90,13 @@ class PodsSource:
         def told() -> None:
             tell(endpoints.of(watch.objects.by_name, self._place))
 
-        watch = Watch(self._api, self._selection, read_pod, told)
+        self._watch = watch = Watch(self._api, self._selection, read_pod, told)
         try:
             await watch.run()
         finally:
             await self._api.client.aclose()
+
+
+def faults_of(*watches: Watch[Any] | None) -> list[str]:
+    """Tell why watches are not followed at the moment."""
+    return [watch.fault for watch in watches if watch is not None and watch.fault is not None]

@@ -31,7 +31,6 @@ _LOG = logger("kubernetes")
 T = TypeVar("T")
 _LISTED_ANEW: Final = frozenset({"expired", "malformed", "too_large"})
 """Failures after which a watch cannot go on from where it was."""
-_DENIED: Final = frozenset({"forbidden", "unauthorized"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,7 @@ class Watch(Generic[T]):
     Attributes:
         objects: what is known.
         is_known: they have been listed once, or their type is not installed.
+        fault: why they are not followed at the moment; None while they are.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Watch(Generic[T]):
     ) -> None:
         self.objects: Objects[T] = Objects(read, limits.KUBE_OBJECTS_MAX)
         self.is_known = False
+        self.fault: str | None = None
         self._client, self._metrics = api.client, api.metrics
         self._resync_s, self._chance = api.resync_s, api.chance
         self._selection = selection
@@ -182,7 +183,7 @@ class Watch(Generic[T]):
 
     def _heard(self) -> None:
         self._heard_s = monotonic()
-        self._absent_s = None
+        self._absent_s = self.fault = None
         self._metrics.kube_good.labels(self._selection.watch).set(1)
         if self._failed_for is not None:
             _LOG.info("kubernetes.recovered", watch=self._selection.watch, was=self._failed_for)
@@ -198,8 +199,9 @@ class Watch(Generic[T]):
             return pause_s
         if error.reason == "absent":
             pause_s = self._absent(pause_s)
-        is_bad = not (error.reason == "absent" and self.is_known)
-        self._metrics.kube_good.labels(self._selection.watch).set(0 if is_bad else 1)
+        is_good = error.reason == "absent" and self.is_known
+        self.fault = None if is_good else self._fault_of(error)
+        self._metrics.kube_good.labels(self._selection.watch).set(is_good)
         if error.reason != self._failed_for:
             self._failed_for = error.reason
             self._say(error)
@@ -217,14 +219,20 @@ class Watch(Generic[T]):
 
     def _say(self, error: KubernetesUnavailable) -> None:
         said = {"watch": self._selection.watch, "reason": error.reason, "message": error.message}
-        if error.reason in _DENIED:
-            namespace = self._selection.namespace
-            rule = self._selection.resource.rule()
-            _LOG.error("kubernetes.denied", **said, namespace=namespace, needs_rule=rule)
+        if error.reason == "forbidden":
+            _LOG.error("kubernetes.denied", **said, needs_rule=self._selection.resource.rule())
+        elif error.reason == "unauthorized":
+            _LOG.error("kubernetes.denied", **said)
         elif error.reason == "absent":
             _LOG.info("kubernetes.type_absent", **said)
         else:
             _LOG.warning("kubernetes.failed", **said)
+
+    def _fault_of(self, error: KubernetesUnavailable) -> str:
+        told = f"{self._selection.watch}: {error}"
+        if error.reason != "forbidden":
+            return told
+        return f"{told}; a Role needs {self._selection.resource.rule()}"
 
     def _count_ignored(self, malformed: int, left_out: int) -> None:
         """Count what was ignored beyond these numbers."""

@@ -180,6 +180,26 @@ async def test_a_pool_whose_selector_changes_keeps_its_endpoints_meanwhile() -> 
             await until(lambda: told.urls == ["10.0.0.2:8000"])
 
 
+async def test_a_source_tells_what_is_wrong_with_it() -> None:
+    """While it is: of the pool, then of its pods, with the rule that a Role must have."""
+    async with api_server() as server:
+        server.put(pool("qwen"), pod("a", "10.0.0.1"))
+        server.faults.denied = {"pods"}
+        by = following(server)
+        source = PoolSource(by, of_pool())
+        assert not source.faults
+        told = Told()
+        async with running(source.run(told), by):
+            await until(lambda: bool(source.faults))
+            assert source.faults[0].startswith("pods qwen: forbidden: pods is forbidden: User ")
+            assert source.faults[0].endswith(
+                'resources: ["pods"], verbs: ["get", "list", "watch"]}'
+            )
+            server.faults.denied = set()
+            await until(lambda: bool(told.endpoints))
+            await until(lambda: not source.faults)
+
+
 async def test_a_pool_of_the_old_group_is_one_too() -> None:
     """With a map for a selector, and one port."""
     async with api_server() as server:
