@@ -22,6 +22,7 @@ import uvloop
 
 from kvatlas.cli.redis_server import running_redis
 from kvatlas.common import limits
+from kvatlas.common.discovery.merging import Fleet
 from kvatlas.common.gauge_board import GaugeReader
 from kvatlas.common.gauges import SharedSample
 from kvatlas.common.ids import IndexerId, ModelName
@@ -86,6 +87,7 @@ async def measure(redis_url: str, ports: list[int], seconds: float) -> None:
     owner: Any = Owner()
     scraping = Scraping.connect(settings.redis, owner, metrics)
     scraping.configure(settings)
+    scraping.follow(Fleet(settings.endpoints))
     stalls: list[float] = []
     async with Supervisor() as tasks:
         running = tasks.start(scraping.run(tasks, ready), "scraping")

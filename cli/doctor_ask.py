@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from http import HTTPStatus
+from typing import Final
 
 import aiohttp
 import orjson
@@ -18,7 +19,6 @@ import orjson
 from kvatlas.cli.doctor_facts import (
     EngineFound,
     EventsFound,
-    EventSource,
     Found,
     RedisFound,
 )
@@ -34,6 +34,9 @@ from kvatlas.cli.doctor_tls import certificates
 from kvatlas.cli.doctor_zmq import EventSockets
 from kvatlas.cli.index_reader import EndpointState, IndexReader
 from kvatlas.common import limits
+from kvatlas.common.discovery.answers import EventSources, read_event_sources
+from kvatlas.common.discovery.once import look_once
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.key_file import read_key
@@ -42,9 +45,8 @@ from kvatlas.common.prompt.probe_set import Probe, probe_set
 from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.common.tls import TlsGauges
 from kvatlas.common.tls_engines import EngineIdentities
-from kvatlas.indexer.discovery import Source, configured_sources
+from kvatlas.indexer.discovery import Source, sources_of
 from kvatlas.router.engine_answers import read_json
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.probe import ask_models, ask_version, check_tokenizer
 
 ENGINES_AT_ONCE: Final = 8
@@ -76,6 +78,9 @@ async def find_out(settings: Settings, request: Request) -> Found:
     """
     probes = {m.name: probe_set(PromptBuilder.load(m), m.name) for m in settings.models}
     timeout = aiohttp.ClientTimeout(total=limits.PROBE_TIMEOUT_S)
+    fleet, places = await look_once(settings, EngineIdentities(settings, TlsGauges()))
+    # From here on what was found is as good as configured.
+    settings = settings.model_copy(update={"endpoints": list(fleet.endpoints)})
     identities = EngineIdentities(settings, TlsGauges())
     async with aiohttp.ClientSession(timeout=timeout) as session:
         redis = await ask_redis(settings.redis)
@@ -90,6 +95,8 @@ async def find_out(settings: Settings, request: Request) -> Found:
             renders=await ask_renders(session, settings, identities),
             routers=await ask_pages(session, request.routers, router_url(settings), identities),
             certificates=certificates(settings, identities),
+            places=places,
+            left_out=fleet.left_out,
         )
 
 
@@ -155,26 +162,12 @@ def _rank(labels: Mapping[str, str]) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
 
 
-async def _sources(
-    session: aiohttp.ClientSession, asked: Asked
-) -> Mapping[str, EventSource] | None:
+async def _sources(session: aiohttp.ClientSession, asked: Asked) -> EventSources | None:
     """Ask where events are; engines before 0.32 do not tell."""
     with suppress(Silence):
         reply = await ask(session, asked, "/kv_event_sources")
-        answer = read_json(reply.content) if reply.status == 200 else None
-        if isinstance(answer, dict):
-            return {
-                str(rank): EventSource(
-                    _text(told.get("endpoint")), _text(told.get("replay_endpoint"))
-                )
-                for rank, told in answer.items()
-                if isinstance(told, dict)
-            }
+        return read_event_sources(reply.content) if reply.status == HTTPStatus.OK else None
     return None
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 async def _tells_cached(session: aiohttp.ClientSession, asked: Asked, model: str) -> bool | None:
@@ -197,7 +190,7 @@ async def _events(
     settings: Settings, redis: RedisFound, reached: Iterable[str]
 ) -> list[EventsFound]:
     there = set(reached)
-    sources = {source.endpoint.name: source for source in configured_sources(settings)}
+    sources = {source.endpoint.name: source for source in sources_of(settings, settings.endpoints)}
     before = await _states(settings, redis)
     slots = asyncio.Semaphore(ENGINES_AT_ONCE)
     sockets = EventSockets()

@@ -63,7 +63,7 @@ def _flow(events: EventsFound, engine: EngineFound) -> Finding:
 
 def _elsewhere(events: EventsFound, engine: EngineFound) -> tuple[str, str, str] | None:
     """Hold the configured ports against those that the engine names."""
-    source = (engine.sources or {}).get(str(events.rank))
+    source = (engine.sources or {}).get(events.rank)
     if source is None:
         return None
     pairs = (

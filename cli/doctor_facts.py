@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from kvatlas.cli.index_reader import EndpointState
+from kvatlas.common.discovery.answers import EventSources
+from kvatlas.common.discovery.merging import PlaceFound, Reason
 from kvatlas.common.ids import EndpointName
 from kvatlas.router.engine_answers import ServedModels
 from kvatlas.router.probe import TokenizerCheck
@@ -81,14 +83,6 @@ class PageFound:
 
 
 @dataclass(frozen=True, slots=True)
-class EventSource:
-    """Where an engine says that the events of a rank are."""
-
-    events: str | None
-    replay: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class EngineFound:
     """What an engine answers.
 
@@ -110,7 +104,7 @@ class EngineFound:
     models: ServedModels | None = None
     tokenizer: TokenizerCheck | None = None
     caches: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
-    sources: Mapping[str, EventSource] | None = None
+    sources: EventSources | None = None
     tells_cached: bool | None = None
 
 
@@ -213,3 +207,5 @@ class Found:
     routers: Sequence[PageFound]
     renders: Sequence[RenderFound] = ()
     certificates: Sequence[CertificateFound] = ()
+    places: Sequence[PlaceFound] = ()
+    left_out: Mapping[Reason, frozenset[str]] = field(default_factory=dict)

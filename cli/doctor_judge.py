@@ -18,6 +18,8 @@ from kvatlas.cli.doctor_facts import (
     RedisFound,
     RenderFound,
 )
+from kvatlas.common import limits
+from kvatlas.common.discovery.merging import PlaceFound, Reason
 from kvatlas.common.keyspace import SCHEMA_VERSION
 
 DAY_S: Final = 86_400.0
@@ -28,6 +30,25 @@ REPORTED_MIN: Final = 50
 OVER_SHARE_WARN: Final = 0.05
 OVER_SHARE_FAULT: Final = 0.25
 FALLBACK_SHARE_WARN: Final = 0.05
+LEFT_OUT: Final[Mapping[Reason, tuple[str, str]]] = {
+    "unasked": (
+        "It was found, and does not say which model it serves: it gets no requests.",
+        "Is it up? Else name the model in its entry of discovery.",
+    ),
+    "other_model": (
+        "It was found, and serves no model that is configured.",
+        "Add its model to models, or take it out of what discovery names.",
+    ),
+    "repeated": (
+        "It was found, and its address is in the list already: the first counts.",
+        "Name it once.",
+    ),
+    "over_limit": (
+        f"It was found beyond the {limits.ENDPOINTS_MAX} engines that there may be.",
+        "Split the fleet.",
+    ),
+}
+"""What is so, and what to do, for each reason."""
 LISTPACK: Final = {"entries": 512, "value": 1_024}
 """What docs/REDIS.md asks for."""
 PREDICTED: Final = "kvatlas_router_predictions_total"
@@ -43,6 +64,8 @@ def judge(found: Found) -> list[Finding]:
         findings += judge_router(page)
     findings += map(judge_render, found.renders)
     findings += map(judge_certificate, found.certificates)
+    findings += map(judge_place, found.places)
+    findings += judge_left_out(found.left_out)
     for engine in found.engines:
         findings += judge_engine(engine)
     by_name = {name: engine for engine in found.engines for name in engine.names}
@@ -64,6 +87,31 @@ def judge_certificate(found: CertificateFound) -> Finding:
         f"The certificate expires in {days:.1f} days." if days > 0 else "Its certificate expired.",
         "Renew it, and replace its file: it is read again without a restart.",
     )
+
+
+def judge_place(found: PlaceFound) -> Finding:
+    """Judge a place where endpoints are found."""
+    if found.faults or found.endpoints is None:
+        why = "; ".join(found.faults) or "it does not answer"
+        advice = "Correct this entry of discovery, or what it names."
+        return Finding(FAULT, found.label, "discovery", f"No endpoints can be had: {why}.", advice)
+    if not found.endpoints:
+        return Finding(
+            WARN,
+            found.label,
+            "discovery",
+            "It tells no endpoints.",
+            "Are engines running, and does this entry of discovery mean them?",
+        )
+    return Finding(OK, found.label, "discovery", f"Tells {found.endpoints} engines.")
+
+
+def judge_left_out(left_out: Mapping[Reason, frozenset[str]]) -> Iterator[Finding]:
+    """Judge engines that were found and cannot be used."""
+    for reason, names in left_out.items():
+        found, advice = LEFT_OUT[reason]
+        for name in sorted(names):
+            yield Finding(WARN, name, "discovery", found, advice)
 
 
 def judge_redis(redis: RedisFound, models: Mapping[str, int]) -> Iterator[Finding]:

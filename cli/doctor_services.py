@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvatlas.cli.doctor_facts import PageFound, RedisFound, RenderFound, Samples
 from kvatlas.common import limits
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.errors import IndexUnavailable, PromptUnavailable
 from kvatlas.common.keyspace import MODELS_KEY, SCHEMA_KEY
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH
@@ -20,7 +21,6 @@ from kvatlas.common.redis_client import connect, guard
 from kvatlas.common.settings import RedisSettings, Settings
 from kvatlas.common.tls_engines import PLAIN, EngineIdentities, EngineTls
 from kvatlas.router.engine_answers import read_json
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.render_service import RenderServices
 

@@ -279,7 +279,9 @@ def check_config(config: Config = None) -> None:
         build_profile(settings.router)
         if settings.router.api_keys_file:
             check_keys(settings.router.api_keys_file)
-    typer.echo(f"fine: {len(settings.models)} models, {len(settings.endpoints)} endpoints")
+    places = f", {len(settings.discovery)} places to find more" if settings.discovery else ""
+    counts = f"{len(settings.models)} models, {len(settings.endpoints)} endpoints{places}"
+    typer.echo(f"fine: {counts}")
 
 
 @app.command()

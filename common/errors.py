@@ -31,7 +31,8 @@
     |   |-- WrongEpoch             a write was refused: the endpoint has another epoch or sequence
     |   `-- Fenced                 a write was refused: the endpoint has another owner
     |-- KubernetesUnavailable      the API server did not answer, or refused: what is known stays
-    |-- Silence                    an engine did not answer a question (router/engine_client.py)
+    |-- SourceFailed               a place did not tell its endpoints (common/discovery/source.py)
+    |-- Silence                    an engine did not answer a question (common/engine_client.py)
     `-- MalformedBatch             an engine sent events that cannot be read
 
 Messages never hold prompt text, token ids, header values or keys.

@@ -261,6 +261,33 @@ LABELS_PER_ENDPOINT_MAX: Final = 64
 MODELS_MAX: Final = 1_000
 DATA_PARALLEL_MAX: Final = 256
 
+# --- endpoints that are found -----------------------------------------------------------------
+DISCOVERY_GATHER_S: Final = 0.03
+"""In which changes gather: a rolling update tells of many pods within moments."""
+DISCOVERY_RETRY_S: Final = 0.25
+"""Until a place that failed is asked again; doubles with each failure in a row."""
+DISCOVERY_RETRY_MAX_S: Final = 15.0
+DISCOVERY_JITTER: Final = 0.5
+"""Share by which such a pause may be shorter, so that many processes do not ask in step."""
+DISCOVERY_FILE_BYTES_MAX: Final = 1024 * 1024
+"""Of a file with endpoints: 2,000 of them take about 300 KB."""
+DISCOVERY_FILE_LOOK_S: Final = 0.5
+"""Between two looks at it."""
+DISCOVERY_FAULTS_MAX: Final = 32
+"""Faults of it that are told at once."""
+DISCOVERY_EMPTY_ANSWERS: Final = 3
+"""Of a name in the DNS, one after the other, until they are believed."""
+DISCOVERY_ASK_MAX_S: Final = 10.0
+"""Longest pause between two questions to an engine that has not said what it serves."""
+DISCOVERY_REFRESH_S: Final = 30.0
+"""Between two questions to one that has: another may have come in its place."""
+DISCOVERY_ASKS_AT_ONCE_MAX: Final = 16
+"""Engines of one place that are asked at the same time."""
+DISCOVERY_ONCE_S: Final = 5.0
+"""For all places to tell, where they are looked at only once."""
+FAREWELL_S: Final = 3.0
+"""After the last request at an endpoint that is gone until what was counted of it goes, too."""
+
 # --- gauges shared by indexers ----------------------------------------------------------------
 GAUGES_STALE_S: Final = 1.0
 """Beyond the time when the next look is due: after it a shared sample is no longer believed."""

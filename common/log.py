@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from time import gmtime, strftime
 from time import time as wall
 from typing import Any
@@ -89,6 +90,18 @@ def _shorten(_logger: Any, _method: str, line: Line) -> Line:
         if isinstance(value, str) and len(value) > limits.LOG_LINE_CHARS_MAX:
             line[key] = value[: limits.LOG_LINE_CHARS_MAX] + "..."
     return line
+
+
+@contextmanager
+def no_logs() -> Iterator[None]:
+    """Log nothing until the context ends: what a command finds out it prints itself."""
+    before = structlog.get_config()
+    mute = structlog.make_filtering_bound_logger(logging.CRITICAL + 1)
+    structlog.configure(**before | {"wrapper_class": mute})
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -6,6 +6,7 @@ locks; prometheus_client writes the page. Values of labels are resolved to a chi
 
 from __future__ import annotations
 
+import collections
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -255,6 +256,7 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._families: list[Family[Any]] = []
+        self._held: collections.Counter[tuple[str, str]] = collections.Counter()
         for attribute, declared in vars(type(self)).items():
             if isinstance(declared, Declaration):
                 family = _CLASSES[declared.kind](declared, self.prefix)
@@ -266,6 +268,17 @@ class Metrics(Collector):
     def declarations(cls) -> list[Declaration]:
         """Give the table."""
         return [each for each in vars(cls).values() if isinstance(each, Declaration)]
+
+    def hold(self, label: str, value: str) -> None:
+        """Keep what is counted for a value of a label, until it is released as often."""
+        self._held[label, value] += 1
+
+    def release(self, label: str, value: str) -> None:
+        """Forget what was counted for a value of a label, if nobody else holds it."""
+        self._held[label, value] -= 1
+        if self._held[label, value] <= 0:
+            del self._held[label, value]
+            self.forget(label, value)
 
     def forget(self, label: str, value: str) -> None:
         """Forget what was counted for a value of a label that there is no more."""

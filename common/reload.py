@@ -12,13 +12,20 @@ from kvatlas.common.settings import Settings, load
 class WatchedFile:
     """Watch a file by its content: mounted files are replaced, not written to.
 
+    Args:
+        path: of the file.
+        bytes_max: that are read of it; None for all.
+
     Attributes:
         content: as it was at first; None if there was none.
+        is_there: whether there was one at the last look.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, bytes_max: int | None = None) -> None:
         self._path = path
+        self._bytes_max = bytes_max
         self._digest: bytes | None = None
+        self.is_there = False
         self.content = self.changed()
 
     def changed(self) -> bytes | None:
@@ -27,9 +34,12 @@ class WatchedFile:
         None while there is none, as between two files.
         """
         try:
-            content = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                content = file.read(self._bytes_max)
         except OSError:
+            self.is_there = False
             return None
+        self.is_there = True
         digest = sha256(content).digest()
         if digest == self._digest:
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
@@ -187,6 +187,17 @@ class ModelSettings(_Section):
         return ModelName(self.name)
 
 
+class EventStream(NamedTuple):
+    """Where the events of one rank are published.
+
+    Attributes:
+        replay: where replays are asked from, if there is such a place.
+    """
+
+    events: str
+    replay: str | None
+
+
 class EndpointSettings(_Section):
     """An engine: one address, and as many endpoints as it has data-parallel ranks.
 
@@ -237,6 +248,23 @@ class EndpointSettings(_Section):
     def names(self) -> tuple[EndpointName, ...]:
         """Name the endpoint of each data-parallel rank."""
         return tuple(endpoint_name(self.host_port, rank) for rank in range(self.data_parallel_size))
+
+    def streams(self) -> tuple[EventStream, ...]:
+        """Tell where the events of each rank are; nothing where there are none."""
+        if self.events is None:
+            return ()
+        return tuple(
+            EventStream(
+                _port_higher(self.events, rank),
+                _port_higher(self.replay, rank) if self.replay else None,
+            )
+            for rank in range(self.data_parallel_size)
+        )
+
+
+def _port_higher(address: str, by: int) -> str:
+    """Write the address of a rank: vLLM has each one port higher than the one before."""
+    return re.sub(r"\d+$", lambda port: str(int(port[0]) + by), address)
 
 
 HeaderName = Annotated[

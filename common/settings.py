@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         try:
             settings = handler(data)
         except ValidationError as error:
-            raise ConfigError([*_fault_lines(error), *faults]) from None
+            raise ConfigError([*fault_lines(error), *faults]) from None
         if faults:
             raise ConfigError(faults)
         return settings
@@ -247,7 +247,7 @@ def _overridden(settings: Settings, overrides: dict[str, Any]) -> Settings:
                 {**section.model_dump(exclude_unset=True), **values}
             )
         except ValidationError as error:
-            raise ConfigError([f"{name}.{line}" for line in _fault_lines(error)]) from None
+            raise ConfigError([f"{name}.{line}" for line in fault_lines(error)]) from None
     return settings.model_copy(update=sections)
 
 
@@ -260,7 +260,8 @@ def _unknown_variables() -> list[str]:
     )
 
 
-def _fault_lines(error: ValidationError) -> list[str]:
+def fault_lines(error: ValidationError) -> list[str]:
+    """Write the faults of a section, each with its path."""
     lines = []
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
         where = ".".join(str(part) for part in fault["loc"])

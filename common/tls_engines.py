@@ -46,7 +46,7 @@ class EngineIdentities:
     """Know with what each engine and each render service is spoken to.
 
     A render service at an engine's address is spoken to as that engine, others as `endpoint_tls`
-    says.
+    says, and so are engines that are found.
 
     Args:
         settings: the configuration.
@@ -67,6 +67,12 @@ class EngineIdentities:
                 self._by_url.setdefault(url, self._tls(setting, tls))
             except ConfigError as error:
                 faults += [each for each in error.faults if each not in faults]
+        self._found = PLAIN
+        if any(entry.kind == "file" or entry.scheme == "https" for entry in settings.discovery):
+            try:
+                self._found = self.default()
+            except ConfigError as error:
+                faults += [each for each in error.faults if each not in faults]
         if faults:
             raise ConfigError(faults)
         for each in self._made.values():
@@ -74,7 +80,10 @@ class EngineIdentities:
 
     def of(self, url: str) -> EngineTls:
         """Tell how the engine or the service at this URL is spoken to."""
-        return self._by_url.get(url, PLAIN)
+        known = self._by_url.get(url)
+        if known is not None:
+            return known
+        return self._found if url.startswith(_HTTPS) else PLAIN
 
     def default(self) -> EngineTls:
         """Tell how others of the fleet are spoken to over TLS: as `endpoint_tls` says.

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import ExitStack
 from itertools import islice
 from typing import Final
 
@@ -18,6 +19,9 @@ import zmq.asyncio
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
 from kvatlas.common.clock import monotonic
+from kvatlas.common.discovery.gauges import source_gauges
+from kvatlas.common.discovery.merging import Fleet
+from kvatlas.common.discovery.watching import Watching
 from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import EndpointName, IndexerId
 from kvatlas.common.keyspace import Shard, shards_of
@@ -27,7 +31,7 @@ from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor, run_service
 from kvatlas.common.tls import Credentials, TlsGauges, listen_credentials, port_context, watch
 from kvatlas.indexer.chores import Chores
-from kvatlas.indexer.discovery import configured_sources
+from kvatlas.indexer.discovery import sources_of
 from kvatlas.indexer.feed import Feed
 from kvatlas.indexer.following import Means
 from kvatlas.indexer.leases import Leases
@@ -85,6 +89,8 @@ class Indexer:
     def __init__(self, settings: Settings, reload: Reload | None = None) -> None:
         self._settings = settings
         self._reload = reload
+        self._watching: Watching | None = None
+        self._followed = ExitStack()
         self.metrics = IndexerMetrics()
         gauges = TlsGauges(self.metrics.tls_good, self.metrics.tls_not_after)
         self._admin_tls = listen_credentials(
@@ -126,6 +132,7 @@ class Indexer:
                 self._start(tasks)
                 _LOG.info("indexer.started", indexer=self.ownership.me, models=len(self._models))
                 await stop.wait()
+                self._followed.close()
                 await self.ownership.leave()
         finally:
             self._context.destroy(linger=0)
@@ -135,8 +142,28 @@ class Indexer:
 
     def _configure(self, settings: Settings) -> None:
         self._scraping.configure(settings)
+        self._settings = settings
         self._models = {model.model: model.index_shards for model in settings.models}
-        self.ownership.configure(configured_sources(settings), self._shards())
+        if self._watching is None:
+            self._take(Fleet(settings.endpoints, is_known=not settings.discovery))
+        else:
+            self._follow(self._watching)
+
+    def _follow(self, watching: Watching) -> None:
+        """Follow what the configuration in force finds, instead of what one before it did."""
+        before, self._followed = self._followed, ExitStack()
+        following = self._followed.enter_context(
+            watching.following(self._settings, self._scraping.tls_of, self._take)
+        )
+        # Places that both name go on.
+        before.close()
+        self._take(following.fleet)
+
+    def _take(self, fleet: Fleet) -> None:
+        """Take over who is there."""
+        self._scraping.follow(fleet)
+        sources = sources_of(self._settings, fleet.endpoints)
+        self.ownership.configure(sources, self._shards(), fleet)
 
     def _credentials(self) -> list[Credentials]:
         admin = [] if self._admin_tls is None else [self._admin_tls]
@@ -146,6 +173,9 @@ class Indexer:
         return [shard for model, count in self._models.items() for shard in shards_of(model, count)]
 
     def _start(self, tasks: Supervisor) -> None:
+        self._watching = Watching(tasks, source_gauges(self.metrics))
+        if self._settings.discovery:
+            self._follow(self._watching)
         tasks.start(self._watch_redis(), "watch")
         tasks.start(self.ownership.run(tasks, self._prepared), "ownership")
         tasks.start(self._scraping.run(tasks, self._prepared), "scraping")

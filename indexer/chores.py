@@ -68,7 +68,7 @@ class Chores:
                 await sweep_once(self._store, shard, dead, self._metrics)
             known = await self._store.known_endpoints(shard)
             unknown |= {
-                Target(name, shard) for name in known if self._ownership.shard_of(name) != shard
+                Target(name, shard) for name in known if self._ownership.is_gone(name, shard)
             }
         now = monotonic()
         self._unknown_since = {each: self._unknown_since.get(each, now) for each in unknown}

@@ -1,9 +1,8 @@
-"""Which endpoints there are, and where their events come from."""
+"""Where the events of endpoints come from."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kvatlas.common.ids import EndpointId
@@ -28,28 +27,18 @@ class Source:
     block_size: int | None = None
 
 
-def configured_sources(settings: Settings) -> list[Source]:
-    """List the sources that the configuration names; endpoints without events are none."""
-    return [
-        source
-        for endpoint in settings.endpoints
-        if endpoint.events
-        for source in _ranks(settings, endpoint, endpoint.events)
-    ]
+def sources_of(settings: Settings, endpoints: Iterable[EndpointSettings]) -> list[Source]:
+    """List the sources of endpoints, one per data-parallel rank; those without events are none."""
+    return [source for endpoint in endpoints for source in _ranks(settings, endpoint)]
 
 
-def _ranks(settings: Settings, endpoint: EndpointSettings, events: str) -> Iterator[Source]:
-    """Give one source per data-parallel rank; each is one port higher, as vLLM has it."""
+def _ranks(settings: Settings, endpoint: EndpointSettings) -> Iterator[Source]:
     model = settings.model_named(endpoint.model)
-    for rank, name in enumerate(endpoint.names()):
+    for name, (events, replay) in zip(endpoint.names(), endpoint.streams(), strict=False):
         yield Source(
             EndpointId(model.model, name),
             shard_of(model.model, name, model.index_shards),
-            _port_higher(events, rank),
-            _port_higher(endpoint.replay, rank) if endpoint.replay else None,
+            events,
+            replay,
             model.block_size,
         )
-
-
-def _port_higher(address: str, by: int) -> str:
-    return re.sub(r"\d+$", lambda port: str(int(port[0]) + by), address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvatlas.common.discovery.gauges import FAILURES, FOUND, IN_SYNC, LEFT_OUT
 from kvatlas.common.kube.counts import (
     KUBE_EVENTS,
     KUBE_FAILURES,
@@ -168,6 +169,11 @@ class IndexerMetrics(Metrics):
     )
     entries_written = counter("entries_written", "", "entries", "Entries changed in Redis.")
     entries_swept = counter("entries_swept", "", "entries", "Entries of past epochs cleaned.")
+    # --- who is there -----------------------------------------------------------------------
+    discovery_in_sync = IN_SYNC
+    discovery_endpoints = FOUND
+    discovery_failures = FAILURES
+    discovery_left_out = LEFT_OUT
     # --- TLS --------------------------------------------------------------------------------
     tls_good = CERTIFICATES_GOOD
     tls_not_after = NOT_AFTER

@@ -13,6 +13,7 @@ from typing import Final
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.discovery.merging import Fleet
 from kvatlas.common.errors import IndexUnavailable
 from kvatlas.common.ids import EndpointName, Fence, IndexerId
 from kvatlas.common.keyspace import Shard
@@ -26,6 +27,7 @@ from kvatlas.indexer.targets import Target
 
 _LOG = logger("ownership")
 
+NOBODY: Final = Fleet([])
 TICKS_PER_LEASE: Final = 6
 """Leases are renewed so often that several calls in a row may fail."""
 
@@ -49,6 +51,7 @@ class Ownership:
         self._means = means
         self._sources: dict[EndpointName, Source] = {}
         self._shards: Sequence[Shard] = ()
+        self._fleet = NOBODY
         self._busy: dict[EndpointName, Target] = {}
         """Endpoints that are being taken or given back."""
         self._free_since: dict[EndpointName, float] = {}
@@ -60,10 +63,25 @@ class Ownership:
         """Why the last look at the leases failed, if it did."""
         self._lost_at = float("-inf")
 
-    def configure(self, sources: Iterable[Source], shards: Sequence[Shard]) -> None:
-        """Say which endpoints there are; those that are no longer are given back."""
-        self._sources = {source.endpoint.name: source for source in sources}
+    def configure(
+        self, sources: Iterable[Source], shards: Sequence[Shard], fleet: Fleet = NOBODY
+    ) -> None:
+        """Say which endpoints there are; those that are no longer are given back.
+
+        Args:
+            sources: of those that have events.
+            shards: of all models.
+            fleet: that they are of; says who may turn up yet.
+        """
+        before, self._sources = self._sources, {source.endpoint.name: source for source in sources}
         self._shards = shards
+        self._fleet = fleet
+        for name in before:
+            self._forget_counts(name)
+
+    def is_gone(self, name: EndpointName, shard: Shard) -> bool:
+        """Tell whether an endpoint that the index knows in a shard is there no longer."""
+        return self.shard_of(name) != shard and not self._fleet.may_hold(name.partition("#")[0])
 
     def shard_of(self, name: EndpointName) -> Shard | None:
         """Give the shard of a configured endpoint, None for others."""
@@ -180,6 +198,7 @@ class Ownership:
                 _LOG.warning("endpoint.lost", endpoint=name)
                 self._means.metrics.lost.inc()
                 await following.abandon()
+                self._forget_counts(name)
 
     def _is_held(self, following: Following, lease: Lease) -> bool:
         is_mine = lease.owner == self.me and lease.fence == following.fence
@@ -236,4 +255,10 @@ class Ownership:
         finally:
             self.followings.pop(target.name, None)
             del self._busy[target.name]
+            self._forget_counts(target.name)
         _LOG.info("endpoint.given_back", endpoint=target.name)
+
+    def _forget_counts(self, name: EndpointName) -> None:
+        """Let metrics forget an endpoint that is there no longer, when we are done with it."""
+        if not (name in self._sources or name in self.followings or name in self._busy):
+            self._means.metrics.forget("endpoint", name)

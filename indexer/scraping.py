@@ -20,6 +20,7 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.discovery.merging import Fleet
 from kvatlas.common.engine_look import look
 from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import EndpointName, ModelName
@@ -31,7 +32,7 @@ from kvatlas.common.redis_routed import OneRedis, RoutedRedis
 from kvatlas.common.settings import EndpointSettings, RedisSettings, Settings
 from kvatlas.common.tasks import Supervisor
 from kvatlas.common.tls import Credentials, TlsGauges
-from kvatlas.common.tls_engines import EngineIdentities, EngineTls
+from kvatlas.common.tls_engines import PLAIN, EngineIdentities, EngineTls
 from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.ownership import Ownership
@@ -111,6 +112,8 @@ class Scraping:
         self._metrics = metrics
         self._gauges = TlsGauges(metrics.tls_good, metrics.tls_not_after)
         self._identities: EngineIdentities | None = None
+        self._settings: Settings
+        self._fleet = Fleet([])
         self._engines: dict[str, _Engine] = {}
         self._boards: dict[ModelName, _Board] = {}
         self._due: list[tuple[float, int, _Engine]] = []
@@ -133,7 +136,7 @@ class Scraping:
         await self._client.aclose()
 
     def configure(self, settings: Settings) -> None:
-        """Say which engines there are.
+        """Say how engines are spoken to; `follow` says which there are.
 
         Raises:
             ConfigError: what they are to be spoken to with cannot be used; all is as before.
@@ -141,13 +144,21 @@ class Scraping:
         identities = EngineIdentities(settings, self._gauges)
         if self._identities is not None:
             self._identities.give_way(identities)
-        self._identities = identities
+        self._identities, self._settings = identities, settings
+
+    def tls_of(self, url: str) -> EngineTls:
+        """Tell how an engine is spoken to."""
+        return PLAIN if self._identities is None else self._identities.of(url)
+
+    def follow(self, fleet: Fleet) -> None:
+        """Say which engines there are."""
+        self._fleet = fleet
         before, self._engines = self._engines, {}
         for known in before.values():
             # Until the next look at what is ours; who is not there any more stays so.
             known.is_ours = False
-        for each in settings.endpoints:
-            old, tls = before.get(each.url), identities.of(each.url)
+        for each in fleet.endpoints:
+            old, tls = before.get(each.url), self.tls_of(each.url)
             if old is not None and old.settings == each:
                 old.tls = tls
                 self._engines[each.url] = old
@@ -158,8 +169,8 @@ class Scraping:
                 # The index needs no key; routers that have it look at the engine themselves.
                 _LOG.error("endpoint.key_unreadable", endpoint=each.host_port)
                 continue
-            model = settings.model_named(each.model).model
-            pace = Pace(settings.indexer.metrics_interval_s)
+            model = self._settings.model_named(each.model).model
+            pace = Pace(self._settings.indexer.metrics_interval_s)
             self._engines[each.url] = _Engine(each, model, key, tls, pace)
         models = {engine.model for engine in self._engines.values()}
         self._boards = {
@@ -255,13 +266,16 @@ class Scraping:
             board.is_writing = False
 
     async def _forget(self) -> None:
+        if not self._fleet.is_known:
+            return
         names: dict[ModelName, set[EndpointName]] = {}
         for engine in self._engines.values():
             names.setdefault(engine.model, set()).update(engine.settings.names())
+        awaited = {EndpointName(host_port) for host_port in self._fleet.awaited}
         for model, board in list(self._boards.items()):
             if self._ownership.does(LoadKeys(model).gauges):
                 with suppress(IndexUnavailable):
-                    await board.writer.forget(names.get(model, set()))
+                    await board.writer.forget(names.get(model, set()) | awaited)
 
 
 def _session() -> aiohttp.ClientSession:

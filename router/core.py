@@ -17,6 +17,7 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.discovery.watching import Following, Watching
 from kvatlas.common.discovery_settings import PoolDiscovery
 from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import ModelName
@@ -67,6 +68,7 @@ class Core:
         desk: where requests are taken in and decided on.
         http: that proxies them.
         identities: how engines are spoken to.
+        found: who is there, as far as that is found out.
         rules: what is ruled for the pools that are watched.
         is_retired: set when requests go to another one.
     """
@@ -79,22 +81,28 @@ class Core:
     prompts: Prompts
     access: Access | None
     identities: EngineIdentities
+    found: Following
     rules: RulesWatch
     started_s: float = field(default_factory=monotonic)
     is_retired: asyncio.Event = field(default_factory=asyncio.Event)
+    _has_looked: bool = False
 
     def readiness(self) -> str | None:
         """Say why not ready.
 
         Neither Redis nor engines that are away are reasons: without the one requests go by load,
-        without the others clients are told so, and both come back without our doing.
+        without the others clients are told so, and both come back without our doing. Nor are
+        endpoints that are found later on.
         """
-        endpoints = list(self.endpoints.all())
-        if not endpoints:
-            return "no endpoint is configured"
-        if not all(endpoint.asked for endpoint in endpoints):
-            return "not every endpoint has been looked at"
         is_young = monotonic() - self.started_s < self.settings.router.probe_wait_s
+        if is_young and not self.found.fleet.is_known:
+            return "discovery has not told its endpoints yet"
+        endpoints = list(self.endpoints.all())
+        if not endpoints and not self.settings.discovery:
+            return "no endpoint is configured"
+        self._has_looked = self._has_looked or all(endpoint.asked for endpoint in endpoints)
+        if not self._has_looked:
+            return "not every endpoint has been looked at"
         if is_young and not self.rules.is_known():
             return "what is ruled for the pools has not been listed"
         if is_young and not self.prober.is_settled():
@@ -109,6 +117,7 @@ class Shared:
     Attributes:
         pool: of connections to engines.
         session: to ask engines with.
+        watching: finds endpoints beside those that are configured.
         is_picker: whether gateways ask, and move the bytes.
     """
 
@@ -116,6 +125,7 @@ class Shared:
     admission: Admission
     pool: EnginePool
     session: aiohttp.ClientSession
+    watching: Watching
     is_picker: bool = False
 
 
@@ -149,6 +159,12 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         identities = EngineIdentities(settings, TlsGauges(metrics.tls_good, metrics.tls_not_after))
         may_assume = shared.is_picker and settings.picker.unknown_models == "by-engine"
         endpoints = Endpoints(settings, metrics, boards, identities, assumes_adapters=may_assume)
+        stack.callback(endpoints.close)
+        found = stack.enter_context(
+            shared.watching.following(
+                settings, identities.of, lambda fleet: endpoints.follow(fleet.endpoints)
+            )
+        )
         redis = _redis(settings, boards, metrics, stack)
         renders = RenderServices(settings.models, session, metrics, identities)
         stages = Stages(prompts, renders, redis.index, redis.flights)
@@ -169,8 +185,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         http = RouterHttp(options, desk, proxy, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         prober = Prober(session, endpoints, probes, metrics)
-        counts = {model.model: len(endpoints.of(model.model)) for model in settings.models}
-        gauges = SharedGauges.connect(settings.redis, counts, endpoints.note_shared, metrics)
+        gauges = _gauges(settings, endpoints, metrics)
         stack.push_async_callback(gauges.aclose)
         looks = Looks(session, endpoints, gauges.is_fresh, metrics, options.metrics_interval_s)
         with suppress(IndexUnavailable):
@@ -198,7 +213,22 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         if options.idle_probe_s:
             idle = IdleProbes(session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
-        yield Core(settings, desk, http, endpoints, prober, prompts, access, identities, rules)
+        if settings.discovery:
+            tasks.start(endpoints.see_off(), "farewells")
+        yield Core(
+            settings, desk, http, endpoints, prober, prompts, access, identities, found, rules
+        )
+
+
+def _gauges(settings: Settings, endpoints: Endpoints, metrics: RouterMetrics) -> SharedGauges:
+    """Make what reads the gauges of all models that have endpoints, or may be found to."""
+
+    def has_endpoints(model: ModelName) -> bool:
+        return bool(endpoints.of(model))
+
+    models = [m.model for m in settings.models if settings.discovery or has_endpoints(m.model)]
+    take = endpoints.note_shared
+    return SharedGauges.connect(settings.redis, models, has_endpoints, take, metrics)
 
 
 def _pools(settings: Settings) -> list[PoolDiscovery]:

@@ -138,10 +138,6 @@ class Cores:
         finally:
             if not made.done():
                 made.cancel()
-        kept = {each.name for each in self.current.endpoints.all()}
-        for endpoint in running.endpoints.all():
-            if endpoint.name not in kept:
-                self._shared.metrics.forget("endpoint", endpoint.name)
 
     def _tell_what_stays(self, former: Settings, settings: Settings) -> None:
         before, after = former.router.model_dump(), settings.router.model_dump()

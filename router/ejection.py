@@ -108,6 +108,18 @@ class Pool:
         """Take in an endpoint."""
         self._all.append(standing)
 
+    def leave(self, standing: Standing) -> None:
+        """Leave out an endpoint that is gone for good; no request should go there any more."""
+        self._all.remove(standing)
+        standing.takes = False
+
+    def weigh(self) -> None:
+        """Decide anew who takes requests, when endpoints have joined or left. Cost: 1 us for 30."""
+        there = sum(not each.is_out for each in self._all)
+        self.is_panicking = there < self._rules.panic * len(self._all)
+        for each in self._all:
+            each.takes = not each.is_away and (self.is_panicking or not each.is_ejected)
+
     @property
     def is_all_away(self) -> bool:
         """Tell whether there are endpoints and nobody of them answers. Cost: 1 us for 30."""
@@ -118,7 +130,7 @@ class Pool:
         standing.unanswered += 1
         if standing.unanswered != limits.UNANSWERED_MAX:
             return None
-        self._weigh()
+        self.weigh()
         return "unreachable"
 
     def failed(self, standing: Standing, now_s: float) -> Reason | None:
@@ -148,7 +160,7 @@ class Pool:
             # What it failed at before counts no more.
             standing.failures = standing.outcomes = standing.noted = 0
         if was_out:
-            self._weigh()
+            self.weigh()
         return was_out and not standing.is_out
 
     def _fault(self, standing: Standing) -> Reason | None:
@@ -172,11 +184,4 @@ class Pool:
         pause_s = min(rules.pause_s * standing.ejections, rules.pause_max_s)
         standing.until_s = now_s + pause_s * (1 - limits.EJECTION_JITTER * self._draw())
         standing.is_ejected = True
-        self._weigh()
-
-    def _weigh(self) -> None:
-        """Decide anew who takes requests; seldom: only when somebody goes or comes."""
-        there = sum(not each.is_out for each in self._all)
-        self.is_panicking = there < self._rules.panic * len(self._all)
-        for each in self._all:
-            each.takes = not each.is_away and (self.is_panicking or not each.is_ejected)
+        self.weigh()

@@ -15,8 +15,10 @@ from kvatlas.common.gauges import NO_GAUGES, Adapters, EngineGauges, Sample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.keyspace import Shard
 from kvatlas.common.tls_engines import PLAIN, EngineTls
+from kvatlas.router.accuracy import Window
 from kvatlas.router.ejection import Standing
 from kvatlas.router.flights import Stand
+from kvatlas.router.outbound import Target
 from kvatlas.router.recent_counts import RecentCounts
 from kvatlas.router.stand_load import StandLoad, strangers
 from kvatlas.router.usage_habit import UsageHabit
@@ -72,6 +74,9 @@ class Endpoint(StandLoad):
         is_odd: whether its block size was found to be another than configured.
         facts: what it has told about itself.
         usage: how it reports usage, learned from its answers.
+        accuracy: how right what is believed of it has been lately.
+        target: where requests are sent; kept by who sends them.
+        is_gone: whether it is among those that there are no longer.
     """
 
     name: EndpointName
@@ -95,6 +100,9 @@ class Endpoint(StandLoad):
     is_odd: bool = False
     facts: EngineFacts = EngineFacts()
     usage: UsageHabit = field(default_factory=UsageHabit)
+    accuracy: Window = field(default_factory=Window)
+    target: Target | None = None
+    is_gone: bool = False
     _waiting_before: int = 0
     _counts: RecentCounts = field(default_factory=RecentCounts)
 
@@ -193,6 +201,9 @@ class Engine:
         lives: how often it was seen to be there anew: at first, after a restart, or after it had
             been away and does not tell when its process began.
         joined: set whenever `lives` grows.
+        look_due_s: when we look at it next, if nobody else does.
+        is_looked_at: whether we are looking at it.
+        is_asked: whether it has been asked for its models and token ids.
     """
 
     url: str
@@ -203,6 +214,9 @@ class Engine:
     seen_s: float = float("-inf")
     lives: int = 0
     joined: asyncio.Event = field(default_factory=asyncio.Event)
+    look_due_s: float = 0.0
+    is_looked_at: bool = False
+    is_asked: bool = False
     _process_start: str | None = None
     _was_away: bool = True
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
+from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import ConfigError
 from kvatlas.common.gauges import EngineGauges, Look, Sample
 from kvatlas.common.ids import EndpointName, ModelName
 from kvatlas.common.key_file import read_key
@@ -15,6 +17,8 @@ from kvatlas.common.log import logger
 from kvatlas.common.settings import EndpointSettings, Settings
 from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.endpoint import Endpoint, Engine, EngineFacts, TokenizerVerdict
+from kvatlas.router.endpoint_gauges import announce
+from kvatlas.router.farewells import Farewells
 from kvatlas.router.flights import Board
 from kvatlas.router.health import Health
 from kvatlas.router.metrics import RouterMetrics
@@ -49,14 +53,23 @@ class Endpoints:
         self._identities = identities
         self._metrics = metrics
         self._boards = boards
+        self._models = {m.name: m for m in settings.models}
         self._configured = {m.model: m.block_size for m in settings.models}
         self._by_model: dict[ModelName, list[Endpoint]] = {m.model: [] for m in settings.models}
         self.names = ServedNames(settings.models, assumes_adapters=assumes_adapters)
         self.health = Health(self._configured, settings.router.ejection, metrics)
         self._engines: dict[str, Engine] = {}
         self._by_name: dict[EndpointName, tuple[Engine, Endpoint]] = {}
-        for endpoint in settings.endpoints:
-            self._add(settings, endpoint)
+        self._told: dict[str, EndpointSettings] = {}
+        self._farewells = Farewells(metrics)
+        self.changed = asyncio.Event()
+        """Set when engines have joined or left; for one that waits for it."""
+        try:
+            for endpoint in settings.endpoints:
+                self._add(endpoint)
+        except ConfigError:
+            self.close()
+            raise
 
     def of(self, model: ModelName) -> list[Endpoint]:
         """List a model's endpoints."""
@@ -150,10 +163,62 @@ class Endpoints:
             self._observe(endpoint, sample.gauges, looked_s)
             engine.seen(sample, looked_s)
 
-    def _add(self, settings: Settings, endpoint: EndpointSettings) -> None:
-        model = settings.model_named(endpoint.model)
+    # --- who comes and goes -------------------------------------------------------------------
+
+    def follow(self, found: Sequence[EndpointSettings]) -> None:
+        """Take over who is there: all of it, in the order that it is told.
+
+        What is under way at those who are gone ends in peace. Who comes back, or serves something
+        else than before, is somebody new.
+        """
+        there = {each.url: each for each in found}
+        for url, told in list(self._told.items()):
+            if not _is_same(told, there.get(url)):
+                self._remove(url)
+        for each in found:
+            told_before = self._told.get(each.url)
+            if told_before is None:
+                self._add_found(each)
+            elif told_before is not each:
+                self._change(each)
+        places = {url: place for place, url in enumerate(there)}
+        for model, endpoints in self._by_model.items():
+            endpoints.sort(key=lambda each: (places[each.url], each.rank))
+            self.health.weigh(model)
+        self._learn_adapters()
+        self.changed.set()
+
+    async def see_off(self) -> None:
+        """Forget those who are gone when nothing is under way there any more; for ever."""
+        while True:
+            await asyncio.sleep(limits.FAREWELL_S / 2)
+            self._farewells.look(monotonic())
+
+    def close(self) -> None:
+        """Let metrics tell nothing more of anybody."""
+        for endpoint in self.all():
+            self._metrics.release("endpoint", endpoint.name)
+        self._farewells.close()
+
+    def _add_found(self, endpoint: EndpointSettings) -> None:
+        try:
+            self._add(endpoint)
+        except ConfigError as error:
+            # As long as its key is not there nobody would be served by it.
+            _LOG.error("endpoint.refused", endpoint=endpoint.host_port, faults=error.faults)
+        else:
+            for name in endpoint.names():
+                # What was found of a life before this one.
+                self._metrics.serves_model.remove(name)
+                self._metrics.tokenizer_agrees.remove(name)
+            _LOG.info("endpoint.joined", endpoint=endpoint.host_port, model=endpoint.model)
+
+    def _add(self, endpoint: EndpointSettings) -> None:
+        model = self._models[endpoint.model]
         key = read_key(endpoint.api_key_file, "endpoints")
         tls = self._identities.of(endpoint.url)
+        engine = Engine(endpoint.url, model.model, key, tls)
+        self._told[endpoint.url], self._engines[endpoint.url] = endpoint, engine
         for rank, name in enumerate(endpoint.names()):
             shard = shard_of(model.model, name, model.index_shards)
             added = Endpoint(
@@ -164,23 +229,35 @@ class Endpoints:
                 shard,
                 key,
                 model.block_size,
-                self._boards[model.model].stand(name),
+                self._boards[model.model].join(name),
                 labels=endpoint.labels,
                 ranks=endpoint.data_parallel_size,
                 tls=tls,
             )
             self._by_model[model.model].append(added)
-            engine = self._engines.setdefault(
-                endpoint.url, Engine(endpoint.url, model.model, key, tls)
-            )
             engine.endpoints.append(added)
             self._by_name[name] = engine, added
             self.health.join(added)
-            self._metrics.in_flight.labels(name).set_function(partial(_in_flight, added))
-            self._metrics.awaiting.labels(name).set_function(partial(_awaiting, added))
-            self._metrics.queued_tokens.labels(name).set_function(partial(_queued_tokens, added))
-            self._metrics.engine_waiting.labels(name).set_function(partial(_waiting, added))
-            self._metrics.gauges_age.labels(name).set_function(partial(_gauges_age_s, added))
+            announce(self._metrics, added)
+            self._farewells.returned(name)
+
+    def _change(self, endpoint: EndpointSettings) -> None:
+        """Take over what may change in a life: labels; where events are is not for routers."""
+        self._told[endpoint.url] = endpoint
+        for each in self._engines[endpoint.url].endpoints:
+            each.labels = endpoint.labels
+
+    def _remove(self, url: str) -> None:
+        del self._told[url]
+        engine = self._engines.pop(url)
+        for endpoint in engine.endpoints:
+            endpoint.is_gone = True
+            del self._by_name[endpoint.name]
+            self._by_model[endpoint.model].remove(endpoint)
+            self._boards[endpoint.model].leave(endpoint.name)
+            self.health.leave(endpoint)
+            self._farewells.add(endpoint, monotonic())
+            _LOG.info("endpoint.left", endpoint=endpoint.name, requests=endpoint.stand.own_requests)
 
     def _learn_adapters(self) -> None:
         self.names.learn(
@@ -206,21 +283,10 @@ class Endpoints:
             _LOG.error("endpoint.block_size_differs", endpoint=endpoint.name, found=found)
 
 
-def _in_flight(endpoint: Endpoint) -> float:
-    return endpoint.stand.own_requests
+def _is_same(before: EndpointSettings, after: EndpointSettings | None) -> bool:
+    """Tell whether an engine is what it was, but for its labels and where its events are."""
+    return after is not None and (before is after or _essence(before) == _essence(after))
 
 
-def _awaiting(endpoint: Endpoint) -> float:
-    return endpoint.awaiting
-
-
-def _queued_tokens(endpoint: Endpoint) -> float:
-    return endpoint.queued_tokens
-
-
-def _waiting(endpoint: Endpoint) -> float:
-    return endpoint.waiting
-
-
-def _gauges_age_s(endpoint: Endpoint) -> float:
-    return endpoint.gauges_age_s(monotonic())
+def _essence(of: EndpointSettings) -> tuple[object, ...]:
+    return of.model, of.data_parallel_size, of.api_key_file, of.tls

@@ -253,6 +253,7 @@ class FlightLog:
                 self._go_blind()
             if now - told_at >= limits.ROUTER_STATE_S:
                 told_at = now
+                self.board.tidy()
                 await self._tell_state()
             await asyncio.sleep(limits.BOARD_POLL_S)
 

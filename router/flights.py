@@ -209,6 +209,7 @@ class Board:
         self._crowd = Crowd()
         self._copies = 1
         self._stands: dict[EndpointName, Stand] = {}
+        self._known: set[EndpointName] = set()
         self._routers: dict[RouterId, _Router] = {me: _Router(0.0)}
         self._unlearned: dict[EndpointName, Stand] = {}
         self._predictions = Predictions()
@@ -219,8 +220,27 @@ class Board:
         """Count the routers that are known to live, this one among them."""
         return len(self._routers)
 
+    def join(self, endpoint: EndpointName) -> Stand:
+        """Keep how an endpoint stands from here on.
+
+        Others may have told of flights there before we knew of it, or have some left of a life
+        before this one: the engine at that address has them to compute in any case.
+        """
+        self._known.add(endpoint)
+        return self.stand(endpoint)
+
+    def leave(self, endpoint: EndpointName) -> None:
+        """Keep it only for as long as something is under way there."""
+        self._known.discard(endpoint)
+
+    def tidy(self) -> None:
+        """Drop the stands of endpoints that nobody here knows and where nothing is under way."""
+        for name in self._stands.keys() - self._known - self._unlearned.keys():
+            if not self._stands[name].requests:
+                del self._stands[name]
+
     def stand(self, endpoint: EndpointName) -> Stand:
-        """Give how an endpoint stands; the same object each time."""
+        """Give how an endpoint stands; the same object each time, while it is kept."""
         stand = self._stands.get(endpoint)
         if stand is None:
             speed = SpeedOfOne(self._fleet_speed, PrefillSpeed(*self._prior))
@@ -291,6 +311,8 @@ class Board:
             self._drop(router, number, flight)
         elif known.running[endpoint] > 0:
             known.running[endpoint] -= 1
+            if not known.running[endpoint]:
+                del known.running[endpoint]
             self._count(router, self.stand(endpoint), -1)
 
     def restated(

@@ -15,11 +15,11 @@ from typing import Any, Final, Literal
 import aiohttp
 
 from kvatlas.common import limits
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.engine_answers import read_token_ids
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.handover import question
 from kvatlas.router.metrics import RouterMetrics
 

@@ -51,6 +51,14 @@ class Health:
         self._metrics.healthy.labels(endpoint.name).set_function(partial(_answers, endpoint))
         self._metrics.ejected.labels(endpoint.name).set_function(partial(_is_ejected, endpoint))
 
+    def leave(self, endpoint: Endpoint) -> None:
+        """Follow an endpoint no longer; what its last requests tell changes nothing."""
+        self._pools[endpoint.model].leave(endpoint.standing)
+
+    def weigh(self, model: ModelName) -> None:
+        """Decide anew who takes requests, when endpoints have joined or left."""
+        self._pools[model].weigh()
+
     def is_all_away(self, model: ModelName) -> bool:
         """Tell whether nobody answers."""
         return self._pools[model].is_all_away
@@ -65,6 +73,8 @@ class Health:
                 which says nothing of the engine but makes us look.
         """
         endpoint.failures += 1
+        if endpoint.is_gone:
+            return
         pool, standing = self._pools[endpoint.model], endpoint.standing
         if kind in _UNREACHED:
             self._tell_out(endpoint, pool.unanswered(standing))
@@ -73,6 +83,8 @@ class Health:
 
     def refused(self, endpoint: Endpoint) -> None:
         """Note that it answered a request with an error of its own."""
+        if endpoint.is_gone:
+            return
         pool = self._pools[endpoint.model]
         self._tell_out(endpoint, pool.failed(endpoint.standing, monotonic()))
 
@@ -83,12 +95,16 @@ class Health:
             endpoint: of whom.
             is_new: its process is another one than before.
         """
+        if endpoint.is_gone:
+            return
         pool = self._pools[endpoint.model]
         if pool.answered(endpoint.standing, monotonic(), is_new=is_new):
             _LOG.warning("endpoint.returned", endpoint=endpoint.name)
 
     def unanswered(self, endpoint: Endpoint) -> None:
         """Note a look without an answer."""
+        if endpoint.is_gone:
+            return
         self._tell_out(endpoint, self._pools[endpoint.model].unanswered(endpoint.standing))
 
     def _tell_out(self, endpoint: Endpoint, reason: Reason | None) -> None:

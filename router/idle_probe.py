@@ -15,11 +15,10 @@ import orjson
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.ids import EndpointName
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.prompt import COMPLETIONS_PATH
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 
 TICK_S: Final = 1.0
@@ -46,7 +45,7 @@ class IdleProbes:
         self._endpoints = endpoints
         self._metrics = metrics
         self._idle_s = idle_s
-        self._since: dict[EndpointName, float] = {}
+        self._since: dict[Endpoint, float] = {}
 
     async def run(self) -> None:
         """Send them for ever."""
@@ -57,14 +56,17 @@ class IdleProbes:
 
     def _due(self, now: float) -> list[Endpoint]:
         due = []
+        before, self._since = self._since, {}
         for endpoint in self._endpoints.all():
             is_busy = endpoint.requests or endpoint.others_running or endpoint.others_waiting
-            since = self._since.get(endpoint.name)
+            since = before.get(endpoint)
             if is_busy or since is None or not endpoint.healthy:
-                self._since[endpoint.name] = now
+                self._since[endpoint] = now
             elif now - since >= self._idle_s:
-                self._since[endpoint.name] = now
+                self._since[endpoint] = now
                 due.append(endpoint)
+            else:
+                self._since[endpoint] = since
         return due[: limits.IDLE_PROBES_MAX]
 
     async def _probe(self, endpoint: Endpoint) -> None:
@@ -75,4 +77,6 @@ class IdleProbes:
         except Silence:
             answered = False
         outcome = "answered" if answered else "failed"
+        if endpoint.is_gone:
+            return
         self._metrics.idle_probes.labels(endpoint.name, outcome).inc()

@@ -17,10 +17,10 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.engine_look import look
 from kvatlas.router.endpoint import Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 
 FIRST_READ_S: Final = 1.0
@@ -55,8 +55,7 @@ class Looks:
         self._is_fresh = is_fresh
         self._metrics = metrics
         self._interval_s = interval_s
-        self._due = {engine.url: 0.0 for engine in endpoints.engines()}
-        self._looking: set[str] = set()
+        self._under_way = 0
 
     async def run(self, begun: Callable[[], Awaitable[None]]) -> None:
         """Look where it is needed, and follow how many requests our routers have under way.
@@ -77,7 +76,8 @@ class Looks:
                     endpoint.note_requests(now_s)
                 for engine in self._endpoints.engines() if now_s >= not_before_s else ():
                     if self._is_needed(engine, now_s):
-                        self._looking.add(engine.url)
+                        engine.is_looked_at = True
+                        self._under_way += 1
                         group.create_task(self._look(engine))
                 await asyncio.sleep(limits.REQUESTS_NOTED_S)
 
@@ -85,14 +85,15 @@ class Looks:
         if all(self._is_told_of(endpoint, now_s) for endpoint in engine.endpoints):
             return False
         return (
-            now_s >= self._due[engine.url]
-            and engine.url not in self._looking
-            and len(self._looking) < limits.LOOKS_AT_ONCE_MAX
+            now_s >= engine.look_due_s
+            and not engine.is_looked_at
+            and self._under_way < limits.LOOKS_AT_ONCE_MAX
         )
 
     def _is_told_of(self, endpoint: Endpoint, now_s: float) -> bool:
         # Who is out comes back by what we see ourselves, without a client's request as a trial.
-        is_well = not endpoint.failures and not endpoint.standing.is_out
+        # Who has just joined may have been told of before, and is looked at once at least.
+        is_well = endpoint.asked and not endpoint.failures and not endpoint.standing.is_out
         return is_well and self._is_fresh(endpoint, now_s)
 
     async def _look(self, engine: Engine) -> None:
@@ -100,7 +101,8 @@ class Looks:
             found = await look(self._session, engine.url, engine.api_key, engine.tls)
             is_alive = found.is_up or (found.is_asked and await self._is_alive(engine))
         finally:
-            self._looking.discard(engine.url)
+            engine.is_looked_at = False
+            self._under_way -= 1
         self._metrics.looks.labels(found.outcome).inc()
         if is_alive and not found.is_up:
             self._endpoints.note_alive(engine)
@@ -108,7 +110,7 @@ class Looks:
             self._endpoints.note_look(engine, found)
         # Spread, so that many routers do not ask in step.
         pause_s = self._interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
-        self._due[engine.url] = monotonic() + pause_s
+        engine.look_due_s = monotonic() + pause_s
 
     async def _is_alive(self, engine: Engine) -> bool:
         """Ask an engine whose page does not come for its health: the page may be all that hangs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvatlas.common.discovery.gauges import FAILURES, FOUND, IN_SYNC, LEFT_OUT
 from kvatlas.common.kube.counts import (
     KUBE_EVENTS,
     KUBE_FAILURES,
@@ -366,6 +367,11 @@ class RouterMetrics(Metrics):
         "requests",
         "Requests of one token to idle engines: answered or failed.",
     )
+    # --- who is there -------------------------------------------------------------------------
+    discovery_in_sync = IN_SYNC
+    discovery_endpoints = FOUND
+    discovery_failures = FAILURES
+    discovery_left_out = LEFT_OUT
     # --- routers together ---------------------------------------------------------------------
     routers = gauge(
         "routers",

@@ -20,6 +20,7 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_client import Asked, Silence, ask
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
 from kvatlas.common.prompt.probe_set import Kind, Probe
@@ -31,7 +32,6 @@ from kvatlas.router.engine_answers import (
     read_token_ids,
     read_version,
 )
-from kvatlas.router.engine_client import Asked, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 
 _LOG = logger("probe")
@@ -152,18 +152,26 @@ class Prober:
         self._probes = probes
         self._metrics = metrics
         self._slots = asyncio.Semaphore(limits.PROBES_AT_ONCE_MAX)
-        self._asked: set[str] = set()
 
     def is_settled(self) -> bool:
         """Tell whether every engine that is there has been asked once."""
         there = (engine for engine in self._endpoints.engines() if not engine.is_away)
-        return all(engine.url in self._asked for engine in there)
+        return all(engine.is_asked for engine in there)
 
     async def run(self) -> None:
-        """Follow every engine until cancelled."""
+        """Follow every engine until cancelled, those that come, too."""
+        followed: dict[Engine, asyncio.Task[None]] = {}
+        changed = self._endpoints.changed
         async with asyncio.TaskGroup() as group:
-            for engine in self._endpoints.engines():
-                group.create_task(self._follow(engine))
+            while True:
+                changed.clear()
+                there = list(self._endpoints.engines())
+                for engine in followed.keys() - there:
+                    followed.pop(engine).cancel()
+                for engine in there:
+                    if engine not in followed:
+                        followed[engine] = group.create_task(self._follow(engine))
+                await changed.wait()
 
     async def _follow(self, engine: Engine) -> None:
         course = _Course()
@@ -172,7 +180,7 @@ class Prober:
             if not engine.is_away:
                 async with self._slots:
                     await self._round(engine, course)
-                self._asked.add(engine.url)
+                engine.is_asked = True
             # Spread, so that many routers do not ask in step.
             refresh = limits.MODELS_REFRESH_S * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
             pause = min(refresh, max(0.1, course.due - monotonic()))

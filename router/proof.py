@@ -9,12 +9,11 @@ from typing import Final
 import orjson
 
 from kvatlas.common.clock import monotonic
-from kvatlas.common.ids import EndpointName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH
 from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router import handover, relearning, response_ids
-from kvatlas.router.accuracy import Prediction, Window, compare, is_comparable
+from kvatlas.router.accuracy import Prediction, compare, is_comparable
 from kvatlas.router.body import ClientBody, add, cut
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoint import Endpoint
@@ -105,7 +104,6 @@ class Proof:
         self._relearning = parts.relearning
         self._metrics = metrics
         self._hands_over = {m.model for m in settings.models if m.token_handover}
-        self._windows: dict[EndpointName, Window] = {}
 
     def prepare(self, case: Case, *, may_hand_over: bool = True, reads_answer: bool = True) -> Sent:
         """Write the body for an engine: the client's, and what we add for this engine.
@@ -222,6 +220,6 @@ class Proof:
         difference = prediction.match_tokens - cached
         metrics.over_tokens.labels(name).inc(max(0, difference))
         metrics.under_tokens.labels(name).inc(max(0, -difference))
-        window = self._windows.setdefault(name, Window())
-        if (doubt := window.note(prediction, cached, monotonic())) is not None:
+        doubt = endpoint.accuracy.note(prediction, cached, monotonic())
+        if doubt is not None and not endpoint.is_gone:
             self._doubts.leave(endpoint, doubt)

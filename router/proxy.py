@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kvatlas.common.clock import monotonic
+from kvatlas.common.engine_client import RANK_HEADER
 from kvatlas.common.errors import (
     UpstreamConnect,
     UpstreamError,
@@ -21,7 +22,6 @@ from kvatlas.common.records import record
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.arrival import Answer, EngineFailed, Kind
 from kvatlas.router.endpoint import Endpoint
-from kvatlas.router.engine_client import RANK_HEADER
 from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.first_token import Gaps
 from kvatlas.router.headers import NOTHING, Header, to_client, to_engine
@@ -114,7 +114,6 @@ class Proxy:
         self._limits_s = (settings.first_byte_s, settings.stream_idle_s)
         self._metrics = metrics
         self._pool = pool
-        self._targets: dict[str, Target] = {}
         self._trusted = TrustedProxies(settings.trusted_proxies)
         # Keys that we know are ours: an engine has no business with them.
         self._kept_back = KEY_HEADERS if settings.api_keys_file else NOTHING
@@ -131,7 +130,7 @@ class Proxy:
             UpstreamTimeout: it did not answer in time.
         """
         ours = [*outgoing.ours, *endpoint_headers(endpoint)]
-        target = self._target(endpoint)
+        target = _target(endpoint)
         is_trusted = self._trusted.holds(outgoing.peer)
         headers = to_engine(outgoing.headers, ours, self._kept_back, is_trusted=is_trusted)
         told = "".join([f"{name}: {value}\r\n" for name, value in headers])
@@ -189,11 +188,13 @@ class Proxy:
             endpoint.standing.succeeded()
         return None
 
-    def _target(self, endpoint: Endpoint) -> Target:
-        target = self._targets.get(endpoint.url)
-        if target is None or target.tls is not endpoint.tls.context:
-            target = self._targets[endpoint.url] = Target.of(endpoint.url, endpoint.tls)
-        return target
+
+def _target(endpoint: Endpoint) -> Target:
+    """Give where to send: another target for each certificate that we show, or trust."""
+    target = endpoint.target
+    if target is None or target.tls is not endpoint.tls.context:
+        target = endpoint.target = Target.of(endpoint.url, endpoint.tls)
+    return target
 
 
 class _Relay:

@@ -18,6 +18,7 @@ import aiohttp
 
 from kvatlas.common import limits
 from kvatlas.common.clock import Clock, monotonic
+from kvatlas.common.engine_client import Asked, Reply, Silence, ask
 from kvatlas.common.errors import PromptUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.key_file import read_key
@@ -26,7 +27,6 @@ from kvatlas.common.prompt.fields import cache_salt
 from kvatlas.common.settings import ModelSettings
 from kvatlas.common.tls_engines import EngineIdentities, EngineTls
 from kvatlas.router.breaker import Breaker
-from kvatlas.router.engine_client import Asked, Reply, Silence, ask
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.render_request import (
     RenderApi,

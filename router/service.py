@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from kvatlas.common.admin import Readiness, admin_app, serving
+from kvatlas.common.discovery.gauges import source_gauges
+from kvatlas.common.discovery.watching import Watching
+from kvatlas.common.engine_client import engine_session
 from kvatlas.common.errors import HttpError
 from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import Supervisor
@@ -19,7 +22,6 @@ from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response
 from kvatlas.router.core import Shared
 from kvatlas.router.cores import Cores, Reload
-from kvatlas.router.engine_client import engine_session
 from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.metrics import RouterMetrics
 
@@ -66,7 +68,8 @@ async def serving_cores(
         stack.callback(pool.close)
         tasks = await stack.enter_async_context(Supervisor())
         admission = Admission(options, metrics)
-        cores = Cores(Shared(metrics, admission, pool, session, is_picker), tasks)
+        watching = Watching(tasks, source_gauges(metrics))
+        cores = Cores(Shared(metrics, admission, pool, session, watching, is_picker), tasks)
         stack.push_async_callback(cores.aclose)
         await cores.start(settings)
         service = Service(cores, admission, pool, metrics, tasks)

@@ -8,8 +8,9 @@ believed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from kvatlas.common import limits
@@ -49,7 +50,7 @@ class ModelGauges:
         keys: of the model.
         take: told of new samples.
         metrics: told of readings that failed.
-        bytes_per_s: most that is read.
+        bytes_per_s: says how much may be read; 0 while the model has no endpoint.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class ModelGauges:
         keys: LoadKeys,
         take: Take,
         metrics: RouterMetrics,
-        bytes_per_s: float,
+        bytes_per_s: Callable[[], float],
     ) -> None:
         self._reader = reader
         self._keys = keys
@@ -82,18 +83,22 @@ class ModelGauges:
     async def run(self) -> None:
         """Read for ever. Without Redis nothing is fresh after GAUGES_STALE_S."""
         while True:
-            size = 0
-            try:
-                asked_s = monotonic()
-                found = await self._reader.read(self._keys)
-            except IndexUnavailable as error:
-                self._metrics.gauge_errors.labels(error.reason).inc()
-            else:
-                await self._note(found, asked_s)
-                size = found.size
+            rest_s = limits.GAUGES_READ_S
+            if bytes_per_s := self._bytes_per_s():
+                rest_s = max(rest_s, await self._read() / bytes_per_s)
             self.begun.set()
-            rest_s = max(limits.GAUGES_READ_S, size / self._bytes_per_s)
             await asyncio.sleep(min(rest_s, limits.GAUGES_READ_MAX_S))
+
+    async def _read(self) -> int:
+        """Read once; give how many bytes it was."""
+        try:
+            asked_s = monotonic()
+            found = await self._reader.read(self._keys)
+        except IndexUnavailable as error:
+            self._metrics.gauge_errors.labels(error.reason).inc()
+            return 0
+        await self._note(found, asked_s)
+        return found.size
 
     async def _note(self, found: GaugeTexts, asked_s: float) -> None:
         known: dict[EndpointName, _Known] = {}
@@ -134,7 +139,8 @@ class SharedGauges:
     def connect(
         cls,
         redis: str | RedisSettings,
-        models: Mapping[ModelName, int],
+        models: Iterable[ModelName],
+        has_endpoints: Callable[[ModelName], bool],
         take: Take,
         metrics: RouterMetrics,
     ) -> SharedGauges:
@@ -142,19 +148,24 @@ class SharedGauges:
 
         Args:
             redis: where the gauges are.
-            models: how many endpoints each has.
+            models: that may have endpoints.
+            has_endpoints: tells whether one has any.
             take: told of new samples.
             metrics: told of readings that failed.
         """
         # Never a replica: its clock is another one.
         client = connect(redis, timeout_s=limits.REDIS_WRITE_S, connections_max=None)
-        read = [model for model, endpoints in models.items() if endpoints]
-        reader = GaugeReader(client)
+        read, reader = list(models), GaugeReader(client)
         share = limits.GAUGES_READ_BYTES_PER_S / max(1, len(read))
-        return cls(
-            client,
-            {m: ModelGauges(reader, LoadKeys(m), take, metrics, share) for m in read},
-        )
+
+        def bytes_per_s(model: ModelName) -> float:
+            return share if has_endpoints(model) else 0.0
+
+        gauges = {
+            m: ModelGauges(reader, LoadKeys(m), take, metrics, partial(bytes_per_s, m))
+            for m in read
+        }
+        return cls(client, gauges)
 
     def is_fresh(self, endpoint: Endpoint, now_s: float) -> bool:
         """Tell whether an endpoint's shared sample is one that is believed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from kvatlas.common.metrics import Counter, Gauge, counter, gauge
+from kvatlas.common.metrics import Counter, Gauge, Metrics, counter, gauge
 
 KUBE_GOOD: Final = gauge(
     "kubernetes_watches_good",
@@ -68,3 +68,16 @@ class KubeTable(Protocol):
     kube_lists: Counter
     kube_failures: Counter
     kube_ignored: Counter
+
+
+class KubeCounts(Metrics):
+    """A table with nothing else, for those who show it to nobody."""
+
+    prefix = "kvatlas_"
+    kube_good = KUBE_GOOD
+    kube_silent = KUBE_SILENT
+    kube_objects = KUBE_OBJECTS
+    kube_events = KUBE_EVENTS
+    kube_lists = KUBE_LISTS
+    kube_failures = KUBE_FAILURES
+    kube_ignored = KUBE_IGNORED

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvatlas.cli.processes import free_port
+from kvatlas.common.engine_client import Asked
 from kvatlas.common.errors import KvatlasError
 from kvatlas.common.ids import ModelName
 from kvatlas.common.prompt import CHAT_PATH, COMPLETIONS_PATH, PromptBuilder
@@ -33,7 +34,6 @@ from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.settings import ModelSettings, Settings
 from kvatlas.common.tls import TlsGauges
 from kvatlas.common.tls_engines import EngineIdentities
-from kvatlas.router.engine_client import Asked
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.probe import check_tokenizer
 from kvatlas.router.prompts import Prompts

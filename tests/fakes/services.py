@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from kvatlas.common.settings import Settings
 from kvatlas.indexer.app import Indexer
-from kvatlas.indexer.discovery import configured_sources
+from kvatlas.indexer.discovery import sources_of
 
 
 @asynccontextmanager
@@ -23,7 +23,7 @@ async def indexing(settings: Settings, *, follows: bool = True) -> AsyncIterator
     task = asyncio.create_task(indexer.serve(stop))
     try:
         if follows:
-            await _following(indexer, len(configured_sources(settings)), task)
+            await _following(indexer, len(sources_of(settings, settings.endpoints)), task)
         yield indexer
     finally:
         stop.set()

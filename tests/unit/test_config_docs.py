@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -15,23 +15,32 @@ from kvatlas.common.settings import Settings, load
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "CONFIG.md"
 
 
-def section_of(field: FieldInfo) -> type[BaseModel]:
-    """Find the section behind a field, be it one or a list of them."""
-    found = field.annotation
-    assert found is not None
-    inner = (
-        found if isinstance(found, type) and issubclass(found, BaseModel) else get_args(found)[0]
-    )
-    assert issubclass(inner, BaseModel)
-    return inner
+def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """Find the sections behind a field: one, or a list of them, of one kind or of several."""
+
+    def inside(annotation: object) -> list[type[BaseModel]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        return [each for inner in get_args(annotation) for each in inside(inner)]
+
+    found = inside(field.annotation)
+    assert found
+    return found
+
+
+def is_list(field: FieldInfo) -> bool:
+    """Tell whether there may be several of a section."""
+    return get_origin(field.annotation) is list
 
 
 def settings_paths() -> set[str]:
     """List all settings as the page writes them."""
     paths = set()
     for name, field in Settings.model_fields.items():
-        dots = "[]." if name in ("models", "endpoints") else "."
-        paths |= {f"{name}{dots}{inner}" for inner in section_of(field).model_fields}
+        dots = "[]." if is_list(field) else "."
+        paths |= {
+            f"{name}{dots}{inner}" for each in sections_of(field) for inner in each.model_fields
+        }
     return paths
 
 
@@ -48,8 +57,9 @@ def test_documented_defaults_are_the_real_ones() -> None:
         r"^\| `([a-z]+(?:\[\])?)\.([a-z_]+)` \|[^|]*\| ([^|]*) \|", DOCS.read_text(), re.MULTILINE
     )
     for section, name, shown in rows:
-        field = section_of(Settings.model_fields[section.removesuffix("[]")]).model_fields[name]
-        assert shown.strip("` ") == yaml_text(field), f"{section}.{name}"
+        sections = sections_of(Settings.model_fields[section.removesuffix("[]")])
+        fields = [each.model_fields[name] for each in sections if name in each.model_fields]
+        assert {shown.strip("` ")} == {yaml_text(field) for field in fields}, f"{section}.{name}"
 
 
 def yaml_text(field: FieldInfo) -> str:

@@ -13,7 +13,6 @@ from kvatlas.cli.doctor_facts import (
     CertificateFound,
     EngineFound,
     EventsFound,
-    EventSource,
     Finding,
     Found,
     PageFound,
@@ -30,6 +29,7 @@ from kvatlas.cli.doctor_judge import (
     judge_router,
 )
 from kvatlas.cli.index_reader import EndpointState
+from kvatlas.common.discovery.answers import EventSource
 from kvatlas.common.ids import EndpointName
 from kvatlas.common.keyspace import SCHEMA_VERSION
 from kvatlas.router.engine_answers import ServedModels
@@ -46,7 +46,7 @@ ENGINE = EngineFound(
     models=ServedModels(serves=True, adapters=frozenset("x")),
     tokenizer=TokenizerCheck(answered=11),
     caches={0: CACHE},
-    sources={"0": EventSource("tcp://*:5557", "tcp://*:5558")},
+    sources={0: EventSource("tcp://*:5557", "tcp://*:5558")},
     tells_cached=True,
 )
 REDIS = RedisFound(
