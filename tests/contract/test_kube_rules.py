@@ -1,4 +1,4 @@
-"""Rewrites of a cluster in front of a real router, from a server over real HTTP."""
+"""A real router that follows pools and their rewrites, from a server over real HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from kvatlas.common.settings import Settings
 from kvatlas.router.app import Running
 from tests.contract.test_proxy import CHAT, routed, settings_for
-from tests.fakes.api_objects import objective, rewrite, rule
+from tests.fakes.api_objects import objective, pod, pool, rewrite, rule
 from tests.fakes.api_server import TOKEN, ApiServer, api_server
 from tests.fakes.following import until
 from tests.fakes.upstream import Upstream, plain, upstream
@@ -42,8 +42,8 @@ async def ruled(
     """Run a router that follows what is ruled for the pool `qwen`, and an engine."""
     async with upstream(plain(b'{"model":"m"}')) as engine:
         plainly = settings_for([engine.port], redis_url, **options).model_dump(exclude_unset=True)
-        pool = {"kind": "inference-pool", "name": "qwen"}
-        more = {"discovery": [pool], "kubernetes": {"kubeconfig": kubeconfig(folder, server)}}
+        place = {"kind": "inference-pool", "name": "qwen"}
+        more = {"discovery": [place], "kubernetes": {"kubeconfig": kubeconfig(folder, server)}}
         async with routed(Settings.model_validate(plainly | more)) as (running, client):
             yield engine, running, client
 
@@ -110,3 +110,25 @@ async def test_a_router_without_the_right_to_read_rules_serves(
         async with ruled(server, tmp_path, redis_url, probe_wait_s=0.3) as (_, running, client):
             await until(lambda: running.readiness() is None)
             assert (await asked(client, "m"))[0] == 200
+
+
+async def test_requests_go_to_the_pods_of_a_pool(redis_url: str, tmp_path: Path) -> None:
+    """While they are ready; from the moment on that one terminates, to nobody there."""
+    async with api_server() as server, upstream(plain(b'{"model":"m"}')) as engine:
+        qwen, one = pool("qwen", ports=(engine.port,)), pod("a", "127.0.0.1")
+        server.put(qwen, one)
+        plainly = settings_for([], redis_url).model_dump(exclude_unset=True)
+        place = {"kind": "inference-pool", "name": "qwen", "events_port": None}
+        more = {"discovery": [place], "kubernetes": {"kubeconfig": kubeconfig(tmp_path, server)}}
+        async with routed(Settings.model_validate(plainly | more)) as (running, client):
+            assert await asked(client, "m") == (200, {"model": "m"})
+            [endpoint] = running.endpoints.all()
+            assert endpoint.labels["kvatlas.dev/pool"] == "demo/qwen"
+            stamp = "2026-08-03T10:00:00Z"
+            server.edit(one, lambda it: it["metadata"].update(deletionTimestamp=stamp))
+            await until(lambda: not list(running.endpoints.all()))
+            assert (await asked(client, "m"))[0] == 503
+            server.put(pod("b", "127.0.0.1"))
+            await until(lambda: bool(list(running.endpoints.all())))
+            assert (await asked(client, "m"))[0] == 200
+        assert len(engine.requests) == 2
