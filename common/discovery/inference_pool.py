@@ -108,10 +108,4 @@ class _Run:
     def _watch_of(self, labels: str) -> Watch[Pod]:
         namespace = self._settings.namespace
         selection = Selection(PODS, namespace, self._pods_name, labels=labels)
-        made: Watch[Pod] = Watch(self._api, selection, read_pod, lambda: self._of(made))
-        return made
-
-    def _of(self, watch: Watch[Pod]) -> None:
-        """Tell of the pods, unless others are selected since."""
-        if watch is self.pods:
-            self._pods_told()
+        return Watch(self._api, selection, read_pod, self._pods_told)

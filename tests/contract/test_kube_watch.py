@@ -143,6 +143,7 @@ async def test_a_torn_watch_goes_on_where_it_was() -> None:
             it.server.put(pod(f"b{number}", f"10.0.1.{number}"))
             await until(lambda: len(it.hosts) == number + 2)  # noqa: B023
             await it.watched()
+            assert it.watch.objects.version == str(it.server.version)
         assert it.lists == 1
         assert it.metrics.failures() == {"torn"}
 

@@ -297,6 +297,7 @@ class ApiServer:
     ) -> None:
         loop = asyncio.get_running_loop()
         ends = loop.time() + float(watcher.request.query.get("timeoutSeconds", "1800"))
+        bookmarks = watcher.request.query.get("allowWatchBookmarks") == "true"
         if self.faults.ends_at_once:
             return
         while loop.time() < ends:
@@ -304,7 +305,7 @@ class ApiServer:
             try:
                 change = await asyncio.wait_for(watcher.changes.get(), wait_s)
             except TimeoutError:
-                if not self.faults.is_silent:
+                if bookmarks and not self.faults.is_silent:
                     await response.write(self._bookmark(kind))
                 continue
             if change is None:
