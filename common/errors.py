@@ -30,6 +30,7 @@
     |-- IndexUnavailable           the shared index did not answer: route by load
     |   |-- WrongEpoch             a write was refused: the endpoint has another epoch or sequence
     |   `-- Fenced                 a write was refused: the endpoint has another owner
+    |-- KubernetesUnavailable      the API server did not answer, or refused: what is known stays
     |-- SourceFailed               a place did not tell its endpoints (common/discovery/source.py)
     |-- Silence                    an engine did not answer a question (common/engine_client.py)
     `-- MalformedBatch             an engine sent events that cannot be read
@@ -295,3 +296,19 @@ class MalformedBatch(KvatlasError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class KubernetesUnavailable(KvatlasError):
+    """The API server of Kubernetes did not answer, or refused.
+
+    Args:
+        reason: one of a closed set of words (a metric label), for example "forbidden".
+        message: what it says of it; holds neither token nor key.
+        retry_after_s: when it wants to be asked again, where it says so.
+    """
+
+    def __init__(self, reason: str, message: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(f"{reason}: {message}" if message else reason)
+        self.reason = reason
+        self.message = message
+        self.retry_after_s = retry_after_s

@@ -534,6 +534,50 @@ RECONNECT_S: Final = 0.1
 RECONNECT_MAX_S: Final = 1.0
 """Between two attempts; an engine that has come back is to be heard within 2 s."""
 
+# --- the API server of Kubernetes --------------------------------------------------------------
+KUBE_PAGE_OBJECTS: Final = 100
+"""Objects of a list that are asked for at once: pods of 8 KB take 3 ms of the loop."""
+KUBE_PAGE_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Such a page; one object takes at most 1.5 MB, which is what etcd keeps."""
+KUBE_LINE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""One event of a watch; after a longer one everything is listed anew."""
+KUBE_PIECE_BYTES: Final = 64 * 1024
+"""Of a watch that are read at once: some 3 ms of events."""
+KUBE_STATUS_BYTES_MAX: Final = 64 * 1024
+"""Of an answer that says why not."""
+KUBE_STATUS_CHARS_MAX: Final = 512
+"""Of its message, in the log."""
+KUBE_OBJECTS_MAX: Final = 10_000
+"""Objects of one watch that are kept: 1 KB each, and five times the endpoints that there can be."""
+KUBE_FILE_BYTES_MAX: Final = 1024 * 1024
+"""Token, CA or namespace of a service account."""
+KUBE_CONNECT_S: Final = 5.0
+"""For a connection to the API server; also for a handshake."""
+KUBE_LIST_S: Final = 30.0
+"""For a page of a list, and for a watch to begin."""
+KUBE_WATCH_S: Final = 120.0
+"""For which a watch is asked for, give or take a quarter; the next one goes on where it ended."""
+KUBE_WATCH_SLACK_S: Final = 10.0
+"""Beyond it a watch that has not ended is given up."""
+KUBE_WATCH_SHORT_S: Final = 1.0
+"""A watch that ends sooner, without anything new, counts as failed."""
+KUBE_KEEPALIVE_S: Final = 5
+"""Until an idle connection is probed, and between probes; after the fourth in vain it is dead."""
+KUBE_KEEPALIVE_PROBES: Final = 4
+KUBE_PAUSE_S: Final = 0.1
+"""After a first failure; doubles with each further one, less up to a half drawn at random."""
+KUBE_PAUSE_MAX_S: Final = 30.0
+KUBE_DENIED_PAUSE_S: Final = 1.0
+"""The same after a refusal: at an installation the rights may come a moment after the process."""
+KUBE_ABSENT_PAUSE_S: Final = 30.0
+"""Until it is asked again for a resource type that is not installed."""
+KUBE_ABSENT_SURE_S: Final = 10.0
+"""For which a type must be away before what was known of its objects goes: an API server that
+starts may not have all types yet."""
+KUBE_CREDENTIALS_S: Final = 60.0
+"""Age of token and certificates from which on they are read again before they are used; kubelets
+renew tokens minutes before they expire."""
+
 # --- traces -----------------------------------------------------------------------------------
 SPANS_QUEUED_MAX: Final = 8_192
 """Spans that wait for the collector: those of about 900 requests, 8 MB."""

@@ -85,6 +85,10 @@ class GaugeChild:
         """Ask for the number from here on."""
         self._source = source
 
+    def asks(self, source: Callable[[], float]) -> bool:
+        """Tell whether this function is asked."""
+        return self._source is source
+
     @property
     def value(self) -> float:
         """Give the number."""

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from kvatlas.common.discovery.gauges import FAILURES, FOUND, IN_SYNC, LEFT_OUT
+from kvatlas.common.kube.counts import (
+    KUBE_EVENTS,
+    KUBE_FAILURES,
+    KUBE_GOOD,
+    KUBE_IGNORED,
+    KUBE_LISTS,
+    KUBE_OBJECTS,
+    KUBE_SILENT,
+)
 from kvatlas.common.log_writer import DROPPED
 from kvatlas.common.metrics import Metrics, counter, gauge
 from kvatlas.common.tls import CERTIFICATES_GOOD, NOT_AFTER
@@ -168,6 +177,14 @@ class IndexerMetrics(Metrics):
     # --- TLS --------------------------------------------------------------------------------
     tls_good = CERTIFICATES_GOOD
     tls_not_after = NOT_AFTER
+    # --- Kubernetes ---------------------------------------------------------------------------
+    kube_good = KUBE_GOOD
+    kube_silent = KUBE_SILENT
+    kube_objects = KUBE_OBJECTS
+    kube_events = KUBE_EVENTS
+    kube_lists = KUBE_LISTS
+    kube_failures = KUBE_FAILURES
+    kube_ignored = KUBE_IGNORED
     # --- engines' gauges ----------------------------------------------------------------------
     scraped = gauge(
         "scraped_engines",

@@ -67,6 +67,11 @@ def model_not_found() -> ModelNotFound:
     return ModelNotFound(f"there is no such model; {MODELS_PATH} lists those that are", "model")
 
 
+def target_not_served() -> ModelNotFound:
+    """Say that a name stands for a model that is not here; its own is nobody's business."""
+    return ModelNotFound("no engine serves the model that this name stands for", "model")
+
+
 def _entry(name: str, max_model_len: int | None) -> Entry:
     entry: Entry = {"id": name, "object": "model", "created": CREATED, "owned_by": "kvatlas"}
     return entry | ({"max_model_len": max_model_len} if max_model_len else {})

@@ -18,10 +18,13 @@ import aiohttp
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.discovery.watching import Following, Watching
+from kvatlas.common.discovery_settings import PoolDiscovery
 from kvatlas.common.errors import ConfigError, IndexUnavailable
 from kvatlas.common.ids import ModelName
 from kvatlas.common.key_file import read_key
 from kvatlas.common.keyspace import LoadKeys, shards_of
+from kvatlas.common.kube.rules_watch import RulesWatch
+from kvatlas.common.kube.watch import api_of
 from kvatlas.common.prompt.probe_set import probe_set
 from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import RouterSettings, Settings
@@ -66,6 +69,7 @@ class Core:
         http: that proxies them.
         identities: how engines are spoken to.
         found: who is there, as far as that is found out.
+        rules: what is ruled for the pools that are watched.
         is_retired: set when requests go to another one.
     """
 
@@ -78,6 +82,7 @@ class Core:
     access: Access | None
     identities: EngineIdentities
     found: Following
+    rules: RulesWatch
     started_s: float = field(default_factory=monotonic)
     is_retired: asyncio.Event = field(default_factory=asyncio.Event)
     _has_looked: bool = False
@@ -98,6 +103,8 @@ class Core:
         self._has_looked = self._has_looked or all(endpoint.asked for endpoint in endpoints)
         if not self._has_looked:
             return "not every endpoint has been looked at"
+        if is_young and not self.rules.is_known():
+            return "what is ruled for the pools has not been listed"
         if is_young and not self.prober.is_settled():
             return "not every engine has been asked for its models and token ids"
         return None
@@ -163,12 +170,14 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         stages = Stages(prompts, renders, redis.index, redis.flights)
         pipeline = Pipeline(settings, stages, endpoints, metrics)
         parts = _parts(settings, redis.index, shared, stack)
+        rules = RulesWatch(api_of(settings.kubernetes, metrics), _pools(settings))
         handled = Handled(
             pipeline,
             Proof(settings, parts, metrics),
             redis.rates,
             shared.admission,
             _salts(options),
+            rules.ruled,
             _tracer(options, metrics, stack),
         )
         desk = Desk(settings, handled, metrics)
@@ -199,12 +208,16 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
             tasks.start(work, name)
         if access is not None:
             tasks.start(access.run(), "access")
+        if _pools(settings):
+            tasks.start(rules.run(), "rules")
         if options.idle_probe_s:
             idle = IdleProbes(session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
         if settings.discovery:
             tasks.start(endpoints.see_off(), "farewells")
-        yield Core(settings, desk, http, endpoints, prober, prompts, access, identities, found)
+        yield Core(
+            settings, desk, http, endpoints, prober, prompts, access, identities, found, rules
+        )
 
 
 def _gauges(settings: Settings, endpoints: Endpoints, metrics: RouterMetrics) -> SharedGauges:
@@ -216,6 +229,10 @@ def _gauges(settings: Settings, endpoints: Endpoints, metrics: RouterMetrics) ->
     models = [m.model for m in settings.models if settings.discovery or has_endpoints(m.model)]
     take = endpoints.note_shared
     return SharedGauges.connect(settings.redis, models, has_endpoints, take, metrics)
+
+
+def _pools(settings: Settings) -> list[PoolDiscovery]:
+    return [entry for entry in settings.discovery if isinstance(entry, PoolDiscovery)]
 
 
 def _redis(

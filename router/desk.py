@@ -12,6 +12,7 @@ import orjson
 
 from kvatlas.common.errors import InvalidRequest
 from kvatlas.common.ids import ModelName
+from kvatlas.common.pool_rules import Ruled
 from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS
 from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
@@ -19,7 +20,7 @@ from kvatlas.router.access import demand_model
 from kvatlas.router.admission import Admission, ModelStay
 from kvatlas.router.answers import explanation, parse_object
 from kvatlas.router.body import ClientBody, client_body, replace
-from kvatlas.router.catalog import Catalog, model_not_found
+from kvatlas.router.catalog import Catalog, model_not_found, target_not_served
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.intake import Intake
@@ -36,13 +37,18 @@ from kvatlas.router.trip import Trip, chosen_id
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """What requests are handled with."""
+    """What requests are handled with.
+
+    Attributes:
+        ruled: gives what is ruled for the pools that are watched.
+    """
 
     pipeline: Pipeline
     proof: Proof
     rates: RateLimits
     admission: Admission
     salts: Salts | None
+    ruled: Ruled
     tracer: Tracer | None = None
 
 
@@ -80,7 +86,7 @@ class Desk:
         self._metrics = metrics
         self._requests_max = {model.model: model.requests_max for model in settings.models}
         self._intake = Intake(settings)
-        self._rewrites = Rewrites(settings.models, settings.router)
+        self._rewrites = Rewrites(settings.models, settings.router, parts.ruled)
         self.catalog = Catalog(settings, self.pipeline, self._rewrites)
         self.open_requests = 0
         self.idle = asyncio.Event()
@@ -114,10 +120,11 @@ class Desk:
         taken = await self._intake.take(request, passes=passes)
         trip.received()
         body, asked_name = self._rewritten(taken, trip.request_id)
-        trip.model = self._check(body.fields)
+        trip.model = self._check(body.fields, asked_name)
         demand_model(request, taken.fields["model"], self._metrics)
         if asked_name is not None:
-            self._metrics.rewrites.labels(asked_name, body.fields["model"]).inc()
+            asked = self._rewrites.label(asked_name)
+            self._metrics.rewrites.labels(asked, body.fields["model"]).inc()
         if client is not None and self._salts is not None and not body.is_unread:
             body = self._salts.salted(body, client.tenant)
         for member in body.cut:
@@ -198,8 +205,8 @@ class Desk:
         if not isinstance(body, dict):
             raise InvalidRequest("body is not an object", "body")
         raw = orjson.dumps(body)
-        read, _ = self._rewritten(client_body(raw, body), chosen_id(request_id))
-        self._check(read.fields)
+        read, asked_name = self._rewritten(client_body(raw, body), chosen_id(request_id))
+        self._check(read.fields, asked_name)
         decision = await self.pipeline.decide(Asked(path, read.fields, len(raw)), explains=True)
         return explanation(decision)
 
@@ -217,7 +224,7 @@ class Desk:
         raw = replace(body.raw, "model", orjson.dumps(target))
         return ClientBody(raw, fields, body.cut), asked
 
-    def _check(self, body: Mapping[str, Any]) -> ModelName:
+    def _check(self, body: Mapping[str, Any], asked_name: str | None) -> ModelName:
         """Check the fields that decide where a request may go; give its (base) model."""
         model = body.get("model")
         if model is None:
@@ -225,6 +232,9 @@ class Desk:
         if not isinstance(model, str):
             raise InvalidRequest("model is not a string", "model")
         served = self.pipeline.served(model)
+        if served is None and asked_name is not None:
+            self._metrics.rewrites_unserved.labels(model).inc()
+            raise target_not_served()
         if served is None:
             raise model_not_found()
         return served.model

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from kvatlas.common.discovery.gauges import FAILURES, FOUND, IN_SYNC, LEFT_OUT
+from kvatlas.common.kube.counts import (
+    KUBE_EVENTS,
+    KUBE_FAILURES,
+    KUBE_GOOD,
+    KUBE_IGNORED,
+    KUBE_LISTS,
+    KUBE_OBJECTS,
+    KUBE_SILENT,
+)
 from kvatlas.common.log_writer import DROPPED
 from kvatlas.common.metrics import Metrics, counter, gauge, histogram
 from kvatlas.common.tls import CERTIFICATES_GOOD, NOT_AFTER
@@ -208,9 +217,26 @@ class RouterMetrics(Metrics):
         "rewrites",
         "asked target",
         "requests",
-        "Requests whose model's name was rewritten (`aliases`, `router.rewrites`).",
+        "Requests whose model's name was rewritten (`aliases`, `router.rewrites`,"
+        " InferenceModelRewrites); `asked` is `*` where a rule for every name did it.",
         "shows the shares of a canary",
     )
+    rewrites_unserved = counter(
+        "rewrites_unserved",
+        "target",
+        "requests",
+        "Requests refused with 404 because an InferenceModelRewrite names a model that is not"
+        " served.",
+        "any: mend the rewrite, or serve the model",
+    )
+    # --- Kubernetes ---------------------------------------------------------------------------
+    kube_good = KUBE_GOOD
+    kube_silent = KUBE_SILENT
+    kube_objects = KUBE_OBJECTS
+    kube_events = KUBE_EVENTS
+    kube_lists = KUBE_LISTS
+    kube_failures = KUBE_FAILURES
+    kube_ignored = KUBE_IGNORED
     # --- engines ----------------------------------------------------------------------------
     upstream_errors = counter(
         "upstream_errors",

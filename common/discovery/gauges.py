@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from kvatlas.common.discovery.merging import Fleet
+from kvatlas.common.kube.counts import KubeCounts, KubeTable
 from kvatlas.common.metrics import Counter, Gauge, counter, gauge
 
 IN_SYNC: Final = gauge(
@@ -38,8 +39,8 @@ LEFT_OUT: Final = gauge(
 )
 
 
-class Declares(Protocol):
-    """A table of metrics that has those above."""
+class Declares(KubeTable, Protocol):
+    """A table of metrics that has those above, and those of watches."""
 
     discovery_in_sync: Gauge
     discovery_endpoints: Gauge
@@ -54,17 +55,19 @@ def source_gauges(metrics: Declares) -> SourceGauges:
         metrics.discovery_endpoints,
         metrics.discovery_failures,
         metrics.discovery_left_out,
+        metrics,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class SourceGauges:
-    """Where it is told how places are; by default nowhere."""
+    """Where it is told how places are, and how what they watch; by default nowhere."""
 
     in_sync: Gauge | None = None
     found: Gauge | None = None
     failures: Counter | None = None
     left_out: Gauge | None = None
+    watches: KubeTable = field(default_factory=KubeCounts)
 
     def tell(self, label: str, *, endpoints: int, is_in_sync: bool) -> None:
         """Say how a place is."""

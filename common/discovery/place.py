@@ -11,7 +11,7 @@ from kvatlas.common.backoff import Backoff
 from kvatlas.common.discovery.asking import Asking
 from kvatlas.common.discovery.gauges import SourceGauges
 from kvatlas.common.discovery.merging import PlaceTold
-from kvatlas.common.discovery.source import EndpointSource, SourceFailed
+from kvatlas.common.discovery.source import EndpointSource, SourceFailed, TellsFaults
 from kvatlas.common.log import logger
 from kvatlas.common.setting_sections import EndpointSettings
 
@@ -38,8 +38,7 @@ class Place:
         changed: Callable[[], None],
     ) -> None:
         self.label = label
-        self.faults: Sequence[str] = ()
-        """Why it is not in sync, if it has failed."""
+        self._faults: Sequence[str] = ()
         self._source = source
         self._asking = asking
         self._gauges = gauges
@@ -53,6 +52,13 @@ class Place:
             random.Random().random,  # noqa: S311 - jitter
         )
         self.announce()
+
+    @property
+    def faults(self) -> Sequence[str]:
+        """Say why it is not in sync, if it has failed, or what its source says of itself."""
+        if not self._faults and isinstance(self._source, TellsFaults):
+            return self._source.faults
+        return self._faults
 
     @property
     def told(self) -> PlaceTold:
@@ -87,7 +93,7 @@ class Place:
             faults = error.faults
         except Exception as error:  # noqa: BLE001 - a place in disorder must not stop the fleet
             faults = [type(error).__name__]
-        self.faults, self._is_in_sync = faults, False
+        self._faults, self._is_in_sync = faults, False
         self._gauges.failed(self.label)
         self.announce()
         _LOG.warning("source.failed", source=self.label, faults=list(faults))
@@ -98,7 +104,7 @@ class Place:
         # Objects that stay the same need not be looked at by those who are told.
         told = [known if (known := before.get(e.url)) == e else e for e in endpoints]
         is_news = self._endpoints is None or told != self._endpoints
-        was_in_sync, self._is_in_sync, self.faults = self._is_in_sync, True, ()
+        was_in_sync, self._is_in_sync, self._faults = self._is_in_sync, True, ()
         self._endpoints = told
         self.announce()
         if not was_in_sync:

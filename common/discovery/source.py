@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kvatlas.common.errors import KvatlasError
 from kvatlas.common.settings import EndpointSettings
@@ -30,6 +30,15 @@ class EndpointSource(Protocol):
         Raises:
             SourceFailed: it cannot be asked.
         """
+
+
+@runtime_checkable
+class TellsFaults(Protocol):
+    """A source that goes on by itself while something is wrong with it."""
+
+    @property
+    def faults(self) -> Sequence[str]:
+        """Tell what is wrong at the moment."""
 
 
 class SourceFailed(KvatlasError):

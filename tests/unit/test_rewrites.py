@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvatlas.common.errors import ConfigError
+from kvatlas.common.pool_rules import NO_RULES, PoolRules
 from kvatlas.common.settings import ModelSettings, RouterSettings, Settings
+from kvatlas.common.weighted_names import WeightedNames
 from kvatlas.router.body import replace
 from kvatlas.router.renamed import Names, Renamed
 from kvatlas.router.rewrites import Rewrites
@@ -36,6 +38,22 @@ def test_targets_get_their_shares_and_an_id_always_the_same() -> None:
     chosen = [rewrites.target("c", str(number)) for number in range(4_000)]
     assert Counter(chosen)["b"] == pytest.approx(400, abs=120)
     assert chosen == [rewrites.target("c", str(number)) for number in range(4_000)]
+
+
+def test_rules_of_a_cluster_count_where_the_configuration_says_nothing() -> None:
+    """As they are at the moment; an id meets the same target while they stay."""
+    chat = WeightedNames.of({"a": 1, "b": 1})
+    ruled = [PoolRules({}, {"chat": chat, "one": chat, "c": chat}, WeightedNames.of({"b": 1}))]
+    configured = RouterSettings(rewrites={"c": {"b": 2}})
+    rewrites = Rewrites([A, B], configured, lambda: ruled[-1])
+    assert {rewrites.target("chat", str(number)) for number in range(20)} == {"a", "b"}
+    assert [rewrites.target("chat", "7") for _ in range(9)] == [rewrites.target("chat", "7")] * 9
+    assert [rewrites.target(name, "7") for name in ("one", "c", "x", "a")] == list("abbb")
+    assert rewrites.names()["c"] == ("b",)
+    assert set(rewrites.names()) == {"one", "two", "c", "chat"}
+    assert [rewrites.label(name) for name in ("one", "chat", "x")] == ["one", "chat", "*"]
+    ruled.append(NO_RULES)
+    assert [rewrites.target(name, "7") for name in ("chat", "one", "x")] == ["chat", "a", "x"]
 
 
 @pytest.mark.parametrize(
