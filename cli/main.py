@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -268,6 +269,27 @@ def check_config(config: Config = None) -> None:
         if settings.router.api_keys_file:
             check_keys(settings.router.api_keys_file)
     typer.echo(f"fine: {len(settings.models)} models, {len(settings.endpoints)} endpoints")
+
+
+@app.command(
+    name="translate-config",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def translate_config(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A file of ours, to put over llm-d's.")
+    ] = None,
+) -> None:
+    """Print llm-d's flags and configuration (--config-file) as a file of ours; docs/LLM_D.md."""
+    from kvatlas.cli.llm_d import configure  # noqa: PLC0415 - `kvatlas --help` stays quick
+
+    with faults_told():
+        configured = configure(context.args, config, os.environ)
+        configured.checked()
+    for line in configured.warnings:
+        typer.echo(f"warning: {line}", err=True)
+    typer.echo(configured.as_yaml(), nl=False)
 
 
 @app.command()
