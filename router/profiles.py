@@ -41,9 +41,12 @@ def build_profile(settings: RouterSettings, metrics: RouterMetrics | None = None
     return builder.build(_config(settings))
 
 
-def profile_faults(profile: Mapping[str, Any], has_sessions: bool) -> list[str]:  # noqa: FBT001 - called by position
-    """Say what is wrong with a profile, a line each, beginning with the path inside it."""
-    builder = Builder(_find, _Watch(None).report, has_sessions=has_sessions, path=_ROOT)
+def profile_faults(profile: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with a profile, a line each, beginning with the path inside it.
+
+    Conversations are taken to be known: who writes the profile knows how they are told apart.
+    """
+    builder = Builder(_find, _Watch(None).report, has_sessions=True, path=_ROOT)
     try:
         builder.build(profile)
     except ConfigError as error:

@@ -106,7 +106,7 @@ class Warned:
     def add(self, text: str, *names: str) -> None:
         """Note something, and what it is about; nothing where that is a list without an entry."""
         known = self._named.setdefault(text, [])
-        known += [each for each in names if each not in known]
+        known += [each for each in dict.fromkeys(names) if each not in known]
 
     def lines(self) -> list[str]:
         """Write each as a line."""

@@ -18,9 +18,8 @@ from kvatlas.common.llm_d.plugin_types import HANDLERS, RENAMED, STAGED
 from kvatlas.common.llm_d.plugins import Plugin, Plugins, Warned
 from kvatlas.common.llm_d.schema import ProfileRef, ProfileSpec, Reader
 
-Check = Callable[[Mapping[str, Any], bool], Sequence[str]]
-"""Given a profile and whether conversations are known, says what is wrong with it, a line each
-beginning with the path inside the profile."""
+Check = Callable[[Mapping[str, Any]], Sequence[str]]
+"""Says what is wrong with a profile, a line each, beginning with the path inside it."""
 
 PREFIX_OLD: Final = frozenset({
     "autoTune", "blockSize", "blockSizeTokens", "hashBlockSize", "lruCapacityPerServer",

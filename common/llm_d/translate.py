@@ -115,7 +115,7 @@ def _scheduling(
     profile = maker.make()
     session = SessionReader(reader, plugins).read(chosen.plugins)
     if check is not None:
-        reader.faults += maker.placed(check(profile, bool(session)))
+        reader.faults += maker.placed(check(profile))
     return {"profile": profile, **({"session": session} if session else {})}
 
 
