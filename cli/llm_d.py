@@ -12,6 +12,7 @@ import yaml
 from kvatlas.cli.picker_flags import PickerFlags, read_flags
 from kvatlas.common.errors import ConfigError
 from kvatlas.common.llm_d import Translation, merged, translate
+from kvatlas.common.reload import WatchedFile
 from kvatlas.common.settings import Settings, load_content, read_content
 from kvatlas.router.profiles import profile_faults
 
@@ -60,7 +61,10 @@ class Configured:
                 "models: none is named, by a token-producer's modelName, --model or our own file"
             )
         if not settings.endpoints and not settings.discovery:
-            faults.append("discovery: either --pool-name or --endpoint-selector must be set")
+            faults.append(
+                "discovery: no endpoints are named, by --pool-name, --endpoint-selector or our own"
+                " file"
+            )
         if faults:
             raise ConfigError(faults)
         return settings
@@ -69,6 +73,36 @@ class Configured:
         """Write it as a file of ours."""
         content = _over(self.content, self.overrides)
         return yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True)
+
+
+class ConfigFiles:
+    """A configuration that is put together, and again when one of its files has changed.
+
+    Attributes:
+        first: as it was at first.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], own: Path | None, environment: Mapping[str, str]
+    ) -> None:
+        """Put it together, as `configure` does.
+
+        Raises:
+            ConfigError: with every fault found.
+        """
+        self._asked = (arguments, own, environment)
+        self.first = configure(*self._asked)
+        files = (own, read_flags(arguments, environment).config_file)
+        self._files = [WatchedFile(each) for each in files if each is not None]
+
+    def read(self, is_asked: bool) -> Settings | None:
+        """Read it again where a file has changed, or somebody asks for it; else give None.
+
+        Raises:
+            ConfigError: with every fault found.
+        """
+        others = [each for each in self._files if each.changed() is not None]
+        return configure(*self._asked).settings() if others or is_asked else None
 
 
 def configure(

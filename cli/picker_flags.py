@@ -1,4 +1,4 @@
-"""The flags of llm-d's endpoint picker, as settings of ours."""
+"""The flags of llm-d's endpoint picker, as settings of ours. Pure."""
 
 from __future__ import annotations
 

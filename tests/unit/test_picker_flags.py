@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from kvatlas.cli.flag_table import METRICS, READERS, SETTINGS, WITHOUT, boolean
-from kvatlas.cli.llm_d import configure
+from kvatlas.cli.llm_d import ConfigFiles, configure
 from kvatlas.cli.main import app
 from kvatlas.cli.picker_flags import PickerFlags, read_flags
 from kvatlas.common.errors import ConfigError
@@ -374,6 +374,26 @@ def test_faults_of_all_files_are_told_at_once(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             configure(["--config-file", str(file)], None, {})
         assert caught.value.faults == [f"--config-file: {file}: {reason}"]
+
+
+def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
+    """Expect nothing without a change, unless it is asked for, and faults to be raised."""
+    own, theirs = tmp_path / "kvatlas.yaml", tmp_path / "epp.yaml"
+    own.write_text("router: {drain_s: 1}")
+    theirs.write_text(HERMETIC)
+    arguments = [*POOL, *MODEL, "--config-file", str(theirs)]
+    files = ConfigFiles(arguments, own, {})
+    assert files.first.settings().router.drain_s == 1
+    assert files.read(is_asked=False) is None
+    own.write_text("router: {drain_s: 2}")
+    changed = files.read(is_asked=False)
+    assert changed is not None
+    assert changed.router.drain_s == 2
+    assert files.read(is_asked=False) is None
+    assert files.read(is_asked=True) == changed
+    theirs.write_text("kind: Other")
+    with pytest.raises(ConfigError, match="kind"):
+        files.read(is_asked=False)
 
 
 def test_the_command_prints_a_file_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
