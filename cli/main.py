@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,12 @@ app = typer.Typer(
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="The YAML file; docs/CONFIG.md explains it.")
 ]
+LongConfig = Annotated[
+    Path | None,
+    typer.Option("--config", help="The YAML file; docs/CONFIG.md explains it."),
+]
+"""Without the short form: llm-d's flags may have one dash, and one of them begins with a c."""
+_LLM_D_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 Engines = Annotated[int, typer.Option(min=1, max=64, help="Simulated engines.")]
 Routers = Annotated[int, typer.Option(min=1, max=16, help="Routers.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -69,16 +76,22 @@ def router(config: Config = None, port: Port = None, admin_port: Port = None) ->
     )
 
 
-@app.command()
-def picker(config: Config = None, port: Port = None, admin_port: Port = None) -> None:
-    """Decide for a gateway: an endpoint picker for Envoy's external processing."""
-    from kvatlas.common.reload import ConfigFile  # noqa: PLC0415 - `kvatlas --help` stays quick
+@app.command(context_settings=_LLM_D_FLAGS)
+def picker(
+    context: typer.Context,
+    config: LongConfig = None,
+    port: Port = None,
+    admin_port: Port = None,
+) -> None:
+    """Decide for a gateway: an endpoint picker for Envoy; takes llm-d's flags (docs/LLM_D.md)."""
+    from kvatlas.cli.llm_d import ConfigFiles  # noqa: PLC0415 - `kvatlas --help` stays quick
     from kvatlas.router.picker_app import run  # noqa: PLC0415 - alike
 
-    changes = {"picker": _overrides(port=port), "router": _overrides(admin_port=admin_port)}
-    file = ConfigFile(config, changes) if config else None
+    ports = _overrides(**{"--grpc-port": port, "--metrics-port": admin_port})
+    arguments = [*context.args, *(f"{flag}={value}" for flag, value in ports.items())]
     with faults_told():
-        raise typer.Exit(run(load(config, changes), file.read if file else None))
+        found = ConfigFiles(arguments, config, os.environ)
+        raise typer.Exit(run(found.first.settings(), found.read, found.first.warnings))
 
 
 @app.command()
@@ -282,6 +295,19 @@ def check_config(config: Config = None) -> None:
     places = f", {len(settings.discovery)} places to find more" if settings.discovery else ""
     counts = f"{len(settings.models)} models, {len(settings.endpoints)} endpoints{places}"
     typer.echo(f"fine: {counts}")
+
+
+@app.command(name="translate-config", context_settings=_LLM_D_FLAGS)
+def translate_config(context: typer.Context, config: LongConfig = None) -> None:
+    """Print llm-d's flags and configuration (--config-file) as a file of ours; docs/LLM_D.md."""
+    from kvatlas.cli.llm_d import configure  # noqa: PLC0415 - `kvatlas --help` stays quick
+
+    with faults_told():
+        configured = configure(context.args, config, os.environ)
+        configured.checked()
+    for line in configured.warnings:
+        typer.echo(f"warning: {line}", err=True)
+    typer.echo(configured.as_yaml(), nl=False)
 
 
 @app.command()

@@ -381,6 +381,10 @@ PLUGINS_MAX: Final = 64
 """Plugins that a profile is made of; each is run for each request."""
 PLUGIN_NAME_CHARS_MAX: Final = 128
 """Of a plugin's name, which is a label of metrics."""
+LLM_D_ENTRIES_MAX: Final = 1_000
+"""Of a list in a configuration of llm-d's."""
+LLM_D_CONFIG_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Of such a configuration; a ConfigMap has 1 MiB."""
 SESSION_HEADERS_MAX: Final = 8
 """Headers that may tell which conversation a request belongs to."""
 SESSION_HEADER_CHARS_MAX: Final = 64

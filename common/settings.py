@@ -60,6 +60,8 @@ __all__ = [
     "SessionSettings",
     "Settings",
     "load",
+    "load_content",
+    "read_content",
 ]
 
 ENV_PREFIX = "KVATLAS_"
@@ -210,7 +212,15 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Settings
     Raises:
         ConfigError: with every fault found, each with its path.
     """
-    content = _read(path) if path else {}
+    return load_content(read_content(path) if path else {}, overrides)
+
+
+def load_content(content: dict[str, Any], overrides: dict[str, Any] | None = None) -> Settings:
+    """Read the configuration from what a file holds; else as `load`.
+
+    Raises:
+        ConfigError: with every fault found, each with its path.
+    """
     faults = [f"{name}: unknown setting (environment)" for name in _unknown_variables()]
     try:
         settings = _overridden(Settings(**content), overrides or {})
@@ -223,7 +233,12 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Settings
     return settings
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """Give what a file holds, unchecked.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,14 +34,17 @@ _LIVE: Final = frozenset({"liveness"})
 _READY: Final = frozenset({"", "readiness", SERVICE})
 
 
-def run(settings: Settings, reload: Reload | None = None) -> int:
+def run(settings: Settings, reload: Reload | None = None, warnings: Sequence[str] = ()) -> int:
     """Run the picker until SIGTERM or SIGINT; return the exit status.
 
     Args:
         settings: the configuration.
         reload: reads it again; None where it has no file.
+        warnings: what llm-d's configuration asks for and is done without, or otherwise.
     """
     log = configure_logs(settings.log.level, json=settings.log.json_lines)
+    if warnings:
+        _LOG.warning("config.llm_d", warnings=list(warnings))
 
     async def main(stop: asyncio.Event) -> None:
         async with picker(settings, reload) as running:

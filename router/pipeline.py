@@ -40,6 +40,8 @@ from kvatlas.router.scheduling import (
     Candidate,
     Work,
 )
+from kvatlas.router.scheduling.named import HEADER as NAMED_HEADER
+from kvatlas.router.scheduling.named import named_in
 from kvatlas.router.served_names import Served
 from kvatlas.router.sessions import Session, read, resolve
 
@@ -103,6 +105,7 @@ class _Request:
     body: Mapping[str, Any]
     body_bytes: int
     session: Session
+    named: frozenset[str]
 
 
 @record
@@ -255,7 +258,8 @@ class Pipeline:
         if path == RESPONSES_PATH:
             endpoints = able(body, endpoints)
         session = read(self._sessions, asked.headers)
-        request = _Request(served, path, body, asked.body_bytes, session)
+        named = named_in(asked.headers.get(NAMED_HEADER))
+        request = _Request(served, path, body, asked.body_bytes, session, named)
         matches = await self._match(request, endpoints)
         log = self._flights.of(served.model)
         if (reading := matches.reading or log.begin_hearing()) is not None:
@@ -311,6 +315,7 @@ class Pipeline:
             pressure=log.board.pressure(len(endpoints), begun),
             is_matched=matches.fallback is None,
             draw=matches.draw,
+            named=request.named,
         )
         predicted = _predicted(log.board, matches, begun)
         candidates = [_candidate(endpoint, matches, predicted) for endpoint in endpoints]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from kvatlas.common.errors import ConfigError
 from kvatlas.common.log import logger
 from kvatlas.common.settings import RouterSettings
 from kvatlas.router.metrics import RouterMetrics
@@ -19,6 +20,7 @@ from kvatlas.router.scheduling.build import Builder, Factory, short_form
 from kvatlas.router.scheduling.guard import Fault
 
 GROUP: Final = "kvatlas.scheduling"
+_ROOT: Final = "profile"
 
 _LOG = logger("profiles")
 
@@ -37,6 +39,19 @@ def build_profile(settings: RouterSettings, metrics: RouterMetrics | None = None
     watch = _Watch(metrics)
     builder = Builder(_find, watch.report, has_sessions=settings.session.is_on)
     return builder.build(_config(settings))
+
+
+def profile_faults(profile: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with a profile, a line each, beginning with the path inside it.
+
+    Conversations are taken to be known: who writes the profile knows how they are told apart.
+    """
+    builder = Builder(_find, _Watch(None).report, has_sessions=True, path=_ROOT)
+    try:
+        builder.build(profile)
+    except ConfigError as error:
+        return [each.removeprefix(f"{_ROOT}.") for each in error.faults]
+    return []
 
 
 def _config(settings: RouterSettings) -> Mapping[str, Any]:

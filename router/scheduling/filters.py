@@ -118,8 +118,9 @@ class PrefixCacheAffinityFilter:
         ttft_source: `prefillThroughput` takes queued tokens / `peak_prefill_throughput`,
             `latencyPredictor` our own estimate with what was learned of each endpoint.
         peak_prefill_throughput: tokens per second.
-        prefix_match_info_producer_name, in_flight_load_producer_name: taken and not used: there
-            is one index, and one board of what is under way.
+        prefix_match_info_producer_name, in_flight_load_producer_name,
+            latency_prediction_info_producer_name: taken and not used: there is one index, and one
+            board of what is under way.
     """
 
     affinity_threshold: Share = 0.8
@@ -129,6 +130,7 @@ class PrefixCacheAffinityFilter:
     peak_prefill_throughput: Positive = 15_928.0
     prefix_match_info_producer_name: str = ""
     in_flight_load_producer_name: str = ""
+    latency_prediction_info_producer_name: str = ""
 
     def keep(self, work: Work, candidates: Sequence[Candidate]) -> Sequence[int]:
         """Give the positions of those that hold enough, or of all."""

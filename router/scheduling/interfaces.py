@@ -116,6 +116,7 @@ class Work:
         draw: drawn from what follows the longest match of the prompt: routers that decide at the
             same moment, not knowing of each other, settle ties of the same prefix alike. None where
             it is unknown.
+        named: addresses that the request itself names, `host` or `host:port`; for tests.
     """
 
     prompt_tokens: int
@@ -127,6 +128,7 @@ class Work:
     pressure: float = 0.0
     is_matched: bool = True
     draw: int | None = None
+    named: frozenset[str] = frozenset()
 
 
 class Filter(Protocol):

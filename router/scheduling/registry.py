@@ -20,12 +20,20 @@ from kvatlas.router.scheduling.filters import (
     UtilizationFilter,
 )
 from kvatlas.router.scheduling.label_selector import LabelSelectorFilter
+from kvatlas.router.scheduling.latency import LatencyScorer
+from kvatlas.router.scheduling.named import NamedByRequestFilter
 from kvatlas.router.scheduling.pickers import (
     MaxScorePicker,
     RandomPicker,
     RoundRobinPicker,
     SoftmaxPicker,
     WeightedRandomPicker,
+)
+from kvatlas.router.scheduling.roles import (
+    ByLabelFilter,
+    DecodeFilter,
+    EncodeFilter,
+    PrefillFilter,
 )
 from kvatlas.router.scheduling.scorers import (
     ActiveRequestScorer,
@@ -53,10 +61,16 @@ OURS: Final[Mapping[str, type]] = {
     "lora-affinity-scorer": LoraAffinityScorer,
     "no-hit-lru-scorer": NoHitLruScorer,
     "context-length-aware": ContextLengthAware,
+    "latency-scorer": LatencyScorer,
     "request-count-scorer": RequestScorer,
     "even-scorer": EvenScorer,
     "healthy-filter": HealthyFilter,
     "label-selector-filter": LabelSelectorFilter,
+    "by-label": ByLabelFilter,
+    "encode-filter": EncodeFilter,
+    "prefill-filter": PrefillFilter,
+    "decode-filter": DecodeFilter,
+    "header-based-testing-filter": NamedByRequestFilter,
     "prefix-cache-affinity-filter": PrefixCacheAffinityFilter,
     "utilization-filter": UtilizationFilter,
     "session-affinity-filter": SessionAffinityFilter,

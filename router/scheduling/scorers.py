@@ -95,10 +95,14 @@ class ActiveRequestScorer:
     Attributes:
         idle_threshold: requests up to which an endpoint counts as idle, which scores 1.
         max_busy_score: what the others score at most.
+        in_flight_load_producer_name, request_timeout: taken and not used: there is one board of
+            what is under way.
     """
 
     idle_threshold: Whole = 0
     max_busy_score: Share = 1.0
+    in_flight_load_producer_name: str = ""
+    request_timeout: str = ""
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Give one score per candidate."""
@@ -114,9 +118,11 @@ class TokenLoadScorer:
 
     Attributes:
         queue_threshold_tokens: tokens; as many or more score 0.
+        in_flight_load_producer_name: taken and not used: there is one board of what is under way.
     """
 
     queue_threshold_tokens: Count = 4_194_304
+    in_flight_load_producer_name: str = ""
 
     def score(self, work: Work, candidates: Sequence[Candidate]) -> list[float]:
         """Give one score per candidate."""

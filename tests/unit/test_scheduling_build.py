@@ -213,6 +213,10 @@ def test_a_plugin_that_is_both_filters_and_scores() -> None:
 # --- the page -----------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "SCHEDULING.md").read_text()
+ODD_NAMES = {
+    "max_ttft_penalty_ms": "maxTTFTPenaltyMs",
+    "composite_kv_weight": "compositeKVWeight",
+}
 
 
 @pytest.mark.parametrize("kind", OURS)
@@ -221,9 +225,7 @@ def test_every_plugin_has_its_paragraph(kind: str) -> None:
     assert f"**`{kind}`**" in PAGE
     for parameter in fields(OURS[kind]):
         if parameter.init:
-            name = {"max_ttft_penalty_ms": "maxTTFTPenaltyMs"}.get(
-                parameter.name, to_camel(parameter.name)
-            )
+            name = ODD_NAMES.get(parameter.name, to_camel(parameter.name))
             assert f"`{name}`" in PAGE
 
 
