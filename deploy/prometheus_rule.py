@@ -1,4 +1,4 @@
-"""Write the PrometheusRule of k8s/ from the alert rules, for which Prometheus itself needs no object.
+"""Write the PrometheusRule of k8s/ from the alert rules, which Prometheus itself reads as they are.
 
 python -m deploy.prometheus_rule
 """
