@@ -89,11 +89,9 @@ def matches(selector: Document, of: dict[str, str]) -> bool:
 def _holds(rule: Document, of: dict[str, str]) -> bool:
     key, operator, values = rule["key"], rule["operator"], rule.get("values", [])
     if operator in ("In", "NotIn"):
-        is_in: bool = of.get(key) in values
-        return is_in == (operator == "In")
+        return bool((of.get(key) in values) == (operator == "In"))
     if operator in ("Exists", "DoesNotExist"):
-        is_there: bool = key in of
-        return is_there == (operator == "Exists")
+        return bool((key in of) == (operator == "Exists"))
     raise ValueError(f"no operator of a selector: {operator}")
 
 
