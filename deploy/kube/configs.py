@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -32,44 +33,52 @@ FILE: Final = "config.yaml"
 
 def configurations(documents: list[Document]) -> Iterator[tuple[Document, Settings]]:
     """Read what each workload of ours reads; those with faults are left out."""
-    for workload in workloads(documents):
-        if any("--config" in each.get("args", []) for each in containers(workload)):
-            try:
-                yield workload, _read(documents, workload)
-            except ConfigError:
-                continue
+    for workload in _configured(documents):
+        settings = _read(documents, workload)
+        if isinstance(settings, Settings):
+            yield workload, settings
 
 
 def config_faults(documents: list[Document]) -> Iterator[str]:
     """List what the services would refuse, and what the pods have not that they need."""
-    for workload in workloads(documents):
-        if not any("--config" in each.get("args", []) for each in containers(workload)):
-            continue
-        try:
-            settings = _read(documents, workload)
-        except ConfigError as error:
-            yield from (f"{title(workload)}: {fault}" for fault in error.faults)
-            continue
-        faults = [*_file_faults(workload, settings), *_port_faults(workload, settings)]
+    for workload in _configured(documents):
+        settings = _read(documents, workload)
+        if isinstance(settings, Settings):
+            faults = [*_file_faults(workload, settings), *_port_faults(workload, settings)]
+        else:
+            faults = list(settings)
         yield from (f"{title(workload)}: {fault}" for fault in faults)
 
 
-def _read(documents: list[Document], workload: Document) -> Settings:
-    """Do as `kvatlas check-config` does.
+def _configured(documents: list[Document]) -> list[Document]:
+    return [
+        workload
+        for workload in workloads(documents)
+        if any("--config" in each.get("args", []) for each in containers(workload))
+    ]
 
-    Raises:
-        ConfigError: as there.
-    """
+
+def _read(documents: list[Document], workload: Document) -> Settings | tuple[str, ...]:
     (volume,) = [v for v in pod(workload)["volumes"] if v["name"] == "config"]
     content = named(documents, "ConfigMap", volume["configMap"]["name"])
     if content is None:
-        raise ConfigError([f"there is no ConfigMap {volume['configMap']['name']}"])
+        return (f"there is no ConfigMap {volume['configMap']['name']}",)
+    variables = _variables(documents, workload)
+    return _checked(content["data"][FILE], tuple(sorted(variables.items())))
+
+
+@cache
+def _checked(text: str, variables: tuple[tuple[str, str], ...]) -> Settings | tuple[str, ...]:
+    """Do as `kvatlas check-config` does; give the settings, or all that is wrong with them."""
     with tempfile.TemporaryDirectory(prefix="kva-") as folder:
         path = Path(folder) / FILE
-        path.write_text(content["data"][FILE], encoding="utf-8")
-        with _environment(_variables(documents, workload)):
-            settings = load(path)
-    build_profile(settings.router)
+        path.write_text(text, encoding="utf-8")
+        try:
+            with _environment(dict(variables)):
+                settings = load(path)
+            build_profile(settings.router)
+        except ConfigError as error:
+            return tuple(error.faults)
     return settings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from deploy.kube.documents import (
@@ -16,8 +16,8 @@ from deploy.kube.documents import (
     title,
     workloads,
 )
+from deploy.kube.network import DIRECTIONS, Flow, Place, Port, flows
 from deploy.kube.network import OURS as OUR_NAMESPACE
-from deploy.kube.network import Flow, Place, Port, flows
 
 _OURS: Final = (*TAKERS, "indexer", "doctor")
 OTHERS: Final = (
@@ -93,16 +93,23 @@ def _of_its_own(workload: Document) -> Iterator[tuple[tuple[str, ...], ...]]:
 
 
 def policy_faults(documents: list[Document]) -> Iterator[str]:
-    """List what the policies let through and need not, and the other way round."""
+    """List what the policies let through and need not, and the other way round.
+
+    What need not be is closed at both ends, so that one policy may be wrong, or one node late.
+    """
     if not workloads(documents):
         return
-    let, wanted = flows(documents, OTHERS), needed(documents)
-    yield from (f"NetworkPolicy: {flow} is open" for flow in sorted(let - wanted))
-    yield from (f"NetworkPolicy: {flow} is closed" for flow in sorted(wanted - let))
-    yield from _idle(documents)
-
-
-def _idle(documents: list[Document]) -> Iterable[str]:
+    wanted = needed(documents)
+    public = {(flow.target, flow.port) for flow in wanted if flow.source == "anybody"}
+    ours = {name_of(workload) for workload in workloads(documents)}
+    for direction in DIRECTIONS:
+        for flow in sorted(flows(documents, OTHERS, (direction,)) - wanted):
+            if direction == "Egress" and flow.source in ours:
+                yield f"NetworkPolicy: {flow} is open where it begins"
+            elif direction == "Ingress" and flow.target in ours and flow[1:] not in public:
+                yield f"NetworkPolicy: {flow} is open where it ends"
+    for flow in sorted(wanted - flows(documents, OTHERS)):
+        yield f"NetworkPolicy: {flow} is closed"
     for policy in of_kind(documents, "NetworkPolicy"):
         if not selected(documents, policy["spec"]["podSelector"]):
             yield f"{title(policy)}: selects nothing"

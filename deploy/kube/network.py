@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from deploy.kube.documents import NAMESPACE, Document, labels, matches, of_kind, ports, workloads
 
@@ -53,6 +53,7 @@ class Flow(NamedTuple):
 
 NOBODY_LISTENS = Port(1, "other")
 """Stands for all ports that are not named: a policy without ports opens it, too."""
+DIRECTIONS: Final = ("Ingress", "Egress")
 OURS: Mapping[str, str] = {"kubernetes.io/metadata.name": NAMESPACE}
 
 
@@ -70,12 +71,17 @@ def places(documents: list[Document]) -> list[Place]:
     ]
 
 
-def flows(documents: list[Document], others: Iterable[Place] = ()) -> set[Flow]:
+def flows(
+    documents: list[Document],
+    others: Iterable[Place] = (),
+    directions: tuple[str, ...] = DIRECTIONS,
+) -> set[Flow]:
     """List every connection that the policies let through.
 
     Args:
         documents: workloads and policies of our namespace.
         others: what else there is, as sources and targets.
+        directions: whose policies count: the target's ("Ingress"), the source's ("Egress").
     """
     policies = of_kind(documents, "NetworkPolicy")
     ours = places(documents)
@@ -87,14 +93,20 @@ def flows(documents: list[Document], others: Iterable[Place] = ()) -> set[Flow]:
         # What others say to each other is no matter of these policies.
         if source in ours or target in ours
         for port in target.ports
-        if may_reach(policies, source, target, port)
+        if may_reach(policies, (source, target), port, directions)
     }
 
 
-def may_reach(policies: list[Document], source: Place, target: Place, port: Port) -> bool:
-    """Tell whether a connection is let through."""
-    return _passes(policies, (source, target), port, "Egress") and _passes(
-        policies, (target, source), port, "Ingress"
+def may_reach(
+    policies: list[Document],
+    ends: tuple[Place, Place],
+    port: Port,
+    directions: tuple[str, ...] = DIRECTIONS,
+) -> bool:
+    """Tell whether a connection from the first end to the second is let through."""
+    return all(
+        _passes(policies, ends if direction == "Egress" else ends[::-1], port, direction)
+        for direction in directions
     )
 
 

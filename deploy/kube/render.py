@@ -51,7 +51,7 @@ def render(folder: Path) -> list[Document]:
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    return _documents(done.stdout)
 
 
 def render_combination(mode: str, redis: str) -> list[Document]:
@@ -82,5 +82,10 @@ def raw_documents(folder: Path) -> list[Document]:
         if path.is_dir():
             found += raw_documents(path)
         else:
-            found += [each for each in yaml.safe_load_all(path.read_text("utf-8")) if each]
+            found += _documents(path.read_text("utf-8"))
     return found
+
+
+def _documents(text: str) -> list[Document]:
+    """Read YAML by libyaml, which takes a tenth of the time."""
+    return [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
