@@ -6,4 +6,10 @@ if redis-cli -h "${first%:*}" -p "${first##*:}" cluster info | grep -q '^cluster
   echo "is a cluster"
   exit 0
 fi
-redis-cli --cluster create $NODES --cluster-replicas 1 --cluster-yes
+# Servers meet by addresses only; a name that is not there yet ends the Job's pod, and the next tries.
+addresses=
+for each in $NODES; do
+  found=$(getent hosts "${each%:*}")
+  addresses="$addresses ${found%% *}:${each##*:}"
+done
+redis-cli --cluster create $addresses --cluster-replicas 1 --cluster-yes

@@ -10,7 +10,7 @@ found=$(master)
 first=${NODES%% *}
 [ -n "$found" ] || found="${first%:*} ${first##*:}"
 set -- "${CONFIG:-/etc/redis/redis.conf}" --port "${SELF##*:}" \
-  --replica-announce-ip "${SELF%:*}" --replica-announce-port "${SELF##*:}"
+  --replica-announce-ip "${SELF%:*}" --replica-announce-port "${SELF##*:}" "$@"
 # A master that came back before the sentinels chose another has lost everything: it goes on, empty,
 # and indexers notice.
 [ "$found" = "${SELF%:*} ${SELF##*:}" ] || set -- "$@" --replicaof "$found"

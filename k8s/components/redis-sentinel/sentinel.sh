@@ -19,8 +19,8 @@ sentinel announce-hostnames yes
 sentinel announce-ip ${SELF%:*}
 sentinel announce-port ${SELF##*:}
 sentinel monitor mymaster $found 2
-sentinel down-after-milliseconds mymaster 5000
-sentinel failover-timeout mymaster 30000
+sentinel down-after-milliseconds mymaster ${DOWN_AFTER_MS:-5000}
+sentinel failover-timeout mymaster ${FAILOVER_MS:-30000}
 sentinel parallel-syncs mymaster 2
 CONF
-exec redis-server "$FOLDER/sentinel.conf" --sentinel
+exec redis-server "$FOLDER/sentinel.conf" --sentinel "$@"
