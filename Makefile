@@ -10,7 +10,7 @@ UV_VENV := .cache/uv
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-engine test-valkey chaos soak lint format tokenizer lock wheel sbom audit check-wheel check-image check-k8s bench bench-index bench-routing bench-proxy clean
+.PHONY: help setup demo up test test-engine test-valkey chaos soak lint format tokenizer lock wheel sbom audit check-wheel check-image check-k8s bench bench-index bench-routing bench-proxy bench-gateway clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -100,6 +100,10 @@ bench-routing: $(DEV) ## Compare routers and peers on a trace (45 minutes; QUICK
 
 bench-proxy: $(DEV) ## Measure what the router costs, peers beside it (QUICK=1, JSON=FILE, MARKDOWN=FILE, ARGS=)
 	$(BIN)/python -m bench.proxy $(if $(QUICK),--quick) $(if $(JSON),--json "$(JSON)") \
+	  $(if $(MARKDOWN),--markdown "$(MARKDOWN)") $(ARGS)
+
+bench-gateway: $(DEV) ## Measure Envoy with the picker, the proxy beside it (QUICK=1, MARKDOWN=FILE, ARGS=)
+	$(BIN)/python -m bench.gateway $(if $(QUICK),--quick) \
 	  $(if $(MARKDOWN),--markdown "$(MARKDOWN)") $(ARGS)
 
 lock: ## Lock the dependencies anew

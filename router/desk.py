@@ -97,8 +97,13 @@ class Desk:
         self.idle.clear()
         return trip
 
-    async def take(self, request: Request, trip: Trip) -> Taken:
+    async def take(self, request: Request, trip: Trip, *, passes: bool = False) -> Taken:
         """Read a request, and check what decides where it may go.
+
+        Args:
+            request: the request.
+            trip: told of it.
+            passes: take a body that is not JSON, unread.
 
         Raises:
             RequestError: the client's.
@@ -106,7 +111,7 @@ class Desk:
         client = request.client
         trip.tenant = client.tenant if client is not None else None
         self._rates.check(client)
-        taken = await self._intake.take(request)
+        taken = await self._intake.take(request, passes=passes)
         trip.received()
         body, asked_name = self._rewritten(taken, trip.request_id)
         trip.model = self._check(body.fields)

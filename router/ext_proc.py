@@ -52,51 +52,65 @@ _SCHEMA: Final[Mapping[str, str]] = {
     "ProcessingRequest": (
         "request_headers:2:HttpHeaders response_headers:3:HttpHeaders request_body:4:HttpBody"
         " response_body:5:HttpBody request_trailers:6:HttpTrailers"
-        " response_trailers:7:HttpTrailers metadata_context:8:Metadata"
+        " response_trailers:7:HttpTrailers metadata_context:8:Metadata attributes:9:@Struct"
         " protocol_config:11:ProtocolConfiguration"
     ),
 }
+_FILTER: Final = "envoy.filters.http.ext_proc"
+"""Attributes are told under its name, whatever a filter is called."""
+_VIA_UPSTREAM: Final = "via_upstream"
 _STRUCT: Final = ".google.protobuf.Struct"
+_SCALARS: Final = {
+    "string": "TYPE_STRING",
+    "bytes": "TYPE_BYTES",
+    "bool": "TYPE_BOOL",
+    "int32": "TYPE_INT32",
+}
 
 
-def _request_class() -> Any:
-    """Make the class of ProcessingRequest."""
+def message_class(schema: Mapping[str, str], name: str) -> Any:
+    """Make the class of a message.
+
+    Args:
+        schema: of it and those that it uses: fields as name:number:kind, where a kind is a scalar
+            or another message, *Message a list of them, @Struct a map from texts to Structs.
+        name: of the message.
+    """
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
-        name="kvatlas/ext_proc.proto", package=_PACKAGE, syntax="proto3"
+        name=f"kvatlas/{name}.proto", package=_PACKAGE, syntax="proto3"
     )
     file.dependency.append(struct_pb2.DESCRIPTOR.name)
-    scalars = {
-        "string": kinds.TYPE_STRING,
-        "bytes": kinds.TYPE_BYTES,
-        "bool": kinds.TYPE_BOOL,
-        "int32": kinds.TYPE_INT32,
-    }
-    for name, fields in _SCHEMA.items():
-        message = file.message_type.add(name=name)
+    for message_name, fields in schema.items():
+        message = file.message_type.add(name=message_name)
         for each in fields.split():
             field, number, kind = each.split(":")
             made = message.field.add(name=field, number=int(number), label=kinds.LABEL_OPTIONAL)
-            if kind in scalars:
-                made.type = scalars[kind]
-                continue
-            made.type = kinds.TYPE_MESSAGE
-            made.type_name = f".{_PACKAGE}.{kind.lstrip('*')}"
             if kind.startswith("*"):
                 made.label = kinds.LABEL_REPEATED
+            kind = kind.lstrip("*")
+            if kind in _SCALARS:
+                made.type = getattr(kinds, _SCALARS[kind])
+                continue
+            made.type = kinds.TYPE_MESSAGE
+            made.type_name = _STRUCT if kind == "Struct" else f".{_PACKAGE}.{kind}"
             if kind.startswith("@"):
                 _as_map(message, made)
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(struct_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
-    found = pool.FindMessageTypeByName(f"{_PACKAGE}.ProcessingRequest")
-    return message_factory.GetMessageClass(found)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+
+
+def _entry_name(field: str) -> str:
+    """Name the pairs of a map as protobuf demands it."""
+    return "".join(word.title() for word in field.split("_")) + "Entry"
 
 
 def _as_map(message: Any, field: Any) -> None:
     """Make a field a map of strings to Structs, which is a list of pairs on the wire."""
     kinds = descriptor_pb2.FieldDescriptorProto
-    entry = message.nested_type.add(name="FilterMetadataEntry")
+    entry = message.nested_type.add(name=_entry_name(field.name))
     entry.options.map_entry = True
     optional = kinds.LABEL_OPTIONAL
     entry.field.add(name="key", number=1, label=optional, type=kinds.TYPE_STRING)
@@ -106,7 +120,7 @@ def _as_map(message: Any, field: Any) -> None:
     field.type_name = f".{_PACKAGE}.{message.name}.{entry.name}"
 
 
-_ProcessingRequest: Final = _request_class()
+_ProcessingRequest: Final = message_class(_SCHEMA, "ProcessingRequest")
 
 
 # --- what arrives ---------------------------------------------------------------------------------
@@ -169,15 +183,31 @@ class Arrived:
     def served(self) -> str | None:
         """Give the endpoint that answered, where the gateway tells it."""
         value = self._metadata(DESTINATION_NAMESPACE, SERVED)
-        return (value.string_value or None) if value is not None else None
+        if value is not None and value.string_value:
+            told: str = value.string_value
+            return told
+        return self._attribute("upstream.address")
+
+    def is_engines(self) -> bool | None:
+        """Tell whether an answer is an engine's, not the gateway's own; None if it is not told."""
+        details = self._attribute("response.code_details")
+        return None if details is None else details == _VIA_UPSTREAM
 
     def _metadata(self, namespace: str, key: str) -> Any:
         if not self.message.HasField("metadata_context"):
             return None
-        found = self.message.metadata_context.filter_metadata
-        if namespace not in found or key not in found[namespace].fields:
-            return None
-        return found[namespace].fields[key]
+        return _member(self.message.metadata_context.filter_metadata, namespace, key)
+
+    def _attribute(self, name: str) -> str | None:
+        value = _member(self.message.attributes, _FILTER, name)
+        return (value.string_value or None) if value is not None else None
+
+
+def _member(structs: Any, key: str, member: str) -> Any:
+    """Give a member of a struct of a map; None where there is none."""
+    if key not in structs or member not in structs[key].fields:
+        return None
+    return structs[key].fields[member]
 
 
 def read(raw: bytes) -> Arrived:

@@ -59,6 +59,8 @@ class GatewayAnswer:
         self._seen: AnswerReader = self._reader
         self._gaps: Gaps | None = None
         self._came_s: float | None = None
+        self._is_open = False
+        """Whether some of the body has come, and not the last of it."""
 
     @property
     def case(self) -> Case:
@@ -72,21 +74,30 @@ class GatewayAnswer:
             watch: what it tells of.
             headers: of ours for the client.
         """
-        exchange, trip = self._exchange, self._job.trip
-        while (arrived := await exchange.read()) is not None:
-            match arrived.part:
-                case "response_headers":
-                    await exchange.write([self._begun(watch, arrived, headers)])
-                case "response_body":
-                    await exchange.write(self._passed(watch, arrived))
-                case "response_trailers" | "request_trailers":
-                    await exchange.write([ext_proc.trailers(arrived.part)])
-                case _:
-                    # What was sent of the request before we refused, or stopped reading, it.
-                    pass
+        exchange = self._exchange
+        try:
+            while (arrived := await exchange.read()) is not None:
+                match arrived.part:
+                    case "response_headers":
+                        await exchange.write([self._begun(watch, arrived, headers)])
+                    case "response_body":
+                        await exchange.write(self._passed(watch, arrived))
+                    case "response_trailers" | "request_trailers":
+                        await exchange.write([ext_proc.trailers(arrived.part)])
+                    case _:
+                        # What was sent of the request before its decision reached the gateway.
+                        pass
+        finally:
+            # Gateways often reset the exchange instead of ending it, whole answers or not.
+            self._ended(watch)
+
+    def _ended(self, watch: Watch) -> None:
+        trip = self._job.trip
         if not trip.status:
             trip.status, trip.outcome = 499, "client_closed"
             return
+        if self._is_open:
+            trip.outcome = "torn"
         if trip.status not in SERVER_ERRORS:
             self._judged.endpoint.standing.succeeded()
         if trip.status == HTTPStatus.OK:
@@ -101,7 +112,10 @@ class GatewayAnswer:
         received = dict(arrived.headers())
         self._served_by(watch, arrived.served())
         trip.status = int(received.get(":status", "0") or 0)
-        self._judge(watch, trip.status, is_engines=_FROM_UPSTREAM in received)
+        is_engines = arrived.is_engines()
+        if is_engines is None:
+            is_engines = _FROM_UPSTREAM in received
+        self._judge(watch, trip.status, is_engines=is_engines)
         told = received.get("content-type", "").partition(";")[0].strip().lower()
         is_readable = trip.status == HTTPStatus.OK and not received.get("content-encoding")
         if trip.status == HTTPStatus.BAD_REQUEST and self._sent.is_handed_over:
@@ -130,6 +144,7 @@ class GatewayAnswer:
                 self._gaps.observe(now_s - self._came_s)
             self._came_s = now_s
         body, is_last = arrived.body, arrived.is_last
+        self._is_open = not is_last
         out = self._seen.feed(body)
         if is_last:
             out += self._seen.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from kvatlas.common.errors import InvalidRequest, UnsupportedEncoding
@@ -24,13 +25,19 @@ class Intake:
         self._unread_paths = frozenset(settings.router.load_paths)
         self._models = [model.name for model in settings.models]
 
-    async def take(self, request: Request) -> ClientBody:
+    async def take(self, request: Request, *, passes: bool = False) -> ClientBody:
         """Read a body.
+
+        Args:
+            request: whose body it is.
+            passes: take one that is not JSON, or names no model, and leave it unread.
 
         Raises:
             UnsupportedEncoding, BodyTooLarge, BodyTimeout, InvalidRequest: the client's.
         """
         raw = await self.body(request)
+        if passes:
+            return self._passed(request, raw)
         if request.path in self._unread_paths and _is_form(request):
             return ClientBody(raw, {"model": self._told_model(request)}, (), is_unread=True)
         return client_body(raw, parse_object(raw))
@@ -45,6 +52,13 @@ class Intake:
         if any(coding.lower() != "identity" for coding in codings):
             raise UnsupportedEncoding("compressed bodies are not taken")
         return await request.body(self._bytes_max, self._read_s)
+
+    def _passed(self, request: Request, raw: bytes) -> ClientBody:
+        with suppress(InvalidRequest):
+            read = client_body(raw, parse_object(raw))
+            if "model" in read.fields:
+                return read
+        return ClientBody(raw, {"model": self._told_model(request)}, (), is_unread=True)
 
     def _told_model(self, request: Request) -> str:
         """Find the model of a body that is not read: in a header, or there is but one."""

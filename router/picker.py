@@ -145,8 +145,6 @@ class Picker:
         except (asyncio.CancelledError, Gone):
             if not trip.status:
                 trip.status, trip.outcome = 499, "client_closed"
-            else:
-                trip.outcome = "torn"
             raise
         finally:
             desk.leave()
@@ -155,7 +153,7 @@ class Picker:
     async def _follow(self, core: Core, exchange: Exchange, trip: Trip) -> None:
         desk, request, router = core.desk, exchange.request, core.settings.router
         await exchange.receive(router.body_bytes_max, router.body_read_s)
-        taken = await desk.take(request, trip)
+        taken = await desk.take(request, trip, passes=gateway_path(request.path) is None)
         wants_body = taken.asked_name is not None or core.settings.picker.reads_answers
         sees_body = wants_body or exchange.response_mode == ext_proc.FULL_DUPLEX
         if not sees_body:
