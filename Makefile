@@ -85,7 +85,8 @@ check-wheel: wheel ## Install the wheel into an empty environment and run the de
 check-image: $(DEV) ## Build the image with buildah and start indexer and router in it (root)
 	$(BIN)/python deploy/check_image.py
 
-check-k8s: $(DEV) ## Render and validate the Kubernetes manifests
+check-k8s: $(DEV) ## Render and validate the Kubernetes manifests (fetches a kubectl where there is none)
+	PYTHON=$(BIN)/python deploy/kubectl.sh
 	$(BIN)/python deploy/check_k8s.py
 
 bench: $(DEV) ## Run the benchmarks

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from deploy.manifests import _pod_faults, _policy_faults, _workloads
+from deploy.kube.documents import NAME, containers, of_kind, pod, workloads
+from deploy.kube.needs import policy_faults
+from deploy.kube.pods import faults_of
+from deploy.kube.render import K8S, raw_documents
 from tests.chaos.conftest import Report
-from tests.deploy.raw import base_documents
 
 Spoil = Callable[[dict[str, Any]], object]
 SPOILT: list[tuple[Spoil, str]] = [
@@ -30,33 +32,37 @@ def _of(pod: dict[str, Any]) -> dict[str, Any]:
     return security
 
 
-def tagged() -> list[dict[str, Any]]:
-    """Read the base; kustomize gives our images their tags."""
-    documents = base_documents()
-    for document in _workloads(documents):
-        for container in document["spec"]["template"]["spec"]["containers"]:
-            if ":" not in container["image"]:
-                container["image"] += ":tag"
+def tagged(mode: str) -> list[dict[str, Any]]:
+    """Read an overlay; kustomize gives our images their tags."""
+    documents = raw_documents(K8S / "overlays" / mode)
+    for container in (each for workload in workloads(documents) for each in containers(workload)):
+        if ":" not in container["image"]:
+            container["image"] += ":tag"
     return documents
 
 
-def test_x10_every_pod_is_locked_down() -> None:
-    """No root, no capabilities, no token, a read-only root, bounds, and nothing open by default."""
-    documents = tagged()
-    assert [fault for each in _workloads(documents) for fault in _pod_faults(each)] == []
-    assert list(_policy_faults(documents)) == []
-    (namespace,) = [each for each in documents if each["kind"] == "Namespace"]
+@pytest.mark.parametrize("mode", ["standalone", "gateway"])
+def test_x10_every_pod_is_locked_down(mode: str) -> None:
+    """No root, no capabilities, a read-only root, bounds, and nothing open by default."""
+    documents = tagged(mode)
+    assert [fault for each in workloads(documents) for fault in faults_of(each)] == []
+    # As written nobody has a token; tests/deploy has the overlays as they are rendered.
+    assert not any(pod(each)["automountServiceAccountToken"] for each in workloads(documents))
+    assert [f for f in policy_faults(documents) if "api-server" not in f] == []
+    (namespace,) = of_kind(documents, "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    budgets = [each for each in documents if each["kind"] == "PodDisruptionBudget"]
-    names = {each["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"] for each in budgets}
-    assert {"router", "indexer"} <= names
-    assert not [each for each in documents if each["kind"].endswith(("Role", "RoleBinding"))]
-    Report("X10", "the pods of k8s/base", "restricted, no token, no role, default deny").tell()
+    budgets = of_kind(documents, "PodDisruptionBudget")
+    names = {each["spec"]["selector"]["matchLabels"][NAME] for each in budgets}
+    assert {"indexer", "router" if mode == "standalone" else "picker"} <= names
+    rules = [rule for role in of_kind(documents, "Role") for rule in role["rules"]]
+    assert {verb for rule in rules for verb in rule["verbs"]} <= {"get", "list", "watch"}
+    said = "restricted, no token but to discover, least rights, default deny"
+    Report("X10", "the pods of k8s/", said).tell()
 
 
 @pytest.mark.parametrize(("spoil", "said"), SPOILT)
 def test_x10_what_is_opened_is_noticed(spoil: Spoil, said: str) -> None:
     """The check fails for every pod in which one of these is taken away."""
-    for document in copy.deepcopy(_workloads(tagged())):
-        spoil(document["spec"]["template"]["spec"])
-        assert any(said in fault for fault in _pod_faults(document))
+    for document in copy.deepcopy(workloads(tagged("gateway"))):
+        spoil(pod(document))
+        assert any(said in fault for fault in faults_of(document))

@@ -6,10 +6,11 @@ import gc
 import io
 import json
 
-from deploy.manifests import _reachers, _senders
+from deploy.kube.needs import OTHERS
+from deploy.kube.network import flows
+from deploy.kube.render import K8S, raw_documents
 from kvatlas.common.block_hash import chain, root_hash
 from tests.chaos.conftest import Report
-from tests.deploy.raw import base_documents
 from tests.fakes.block_fleet import MODEL, SIZE
 from tests.fakes.canary import Canary
 from tests.fakes.chaos_place import Scale, chaos_place
@@ -19,16 +20,17 @@ from tests.fakes.publisher import stored
 SECRET_TOKEN = 1_987_654_321
 
 
-def test_x2_only_the_indexer_reaches_events() -> None:
+def test_x2_only_indexers_reach_events() -> None:
     """No other pod, no Service, and nobody from outside, by the policies that are shipped."""
-    documents = base_documents()
-    policies = [each for each in documents if each["kind"] == "NetworkPolicy"]
-    for port in ("events", "replay"):
-        assert _reachers(documents, policies, "engine", port) == {"indexer"}
-        assert _senders(documents, policies, "engine", port) == {"indexer"}
-        for service in (each for each in documents if each["kind"] == "Service"):
-            assert port not in [each["targetPort"] for each in service["spec"]["ports"]]
-    Report("X2", "who may reach the ports of events", "the indexer alone").tell()
+    for mode in ("standalone", "gateway"):
+        documents = raw_documents(K8S / "overlays" / mode)
+        for port in ("events", "replay"):
+            open_to = {f.source for f in flows(documents, OTHERS) if f[1:] == ("engine", port)}
+            assert open_to == {"indexer", "doctor"}
+            for service in (each for each in documents if each["kind"] == "Service"):
+                assert port not in [each["targetPort"] for each in service["spec"]["ports"]]
+    said = "indexers, and a doctor while it runs"
+    Report("X2", "who may reach the ports of events", said).tell()
 
 
 async def test_x2_token_ids_are_dropped(scale: Scale, canary: Canary, log: io.StringIO) -> None:

@@ -6,10 +6,11 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from deploy.manifests import _reachers
+from deploy.kube.needs import OTHERS
+from deploy.kube.network import flows
+from deploy.kube.render import K8S, raw_documents
 from kvatlas.common.settings import Settings
 from tests.chaos.conftest import Report
-from tests.deploy.raw import base_documents
 from tests.fakes.canary import Canary
 from tests.fakes.door import chat, door
 
@@ -65,18 +66,14 @@ def test_x9_it_is_private_by_default() -> None:
     """Loopback by default, and in Kubernetes for what is labelled as monitoring alone."""
     settings = Settings.model_validate({})
     assert settings.router.admin_host == settings.indexer.admin_host == "127.0.0.1"
-    documents = base_documents()
-    policies = [each for each in documents if each["kind"] == "NetworkPolicy"]
-    for name in ("router", "indexer"):
-        assert _reachers(documents, policies, name, "admin") == {"outside"}
-    (labels,) = [
-        peer["namespaceSelector"]["matchLabels"]
-        for policy in policies if policy["metadata"]["name"] == "router"
-        for rule in policy["spec"]["ingress"] for peer in rule.get("from", [])
-    ]  # fmt: skip
-    assert labels == {"kvatlas.dev/monitoring": "true"}
-    for service in (each for each in documents if each["kind"] == "Service"):
-        targets = [port["targetPort"] for port in service["spec"]["ports"]]
-        # Clients' Service has no way to it, and none is reached from outside of the cluster.
-        assert "admin" not in targets or targets == ["admin"]
-        assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
+    for mode in ("standalone", "gateway"):
+        documents = raw_documents(K8S / "overlays" / mode)
+        flows_there = flows(documents, OTHERS)
+        for name in ("router", "picker", "indexer"):
+            reached_by = {flow.source for flow in flows_there if flow[1:] == (name, "admin")}
+            assert reached_by <= {"monitoring", "doctor"}
+        for service in (each for each in documents if each["kind"] == "Service"):
+            targets = {port["targetPort"] for port in service["spec"]["ports"]}
+            # Clients' Service has no way to it, and none is reached from outside of the cluster.
+            assert not targets >= {"admin", "http"}
+            assert service["spec"].get("type", "ClusterIP") == "ClusterIP"

@@ -86,11 +86,13 @@ def test_redis_keeps_buckets_compact(compose: dict[str, Any]) -> None:
     assert options["--hash-max-listpack-entries"] == str(LISTPACK_ENTRIES)
     assert options["--hash-max-listpack-value"] == str(LISTPACK_VALUE_BYTES)
     assert options["--maxmemory-policy"] == "noeviction"
-    manifest = yaml.safe_load_all((ROOT / "k8s/base/redis.yaml").read_text("utf-8"))
-    pod = next(iter(manifest))["spec"]["template"]["spec"]
-    in_pod = pod["containers"][0]["command"]
-    assert {*options} == {*in_pod[1::2]}
-    assert in_pod[in_pod.index("--hash-max-listpack-value") + 1] == str(LISTPACK_VALUE_BYTES)
+    lines = (ROOT / "k8s/components/redis-settings/redis.conf").read_text("utf-8").splitlines()
+    in_pods = {
+        f"--{name}": value for name, value in (each.split() for each in lines if each[0] != "#")
+    }
+    for name in ("--hash-max-listpack-entries", "--hash-max-listpack-value", "--maxmemory-policy"):
+        assert in_pods[name] == options[name]
+    assert {*options} <= {*in_pods}
 
 
 def test_dockerfile_takes_no_root_and_no_index() -> None:

@@ -1,133 +1,160 @@
-"""The Kubernetes manifests hold what DEPLOY.md promises, and the checks can tell."""
+"""The Kubernetes manifests hold what KUBERNETES.md promises, and the checks can tell."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+import re
+from pathlib import Path
 
 import pytest
 import yaml
 
-from deploy.manifests import FOLDERS, Document, faults, kubectl, render
-from kvatlas.common import limits
+from deploy import prometheus_rule
+from deploy.kube.configs import configurations
+from deploy.kube.documents import name_of, of_kind, pod, ports, workloads
+from deploy.kube.render import (
+    COMBINATIONS,
+    FOLDERS,
+    K8S,
+    ROOT,
+    render,
+    render_combination,
+)
+from deploy.manifests import documented_secrets, faults
+from kvatlas.common.discovery_settings import EVENTS_PORT, REPLAY_PORT
 from kvatlas.common.settings import Settings
-
-pytestmark = pytest.mark.skipif(kubectl() is None, reason="kubectl is not on the PATH")
-
-
-@cache
-def _rendered(number: int) -> list[Document]:
-    return render(FOLDERS[number])
+from tests.deploy.rendered import needs_kubectl, one, rendered
 
 
-def _one(documents: list[Document], kind: str, name: str) -> Document:
-    return next(d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name)
-
-
-def _container(documents: list[Document], kind: str, name: str) -> dict[str, Any]:
-    pod = _one(documents, kind, name)["spec"]["template"]["spec"]
-    container: dict[str, Any] = pod["containers"][0]
-    return container
-
-
-@pytest.mark.parametrize("number", range(len(FOLDERS)), ids=lambda n: FOLDERS[n].name)
-def test_manifests_have_no_faults(number: int) -> None:
+@needs_kubectl
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(K8S)))
+def test_overlays_have_no_faults(folder: Path) -> None:
     """Every kustomization is valid by the schemas and by our own rules."""
-    assert faults(_rendered(number)) == []
+    assert faults(render(folder)) == []
 
 
-def test_base_has_what_compose_has() -> None:
-    """The base runs Redis, two indexers, two routers and four engines."""
+@needs_kubectl
+@pytest.mark.parametrize(("mode", "redis"), COMBINATIONS)
+def test_components_fit_together(mode: str, redis: str) -> None:
+    """Proxy and pickers go with every Redis, with keys and with monitoring."""
+    assert faults(render_combination(mode, redis)) == []
+
+
+def test_every_component_is_checked() -> None:
+    """What is in no overlay and in no combination would be seen by no check."""
+    used: set[Path] = set()
+    pending = [K8S / "base", *FOLDERS]
+    pending += [K8S / "components" / redis for _, redis in COMBINATIONS]
+    while pending:
+        folder = pending.pop().resolve()
+        content = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))
+        used.add(folder)
+        named_there = [*content.get("resources", []), *content.get("components", [])]
+        pending += [folder / each for each in named_there if (folder / each).is_dir()]
+    assert {path.parent for path in K8S.rglob("kustomization.yaml")} == used
+
+
+@needs_kubectl
+def test_standalone_has_what_compose_has() -> None:
+    """It runs Redis, two indexers, two routers and four engines, and a doctor that waits."""
+    documents = rendered("standalone")
     replicas = {
-        d["metadata"]["name"]: d["spec"]["replicas"]
-        for d in _rendered(0)
-        if d["kind"] in ("Deployment", "StatefulSet")
+        each["metadata"]["name"]: each["spec"]["replicas"]
+        for each in of_kind(documents, "Deployment", "StatefulSet")
     }
     assert replicas == {"redis": 1, "indexer": 2, "router": 2, "engine": 4}
+    assert one(documents, "CronJob", "doctor")["spec"]["suspend"] is True
 
 
-def test_only_the_init_container_sees_the_token() -> None:
-    """The hub token reaches the init container, and no variable of the router."""
-    pod = _one(_rendered(1), "Deployment", "router")["spec"]["template"]["spec"]
-    assert [e["name"] for e in pod["initContainers"][0]["env"]] == ["HF_TOKEN"]
-    assert "env" not in pod["containers"][0]
+@needs_kubectl
+def test_picker_has_the_ports_that_it_has_by_default() -> None:
+    """Who swaps the image in an existing Deployment finds 9002, 9003 and 9090."""
+    documents, settings = rendered("gateway"), Settings.model_validate({})
+    defaults = {
+        "grpc": settings.picker.port,
+        "health": settings.picker.health_port,
+        "admin": settings.router.admin_port,
+    }
+    assert ports(one(documents, "Deployment", "picker")) == defaults
+    assert defaults == {"grpc": 9002, "health": 9003, "admin": 9090}
+    service = one(documents, "Service", "picker")["spec"]["ports"]
+    assert {port["targetPort"]: port["port"] for port in service} == defaults
 
 
-def test_router_outlives_its_drain() -> None:
-    """Kubernetes waits longer than the router takes to end its streams."""
-    pod = _one(_rendered(0), "Deployment", "router")["spec"]["template"]["spec"]
-    (config,) = [d for d in _rendered(0) if d["kind"] == "ConfigMap"]
-    options = Settings.model_validate(yaml.safe_load(config["data"]["config.yaml"])).router
-    assert options.pre_stop_s >= limits.PRE_STOP_S, "a Service needs so long to forget a pod"
-    assert "lifecycle" not in pod["containers"][0], "the router itself waits"
-    assert (
-        pod["terminationGracePeriodSeconds"]
-        > options.pre_stop_s + options.drain_s + limits.LINGER_S
+@needs_kubectl
+@pytest.mark.parametrize("name", ["vllm", "gateway-vllm"])
+def test_vllm_has_the_flags_that_the_page_names(name: str) -> None:
+    """Events and replays are bound where discovery looks for them; the page says the same flags."""
+    args = pod(one(rendered(name), "Deployment", "engine"))["containers"][0]["args"]
+    page = (ROOT / "docs/KUBERNETES.md").read_text("utf-8")
+    for flag in re.findall(r"^\| `(--[^`]+)` \|", page, re.MULTILINE):
+        assert flag in args
+    (events,) = [each for each in args if each.startswith("--kv-events-config=")]
+    told = yaml.safe_load(events.split("=", 1)[1])
+    assert told["endpoint"] == f"tcp://*:{EVENTS_PORT}"
+    assert told["replay_endpoint"] == f"tcp://*:{REPLAY_PORT}"
+    assert told["publisher"] == "zmq"
+    assert told["enable_kv_cache_events"] is True
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", ["vllm", "gateway-vllm"])
+def test_engines_end_within_their_grace(name: str) -> None:
+    """The hook's sleep and vLLM's own time to drain fit in."""
+    specification = pod(one(rendered(name), "Deployment", "engine"))
+    (container,) = specification["containers"]
+    sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    (drain,) = [a for a in container["args"] if a.startswith("--shutdown-timeout=")]
+    assert specification["terminationGracePeriodSeconds"] > sleep + int(drain.split("=")[1])
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", ["vllm", "gateway-vllm"])
+def test_only_init_containers_and_engines_see_the_token(name: str) -> None:
+    """The hub's token reaches who fetches, and no variable of a service."""
+    for workload in workloads(rendered(name)):
+        for container in pod(workload)["containers"]:
+            seen = [each["name"] for each in container.get("env", [])]
+            assert ("HF_TOKEN" in seen) == (name_of(workload) == "engine")
+
+
+@needs_kubectl
+def test_who_tokenizes_fetches_alike() -> None:
+    """The doctor's pod stands deeper than others, so its patch is another file, and the same."""
+    documents = rendered("vllm")
+    router, doctor = (
+        pod(one(documents, kind, name))
+        for kind, name in (("Deployment", "router"), ("CronJob", "doctor"))
     )
+    assert router["initContainers"] == doctor["initContainers"]
 
 
-def _root(documents: list[Document]) -> None:
-    del _one(documents, "Deployment", "router")["spec"]["template"]["spec"]["securityContext"]
+@needs_kubectl
+def test_redis_passwords_are_for_their_users_alone() -> None:
+    """The indexer has no login of routers, they have none of the indexer's, Redis has hashes."""
+    documents = rendered("vllm")
+    keys = {
+        name_of(workload): {item["key"] for item in volume["secret"]["items"]}
+        for workload in workloads(documents)
+        for volume in pod(workload)["volumes"]
+        if volume.get("secret", {}).get("secretName") == "redis-logins"
+    }
+    assert keys == {
+        "indexer": {"indexer"},
+        "router": {"router-read", "router-write"},
+        "doctor": {"router-read"},
+    }
+    users = {name_of(w): settings.redis.user for w, settings in configurations(documents)}
+    assert users == {"indexer": "indexer", "router": "router-read", "doctor": "router-read"}
 
 
-def _misspelt(documents: list[Document]) -> None:
-    _container(documents, "Deployment", "indexer")["resource"] = {}
+def test_prometheus_rule_is_what_prometheus_reads() -> None:
+    """`python -m deploy.prometheus_rule` writes the object; nobody edits it."""
+    assert prometheus_rule.OBJECT.read_text("utf-8") == prometheus_rule.text()
+    spec = yaml.safe_load(prometheus_rule.text())["spec"]
+    assert spec == yaml.safe_load(prometheus_rule.RULES.read_text("utf-8"))
 
 
-def _no_probe(documents: list[Document]) -> None:
-    del _container(documents, "StatefulSet", "engine")["livenessProbe"]
-
-
-def _no_limit(documents: list[Document]) -> None:
-    del _container(documents, "Deployment", "redis")["resources"]["limits"]["memory"]
-
-
-def _lost_selector(documents: list[Document]) -> None:
-    _one(documents, "Service", "router")["spec"]["selector"] = {"app.kubernetes.io/name": "ruoter"}
-
-
-def _open_events(documents: list[Document]) -> None:
-    policy = _one(documents, "NetworkPolicy", "engine")
-    policy["spec"]["ingress"][1]["from"][0]["podSelector"] = {}
-
-
-def _events_service(documents: list[Document]) -> None:
-    port = {"name": "events", "port": 5557, "targetPort": "events"}
-    _one(documents, "Service", "engine")["spec"]["ports"].append(port)
-
-
-def _no_default_deny(documents: list[Document]) -> None:
-    documents.remove(_one(documents, "NetworkPolicy", "default-deny"))
-
-
-def _fewer_engines(documents: list[Document]) -> None:
-    _one(documents, "StatefulSet", "engine")["spec"]["replicas"] = 3
-
-
-def _bad_setting(documents: list[Document]) -> None:
-    config = next(d for d in documents if d["kind"] == "ConfigMap")
-    config["data"]["config.yaml"] += "ruoter: {}\n"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (_root, "may run as root"),
-        (_misspelt, "resource"),
-        (_no_probe, "no livenessProbe"),
-        (_no_limit, "no limits.memory"),
-        (_lost_selector, "Service/router: selects nothing"),
-        (_open_events, "engine:events is open to"),
-        (_events_service, "gives events an address"),
-        (_no_default_deny, "none denies by default"),
-        (_fewer_engines, "there is no pod engine-3.engine"),
-        (_bad_setting, "ruoter"),
-    ],
-)
-def test_checks_find_what_is_wrong(spoil: Callable[[list[Document]], None], said: str) -> None:
-    """A manifest that is spoilt in one place is told apart by name."""
-    documents = copy.deepcopy(_rendered(0))
-    spoil(documents)
-    assert any(said in fault for fault in faults(documents))
+def test_secrets_are_documented() -> None:
+    """Whoever follows the page has made every Secret that an overlay asks for."""
+    wanted = {"redis-users", "redis-logins", "api-keys", "huggingface", "redis-ca"}
+    assert documented_secrets() == wanted
