@@ -159,7 +159,9 @@ async def test_x1_a_restart_with_a_larger_cache(
         await compute(engine, 9 * BLOCKS)
         seconds = await place.recovered(time.monotonic())
         assert await in_index(place, engine.name) == 9 * BLOCKS
-    seen = "doubted at most once or twice, then exact"
+        doubts = epochs_of(place, engine, "overclaimed")
+        assert doubts <= 3
+    seen = f"{doubts:.0f} doubts, then exact"
     Report("X1", "a restart with ten times the blocks, filled at once", seen, [seconds]).tell()
 
 
