@@ -537,6 +537,17 @@ ENGINE_RESPONSES_MAX: Final = 1_024
 ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
 
+# --- the picker -------------------------------------------------------------------------------
+DESTINATIONS_WRITTEN_MAX: Final = 4_096
+"""Destinations whose metadata are kept as bytes: of a fleet each endpoint, or pair of them."""
+PICKER_DESTINATIONS_MAX: Final = 8
+"""Endpoints that a gateway is told for one request."""
+PICKER_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of one message of a gateway; one that buffers sends a body as one."""
+PICKER_STREAMS_MAX: Final = 1_000_000
+SUBSET_MAX: Final = 2_000
+"""Endpoints that a gateway may name as those that a request may go to."""
+
 # --- the planner ------------------------------------------------------------------------------
 TRACE_LINES_MAX: Final = 2_000_000
 """Requests of a trace; each takes about 1 KB."""

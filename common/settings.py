@@ -31,6 +31,7 @@ from pydantic_settings import (
 from kvatlas.common import limits
 from kvatlas.common.discovery_settings import AnyDiscovery, KubernetesSettings
 from kvatlas.common.errors import ConfigError
+from kvatlas.common.picker_settings import PickerSettings
 from kvatlas.common.setting_sections import (
     EjectionSettings,
     EndpointSettings,
@@ -53,6 +54,7 @@ __all__ = [
     "ListenTls",
     "LogSettings",
     "ModelSettings",
+    "PickerSettings",
     "RedisSettings",
     "RouterSettings",
     "SessionSettings",
@@ -83,6 +85,7 @@ class Settings(BaseSettings):
     kubernetes: KubernetesSettings = KubernetesSettings()
     endpoint_tls: EndpointTls = EndpointTls()
     router: RouterSettings = RouterSettings()
+    picker: PickerSettings = PickerSettings()
     indexer: IndexerSettings = IndexerSettings()
     engine: EngineSettings = EngineSettings()
     log: LogSettings = LogSettings()

@@ -23,11 +23,11 @@ from kvatlas.router.admission import Admission
 from kvatlas.router.answers import error_response
 from kvatlas.router.core import Core, Shared
 from kvatlas.router.cores import Cores, Reload
+from kvatlas.router.desk import Desk
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.engine_client import engine_session
 from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.front import Front
-from kvatlas.router.http import RouterHttp
 from kvatlas.router.inbound import Inbound, listening
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.probe import Prober
@@ -81,9 +81,9 @@ class Running:
         return self.cores.current
 
     @property
-    def http(self) -> RouterHttp:
-        """Give what handles its requests."""
-        return self.core.http
+    def desk(self) -> Desk:
+        """Give where its requests are taken in."""
+        return self.core.desk
 
     @property
     def endpoints(self) -> Endpoints:
@@ -190,7 +190,7 @@ def _admin(running: Running) -> web.Application:
         try:
             asked = await request.read()
             return web.json_response(
-                await running.http.explain(asked, request.headers.get("x-request-id"))
+                await running.desk.explain(asked, request.headers.get("x-request-id"))
             )
         except HttpError as error:
             told = error_response(error, request.path)

@@ -29,13 +29,14 @@ from kvatlas.common.tls import TlsGauges, watch
 from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.access import Access
 from kvatlas.router.admission import Admission
+from kvatlas.router.desk import Desk, Handled
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
 from kvatlas.router.flights import Board
 from kvatlas.router.handover_check import HandoverChecks
-from kvatlas.router.http import Handled, RouterHttp
+from kvatlas.router.http import RouterHttp
 from kvatlas.router.idle_probe import IdleProbes
 from kvatlas.router.looks import Looks
 from kvatlas.router.lookup import BlockIndex
@@ -60,11 +61,14 @@ class Core:
 
     Attributes:
         access: who may come; None where everybody may.
+        desk: where requests are taken in and decided on.
+        http: that proxies them.
         identities: how engines are spoken to.
         is_retired: set when requests go to another one.
     """
 
     settings: Settings
+    desk: Desk
     http: RouterHttp
     endpoints: Endpoints
     prober: Prober
@@ -142,14 +146,15 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         parts = _parts(settings, redis.index, shared, stack)
         handled = Handled(
             pipeline,
-            Proxy(options, metrics, shared.pool, endpoints.health),
             Proof(settings, parts, metrics),
             redis.rates,
             shared.admission,
             _salts(options),
             _tracer(options, metrics, stack),
         )
-        http = RouterHttp(settings, handled, metrics)
+        desk = Desk(settings, handled, metrics)
+        proxy = Proxy(options, metrics, shared.pool, endpoints.health)
+        http = RouterHttp(options, desk, proxy, metrics)
         probes = {m.model: probe_set(prompts.builder(m.model), m.name) for m in settings.models}
         prober = Prober(session, endpoints, probes, metrics)
         counts = {model.model: len(endpoints.of(model.model)) for model in settings.models}
@@ -179,7 +184,7 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         if options.idle_probe_s:
             idle = IdleProbes(session, endpoints, metrics, options.idle_probe_s)
             tasks.start(idle.run(), "idle_probes")
-        yield Core(settings, http, endpoints, prober, prompts, access, identities)
+        yield Core(settings, desk, http, endpoints, prober, prompts, access, identities)
 
 
 def _redis(

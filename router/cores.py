@@ -49,12 +49,12 @@ class Cores:
     @property
     def open_requests(self) -> int:
         """Count the requests that all of them have under way."""
-        return sum(core.http.open_requests for core in self._living.values())
+        return sum(core.desk.open_requests for core in self._living.values())
 
     async def idle(self) -> None:
         """Wait until none has a request, when no more can come."""
         for living in list(self._living.values()):
-            await living.http.idle.wait()
+            await living.desk.idle.wait()
 
     async def start(self, settings: Settings) -> None:
         """Make the first core.
@@ -88,7 +88,7 @@ class Cores:
         """End all, whatever they have under way."""
         for living in self._living.values():
             living.is_retired.set()
-            living.http.idle.set()
+            living.desk.idle.set()
         if self._living:
             await asyncio.wait(self._living)
 
@@ -129,7 +129,7 @@ class Cores:
                 running = await stack.enter_async_context(core(settings, prompts, self._shared))
                 made.set_result(running)
                 await running.is_retired.wait()
-                await running.http.idle.wait()
+                await running.desk.idle.wait()
         except ConfigError as error:
             if made.done():
                 raise

@@ -110,7 +110,7 @@ class Front:
             return handler, True
         handler = read.get(path)
         if handler is None and path.startswith(f"{MODELS_PATH}/"):
-            handler = core.http.catalog.model
+            handler = core.desk.catalog.model
         if handler is None:
             raise RouteNotFound("there is nothing at this path")
         if method != "GET":
@@ -123,7 +123,7 @@ class Front:
                 posted_paths(core.settings.router), core.http.generate
             )
             read: dict[str, Answer] = {
-                MODELS_PATH: core.http.catalog.models,
+                MODELS_PATH: core.desk.catalog.models,
                 READY_PATH: self._ready,
                 OPENAPI_PATH: openapi(core.settings.router),
             }

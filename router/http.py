@@ -3,98 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
-
-import orjson
 
 from kvatlas.common import limits
 from kvatlas.common.errors import (
     HttpError,
-    InvalidRequest,
     UpstreamConnect,
 )
-from kvatlas.common.ids import ModelName
-from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS, RESPONSES_PATH
-from kvatlas.common.settings import Settings
-from kvatlas.router.access import demand_model
-from kvatlas.router.admission import Admission
-from kvatlas.router.answers import error_response, explanation, parse_object, torn_event
+from kvatlas.common.prompt import RESPONSES_PATH
+from kvatlas.common.settings import RouterSettings
+from kvatlas.router.answers import error_response, torn_event
 from kvatlas.router.arrival import Answer
-from kvatlas.router.body import ClientBody, client_body, replace
-from kvatlas.router.catalog import Catalog, model_not_found
+from kvatlas.router.desk import Desk
 from kvatlas.router.first_token import FirstToken, Gaps
 from kvatlas.router.headers import Header
-from kvatlas.router.intake import Intake
 from kvatlas.router.job import Busy, Job, another, demand_one_alive, in_clients_words, outgoing
 from kvatlas.router.metrics import RouterMetrics
-from kvatlas.router.pipeline import Decision, Judged, Pipeline
-from kvatlas.router.proof import Case, Proof, Sent
+from kvatlas.router.pipeline import Decision, Judged
+from kvatlas.router.proof import Case, Sent
 from kvatlas.router.proxy import EVENT_STREAM, Delivery, Proxy, Torn
-from kvatlas.router.rates import RateLimits
 from kvatlas.router.request import Request, Response
 from kvatlas.router.retry_budget import RetryBudget
-from kvatlas.router.rewrites import Rewrites
-from kvatlas.router.salts import Salts
 from kvatlas.router.sessions import answer_headers
-from kvatlas.router.tracing import TRACEPARENT, Tracer
-from kvatlas.router.trip import Trip, chosen_id
+from kvatlas.router.trip import Trip
 from kvatlas.router.usage import AnswerReader, Unread
 
 
-@dataclass(frozen=True, slots=True)
-class Handled:
-    """What requests are handled with."""
-
-    pipeline: Pipeline
-    proxy: Proxy
-    proof: Proof
-    rates: RateLimits
-    admission: Admission
-    salts: Salts | None
-    tracer: Tracer | None = None
-
-
 class RouterHttp:
-    """Handlers of the public port, and of /explain.
+    """Handlers of the public port.
 
-    Attributes:
-        open_requests: how many it has under way.
-        idle: set while there are none.
+    Args:
+        settings: the configuration.
+        desk: where requests are taken in and decided on.
+        proxy: that moves their bytes.
+        metrics: told of how engines answer.
     """
 
-    def __init__(self, settings: Settings, parts: Handled, metrics: RouterMetrics) -> None:
-        self._settings = settings
-        self._rates = parts.rates
-        self._admission = parts.admission
-        self._requests_max = {model.model: model.requests_max for model in settings.models}
-        self._salts = parts.salts
-        self._router = settings.router
-        self._pipeline = parts.pipeline
-        self._proxy = parts.proxy
-        self._proof = parts.proof
+    def __init__(
+        self, settings: RouterSettings, desk: Desk, proxy: Proxy, metrics: RouterMetrics
+    ) -> None:
+        self._router = settings
+        self._desk = desk
+        self._pipeline = desk.pipeline
+        self._proof = desk.proof
+        self._proxy = proxy
         self._metrics = metrics
-        self.tracer = parts.tracer
-        self._intake = Intake(settings)
-        self._rewrites = Rewrites(settings.models, settings.router)
-        self.catalog = Catalog(settings, self._pipeline, self._rewrites)
-        self._retries = RetryBudget(settings.router.retries_share, limits.RETRIES_AT_LEAST)
-        self.open_requests = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
+        self._retries = RetryBudget(settings.retries_share, limits.RETRIES_AT_LEAST)
 
     # --- handlers ---------------------------------------------------------------------------
 
     async def generate(self, request: Request) -> Response | None:
         """Route a chat or a completion."""
-        trip = Trip(chosen_id(request.headers.get("x-request-id")), request.path)
-        if self.tracer is not None:
-            trip.trace = self.tracer.begin(request.headers.getall(TRACEPARENT))
-        self.open_requests += 1
-        self.idle.clear()
+        desk = self._desk
+        trip = desk.begin(request)
         response = None
         try:
             response = await self._generate(request, trip)
@@ -109,77 +70,28 @@ class RouterHttp:
             trip.status, trip.outcome = trip.status or 499, "client_closed"
             raise
         finally:
-            self.open_requests -= 1
-            if self.open_requests == 0:
-                self.idle.set()
+            desk.leave()
             if response is None:
-                self._finish(trip)
+                desk.finish(trip)
         if response is not None:
-            response.then.append(lambda: self._finish(trip))
+            response.then.append(lambda: desk.finish(trip))
         return response
-
-    async def explain(self, asked: bytes, request_id: str | None) -> dict[str, Any]:
-        """Say what would be decided for a body, and why; nothing is sent to an engine.
-
-        Raises:
-            HttpError: the asker's fault, or there are no endpoints.
-        """
-        content = parse_object(asked)
-        path, body = content.get("path", CHAT_PATH), content.get("body")
-        if path not in PROMPT_PATHS:
-            raise InvalidRequest(f"path is one of {', '.join(PROMPT_PATHS)}", "path")
-        if not isinstance(body, dict):
-            raise InvalidRequest("body is not an object", "body")
-        raw = orjson.dumps(body)
-        read, _ = self._rewritten(client_body(raw, body), chosen_id(request_id))
-        self._check(read.fields)
-        decision = await self._pipeline.decide(path, read.fields, len(raw), explains=True)
-        return explanation(decision)
 
     # --- a request's way ----------------------------------------------------------------------
 
     async def _generate(self, request: Request, trip: Trip) -> Response | None:
-        client = request.client
-        trip.tenant = client.tenant if client is not None else None
-        self._rates.check(client)
-        taken = await self._intake.take(request)
-        trip.received()
-        body, asked_name = self._rewritten(taken, trip.request_id)
-        trip.model = self._check(body.fields)
-        demand_model(request, taken.fields["model"], self._metrics)
-        if asked_name is not None:
-            self._metrics.rewrites.labels(asked_name, body.fields["model"]).inc()
-        if client is not None and self._salts is not None and not body.is_unread:
-            body = self._salts.salted(body, client.tenant)
-        for member in body.cut:
-            self._metrics.members_cut.labels(member).inc()
-        with self._admission.admitted_to(trip.model, self._requests_max[trip.model]):
-            return await self._route(request, trip, body, asked_name)
-
-    async def _route(
-        self, request: Request, trip: Trip, body: ClientBody, asked_name: str | None
-    ) -> Response | None:
-        decision = await self._pipeline.decide(
-            trip.path, body.fields, len(body.raw), headers=request.headers
-        )
-        trip.prompt_tokens, trip.fallback = decision.prompt_tokens, decision.fallback
-        trip.grant = await self._rates.take(request.client, decision.work.prompt_tokens)
-        is_silent = body.fields.get("stream") is not True
-        flight = self._pipeline.flight(decision, is_silent=is_silent)
-        response = None
-        try:
-            decision = await self._pipeline.settle(decision, flight)
-            self._pipeline.note(decision)
-            # Counted while the engine is waited for.
-            asyncio.get_running_loop().call_soon(self._pipeline.count, decision)
-            trip.decided(decision.timings_ms)
-            response = await self._forward(Job(request, trip, body, decision, flight, asked_name))
-        finally:
-            if response is None:
-                flight.close()
-            else:
-                response.then.append(flight.close)
-        return response
+        taken = await self._desk.take(request, trip)
+        with self._desk.admitted(trip):
+            decision, flight = await self._desk.decide(request, trip, taken)
+            response = None
+            try:
+                response = await self._forward(Job(request, trip, taken, decision, flight))
+            finally:
+                if response is None:
+                    flight.close()
+                else:
+                    response.then.append(flight.close)
+            return response
 
     async def _forward(self, job: Job) -> Response | None:
         """Send to the best endpoint, and to one other if that one cannot be reached."""
@@ -206,7 +118,7 @@ class RouterHttp:
 
     def _may_retry(self, decision: Decision) -> bool:
         """Take a retry from the budget, if there is one."""
-        may = self._retries.take(self.open_requests)
+        may = self._retries.take(self._desk.open_requests)
         self._metrics.retries.labels(decision.model, "sent" if may else "budget").inc()
         return may
 
@@ -305,37 +217,6 @@ class RouterHttp:
             if decision.fallback is not None:
                 headers.append(("x-kvatlas-fallback", decision.fallback))
         return headers
-
-    def _rewritten(self, body: ClientBody, request_id: str) -> tuple[ClientBody, str | None]:
-        """Put the name that engines know in the place of the client's, which is given too."""
-        asked = body.fields.get("model")
-        target = self._rewrites.target(asked, request_id) if isinstance(asked, str) else asked
-        if not isinstance(asked, str) or target == asked:
-            return body, None
-        fields = {**body.fields, "model": target}
-        if body.is_unread:
-            return dataclasses.replace(body, fields=fields), asked
-        raw = replace(body.raw, "model", orjson.dumps(target))
-        return ClientBody(raw, fields, body.cut), asked
-
-    def _check(self, body: Mapping[str, Any]) -> ModelName:
-        """Check the fields that decide where a request may go; give its (base) model."""
-        model = body.get("model")
-        if not isinstance(model, str):
-            raise InvalidRequest("model is not a string", "model")
-        served = self._pipeline.served(model)
-        if served is None:
-            raise model_not_found()
-        return served.model
-
-    def _finish(self, trip: Trip) -> None:
-        status = str(trip.status) if trip.status else "none"
-        self._metrics.requests.labels(trip.model, trip.path, status).inc()
-        self._metrics.request_seconds.labels(trip.model).observe(trip.spent_s())
-        if (reason := trip.error()) is not None:
-            self._metrics.errors.labels(trip.model, reason).inc()
-        self._rates.settle(trip.grant, trip.status, trip.usage)
-        trip.log()
 
 
 def _nothing() -> None:

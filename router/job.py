@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvatlas.common.errors import KvatlasError, NoEndpoints
 from kvatlas.common.records import record
 from kvatlas.router.arrival import Answer
-from kvatlas.router.body import ClientBody
+from kvatlas.router.desk import Taken
 from kvatlas.router.flight_log import OwnFlight
 from kvatlas.router.pipeline import Decision, Judged
 from kvatlas.router.proof import Case, Sent
@@ -19,22 +19,22 @@ from kvatlas.router.usage import AnswerReader
 
 @record
 class Job:
-    """A request that has been decided on.
-
-    Attributes:
-        asked_name: of the model, as the client wrote it, where engines are sent another one.
-    """
+    """A request that has been decided on."""
 
     request: Request
     trip: Trip
-    body: ClientBody
+    taken: Taken
     decision: Decision
     flight: OwnFlight
-    asked_name: str | None
+
+    @property
+    def asked_name(self) -> str | None:
+        """Give the name of the model that the client asked for, where engines get another."""
+        return self.taken.asked_name
 
     def case(self, judged: Judged) -> Case:
         """Put it together with an endpoint."""
-        return Case(self.trip.path, self.body, self.decision, judged)
+        return Case(self.trip.path, self.taken.body, self.decision, judged)
 
 
 class Busy(KvatlasError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -43,7 +43,6 @@ from kvatlas.router.scheduling import (
 from kvatlas.router.served_names import Served
 from kvatlas.router.sessions import Session, read, resolve
 
-NO_HEADERS: Final[Mapping[str, str]] = {}
 STAGES: Final = ("render", "tokenize", "hash", "lookup", "score")
 NO_PROMPT: Final = "path:no_prompt"
 """Why a request goes by load whose path is none of those that become prompts."""
@@ -74,6 +73,25 @@ class _Matches:
 
     fallback: str | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@record
+class Asked:
+    """A request to be decided on.
+
+    Attributes:
+        path: without the query.
+        body: its JSON object; `model` names a known model.
+        body_bytes: its size.
+        headers: that may tell which conversation it belongs to; any spelling finds a name.
+        may_take: tells of an endpoint whether the request may go there; None where to any.
+    """
+
+    path: str
+    body: Mapping[str, Any]
+    body_bytes: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    may_take: Callable[[Endpoint], bool] | None = None
 
 
 @record
@@ -215,36 +233,29 @@ class Pipeline:
         """List the adapters that are known."""
         return self._endpoints.names.adapters()
 
-    async def decide(
-        self,
-        path: str,
-        body: Mapping[str, Any],
-        body_bytes: int,
-        *,
-        headers: Mapping[str, str] = NO_HEADERS,
-        explains: bool = False,
-    ) -> Decision:
+    async def decide(self, asked: Asked, *, explains: bool = False) -> Decision:
         """Choose an endpoint.
 
         Args:
-            path: of the request.
-            body: its JSON object; `model` names a known model.
-            body_bytes: its size.
-            headers: that may tell which conversation it belongs to; any spelling finds a name.
+            asked: the request.
             explains: say what scores are made of.
 
         Raises:
             InvalidRequest: a field has a wrong type, or refers to a response that no endpoint
                 keeps. The client's.
-            NoEndpoints: the model has none.
+            NoEndpoints: the model has none, or none that the request may go to.
         """
+        path, body = asked.path, asked.body
         served = self.served(body["model"])
         endpoints: Sequence[Endpoint] = self._endpoints.candidates(served) if served else []
+        if asked.may_take is not None:
+            endpoints = [each for each in endpoints if asked.may_take(each)]
         if served is None or not endpoints:
             raise NoEndpoints("no endpoint serves this model")
         if path == RESPONSES_PATH:
             endpoints = able(body, endpoints)
-        request = _Request(served, path, body, body_bytes, read(self._sessions, headers))
+        session = read(self._sessions, asked.headers)
+        request = _Request(served, path, body, asked.body_bytes, session)
         matches = await self._match(request, endpoints)
         log = self._flights.of(served.model)
         if (reading := matches.reading or log.begin_hearing()) is not None:

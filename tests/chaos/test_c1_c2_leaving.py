@@ -101,7 +101,7 @@ async def test_c1_a_client_leaves_in_its_body(canary: Canary, log: io.StringIO) 
     async with upstream_fleet([plain(b"{}")], canary, log) as place:
         async with raw(place.running.port) as client:
             await client.send(asks(canary)[:-5])
-            await until(lambda: place.running.http.open_requests == 1)
+            await until(lambda: place.running.desk.open_requests == 1)
         await until(lambda: len(place.told("request.finished", outcome="client_closed")) == 1)
         assert place.count("requests_total", model="unknown", path=CHAT, status="499") == 1
         assert place.engines[0].requests == []

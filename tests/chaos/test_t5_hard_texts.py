@@ -103,7 +103,7 @@ async def test_t5_a_library_that_raises_is_told_apart(
 ) -> None:
     """What the library itself raises is known as such."""
     async with door(redis_url, canary) as place:
-        builder: PromptBuilder = place.running.http._pipeline._prompts.builder("demo")  # type: ignore[arg-type]
+        builder: PromptBuilder = place.running.desk.pipeline._prompts.builder("demo")  # type: ignore[arg-type]
         backend = builder._tokenizer._backend
         monkeypatch.setattr(type(backend), "encode", lambda *_, **__: 1 / 0)
         seen = await place.ask(chat(canary.text * 20))

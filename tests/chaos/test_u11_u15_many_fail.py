@@ -153,7 +153,7 @@ async def test_u15_retries_are_no_storm(canary: Canary, log: io.StringIO, scale:
     engines = [fails] * 3 + [slow] * 7
     options: dict[str, Any] = {"ejection": {"failures": 1_000, "share": 1.0}}
     async with upstream_fleet(engines, canary, log, **options) as place:
-        http = place.running.http
+        http = place.running.core.http
 
         async def load(rounds: int) -> list[tuple[int, float]]:
             found = []

@@ -139,7 +139,7 @@ async def test_u4_clients_that_leave_meanwhile_leave_nothing(
     async with upstream_fleet([reset, slow], canary, log) as place:
         asked = [asyncio.create_task(place.ask()) for _ in range(6)]
         await asyncio.sleep(0.2)
-        assert place.running.http._retries.under_way == 3
+        assert place.running.core.http._retries.under_way == 3
         for each in asked:
             each.cancel()
         await asyncio.gather(*asked, return_exceptions=True)

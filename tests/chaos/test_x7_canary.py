@@ -107,10 +107,10 @@ async def traced(
     kept = Kept()
     options = settings_of(folder, canary)
     async with door(redis_url, canary, behaviour, model, **options) as place:
-        place.running.http.tracer = Tracer(kept, 1.0, Random(1))
+        place.running.desk.tracer = Tracer(kept, 1.0, Random(1))
         yield place, kept
         canary.look("traces", repr(kept.spans))
-        place.running.http.tracer = None
+        place.running.desk.tracer = None
 
 
 def echo_of(canary: Canary) -> dict[str, Behaviour]:

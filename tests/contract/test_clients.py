@@ -52,7 +52,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 async def nothing_under_way(place: Place) -> None:
     """Wait until the router counts no request."""
-    await until(lambda: not place.endpoint.requests and not place.running.http.open_requests)
+    await until(lambda: not place.endpoint.requests and not place.running.desk.open_requests)
 
 
 async def endless(exchange: Exchange) -> None:

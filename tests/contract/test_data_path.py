@@ -31,7 +31,7 @@ async def test_a_body_that_brings_no_bytes_is_refused(redis_url: str, begin: byt
         assert (await asyncio.wait_for(answer, 5)).startswith(b"HTTP/1.1 400 ")
         writer.close()
         assert not engine.requests
-        assert running.http.open_requests == 0
+        assert running.desk.open_requests == 0
 
 
 async def test_an_engine_whose_trailers_never_end_has_failed(redis_url: str) -> None:

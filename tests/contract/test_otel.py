@@ -187,9 +187,9 @@ async def test_a_share_of_the_others_is_traced(redis_url: str) -> None:
         collecting() as collector,
         faked(plain(b"{}", "500 Oops"), redis_url, trace_url=collector.url) as (_, place),
     ):
-        tracer = place.running.http.tracer
+        tracer = place.running.desk.tracer
         assert tracer is not None
-        place.running.http.tracer = Tracer(tracer._exporter, 0.5, Random(7))
+        place.running.desk.tracer = Tracer(tracer._exporter, 0.5, Random(7))
         for _ in range(40):
             await send(place)
         await collector.has(10)
@@ -251,7 +251,7 @@ async def test_a_collector_that_is_away_fills_no_memory(
         for _ in range(30):
             assert (await send(place))[0] == 200
         assert place.count(lost, "queue_full") > 0
-        tracer = place.running.http.tracer
+        tracer = place.running.desk.tracer
         assert tracer is not None
         assert isinstance(tracer._exporter, OtelExporter)
         assert len(tracer._exporter._queue) <= 8
@@ -330,7 +330,7 @@ def test_all_that_is_queued_is_sent_in_the_end() -> None:
 async def test_without_a_collector_there_is_no_thread_and_no_tracer(redis_url: str) -> None:
     """Off is off."""
     async with router(settings_for("http://127.0.0.1:1", redis_url)) as running:
-        assert running.http.tracer is None
+        assert running.desk.tracer is None
 
 
 async def _median_s(place: Place) -> float:

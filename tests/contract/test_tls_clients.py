@@ -286,10 +286,10 @@ async def test_streams_pass_unchanged_and_clients_that_leave_are_noticed(
             assert await reply.content.readexactly(3 * len(events)) == 3 * events
             reply.close()
             for _ in range(200):
-                if place.engine.closed_early and not place.running.http.open_requests:
+                if place.engine.closed_early and not place.running.desk.open_requests:
                     break
                 await asyncio.sleep(0.01)
-        assert (place.engine.closed_early, place.running.http.open_requests) == (1, 0)
+        assert (place.engine.closed_early, place.running.desk.open_requests) == (1, 0)
 
 
 async def test_a_torn_stream_is_visibly_torn(keys: Keys, tmp_path: Path, redis_url: str) -> None:

@@ -63,7 +63,7 @@ async def test_a_request_is_traced_from_the_client_to_the_engine(
     """The client's span is our parent, ours the engine's; stages lie within; no text is told."""
     kept = Kept()
     async with faked(plain(ANSWER), redis_url) as (engine, place):
-        place.running.http.tracer = Tracer(kept, 0.0, Random(1))
+        place.running.desk.tracer = Tracer(kept, 0.0, Random(1))
         assert await send(place, traceparent=SAMPLED) == 200
         sent = read_context([told(engine) or ""])
         request, attempt, decide = map(kept.named, ("request", "engine", "decide"))
@@ -90,13 +90,13 @@ async def test_who_is_traced(redis_url: str) -> None:
         unsampled = SAMPLED[:-1] + "0"
         await send(place, traceparent=SAMPLED)
         assert told(engine) == SAMPLED
-        place.running.http.tracer = Tracer(kept, 1.0, Random(1))
+        place.running.desk.tracer = Tracer(kept, 1.0, Random(1))
         await send(place, traceparent=unsampled)
         assert told(engine) == unsampled
         assert kept.spans == []
         await send(place)
         assert kept.named("request").parent_id is None
-        place.running.http.tracer = Tracer(kept, 0.0, Random(1))
+        place.running.desk.tracer = Tracer(kept, 0.0, Random(1))
         await send(place)
         assert told(engine) is None
 
@@ -105,7 +105,7 @@ async def test_errors_are_marked(redis_url: str) -> None:
     """What the client is told and what the engine did; a client's own fault is no error."""
     kept = Kept()
     async with faked(plain(b"{}", "500 Oops"), redis_url) as (_, place):
-        place.running.http.tracer = Tracer(kept, 1.0, Random(1))
+        place.running.desk.tracer = Tracer(kept, 1.0, Random(1))
         assert await send(place) == 500
         assert kept.named("request").is_error
         kept.spans.clear()

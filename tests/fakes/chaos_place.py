@@ -215,7 +215,7 @@ class ChaosPlace:
 
     def nothing_is_under_way(self) -> bool:
         """Tell whether all counts of what is under way are back at zero."""
-        return self.running.http.open_requests == 0 and all(
+        return self.running.desk.open_requests == 0 and all(
             (each.requests, each.awaiting, each.queued_tokens) == (0, 0, 0)
             for each in self.running.endpoints.all()
         )

@@ -98,7 +98,7 @@ async def door(
         async with routed(settings) as (running, client):
             made = Door(running, client, engine, canary)
             yield made
-            await until(lambda: running.http.open_requests == 0)
+            await until(lambda: running.desk.open_requests == 0)
             assert all(each.requests == 0 for each in running.endpoints.all())
             canary.look_at_metrics(running.metrics.registry)
             with Redis.from_url(redis_url) as redis:

@@ -104,8 +104,9 @@ class UpstreamFleet:
 
     def nothing_is_under_way(self) -> bool:
         """Tell whether all that counts what is under way is back at zero."""
-        http = self.running.http
-        return (http.open_requests, http._retries.under_way, self.running.pool.under_way) == (
+        running = self.running
+        retries = running.core.http._retries
+        return (running.desk.open_requests, retries.under_way, running.pool.under_way) == (
             0, 0, 0,
         ) and all(
             (each.requests, each.awaiting, each.queued_tokens) == (0, 0, 0)
