@@ -70,6 +70,18 @@ def router(config: Config = None, port: Port = None, admin_port: Port = None) ->
 
 
 @app.command()
+def picker(config: Config = None, port: Port = None, admin_port: Port = None) -> None:
+    """Decide for a gateway: an endpoint picker for Envoy's external processing."""
+    from kvatlas.common.reload import ConfigFile  # noqa: PLC0415 - `kvatlas --help` stays quick
+    from kvatlas.router.picker_app import run  # noqa: PLC0415 - alike
+
+    changes = {"picker": _overrides(port=port), "router": _overrides(admin_port=admin_port)}
+    file = ConfigFile(config, changes) if config else None
+    with faults_told():
+        raise typer.Exit(run(load(config, changes), file.read if file else None))
+
+
+@app.command()
 def indexer(config: Config = None, admin_port: Port = None) -> None:
     """Follow the engines' KV events and keep the shared index."""
     from kvatlas.common.reload import ConfigFile  # noqa: PLC0415 - `kvatlas --help` stays quick

@@ -17,7 +17,8 @@
     |   |-- Overloaded             429 overloaded
     |   `-- RateLimited            429 rate_limit_exceeded
     |-- InternalError              ours; 500 internal_error
-    |   `-- Exhausted              503 exhausted
+    |   |-- Exhausted              503 exhausted
+    |   `-- ShuttingDown           503 shutting_down
     |-- UpstreamError              the engines'; each has an HTTP status
     |   |-- NoEndpoints            503 no_endpoints
     |   |-- UpstreamConnect        502 upstream_connect
@@ -65,11 +66,13 @@ class HttpError(KvatlasError):
 
     Attributes:
         headers: that go with the answer.
+        dropped_reason: why the fleet did not take it, in llm-d's words; None for other errors.
     """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "api_error"
     code: ClassVar[str] = "internal_error"
+    dropped_reason: ClassVar[str | None] = None
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -158,6 +161,7 @@ class Overloaded(RequestError):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+    dropped_reason = "rejected-saturated"
 
 
 class TooManyConnections(RequestError):
@@ -187,6 +191,14 @@ class Exhausted(InternalError):
     code = "exhausted"
 
 
+class ShuttingDown(InternalError):
+    """We take nothing new any more; another replica does."""
+
+    status = 503
+    code = "shutting_down"
+    dropped_reason = "rejected-shutting-down"
+
+
 class UpstreamError(HttpError):
     """An engine failed before the first byte of its answer."""
 
@@ -199,6 +211,7 @@ class NoEndpoints(UpstreamError):
 
     status = 503
     code = "no_endpoints"
+    dropped_reason = "rejected-no-endpoints"
 
 
 class UpstreamConnect(UpstreamError):

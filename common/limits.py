@@ -544,7 +544,12 @@ PICKER_DESTINATIONS_MAX: Final = 8
 """Endpoints that a gateway is told for one request."""
 PICKER_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 """Of one message of a gateway; one that buffers sends a body as one."""
-PICKER_STREAMS_MAX: Final = 1_000_000
+PATHS_KNOWN_MAX: Final = 1_024
+"""Paths of clients behind a gateway that are remembered for what they end with."""
+PICKER_PING_S: Final = 30.0
+"""Without a word of a gateway until it is asked whether it is there; as long for its answer."""
+PICKER_CLOSE_S: Final = 1.0
+"""For streams to be told that the picker is gone."""
 SUBSET_MAX: Final = 2_000
 """Endpoints that a gateway may name as those that a request may go to."""
 

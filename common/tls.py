@@ -121,6 +121,14 @@ class Credentials:
         self._watched = [WatchedFile(path) for path in files.values()]
         self.made = self._make()
 
+    def pem(self, name: str) -> bytes | None:
+        """Give a file as it stands, for libraries that make contexts of their own.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return self._read(name) if name in self._files else None
+
     def announce(self) -> None:
         """Tell the gauges that these are in force."""
         self._gauges.tell(self.setting, self.made.not_after_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from kvatlas.common import limits
 from kvatlas.common.clock import Clock, monotonic
@@ -57,16 +57,11 @@ class Stay:
         self._admission = admission
         self._ask = ask
 
-    def __enter__(self) -> Self:
-        return self
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, *exc: object) -> None:
         self._admission.count(self._ask, -1)
-
-    def free_body(self) -> None:
-        """Count its body out; the request stays."""
-        self._admission.free_body(self._ask)
-        self._ask = Ask(self._ask.tenant, 0)
 
 
 class ModelStay:
@@ -180,12 +175,6 @@ class Admission:
             own.add(sign, ask.body_bytes)
             if not own.requests:
                 del self._tenants[tenant]
-
-    def free_body(self, ask: Ask) -> None:
-        """Count a body out whose request stays."""
-        self._all.body_bytes -= ask.body_bytes
-        if ask.tenant is not None:
-            self._tenants[ask.tenant].body_bytes -= ask.body_bytes
 
     def ask_of(self, request: Request) -> Ask:
         """Tell what a request asks to be let in with."""

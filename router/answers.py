@@ -16,11 +16,13 @@ from kvatlas.common.errors import (
 )
 from kvatlas.common.prompt import MESSAGES_PATH
 from kvatlas.router.body import is_lavish, too_many_members
+from kvatlas.router.headers import Header
 from kvatlas.router.paths import COUNT_TOKENS_PATH
 from kvatlas.router.pipeline import STAGES, Decision
 from kvatlas.router.request import JSON_TYPE, Response
 
 RETRY_AFTER_S: Final = "1"
+DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
 _ANTHROPIC_TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -87,12 +89,20 @@ def torn_event(path: str) -> bytes:
 
 def error_response(error: HttpError, path: str, trip_id: str | None = None) -> Response:
     """Write an error in the shape that clients of a path expect: OpenAI's or Anthropic's."""
-    headers = [("Content-Type", JSON_TYPE), *error.headers]
+    headers = [("Content-Type", JSON_TYPE), *error_headers(error, trip_id)]
+    return Response(error.status, _content(error, path), headers)
+
+
+def error_headers(error: HttpError, trip_id: str | None) -> list[Header]:
+    """Give the headers of an error's answer, but for its type."""
+    headers = list(error.headers)
     if trip_id:
         headers.append(("X-Request-Id", trip_id))
     if error.status == NoEndpoints.status:
         headers.append(("Retry-After", RETRY_AFTER_S))
-    return Response(error.status, _content(error, path), headers)
+    if error.dropped_reason is not None:
+        headers.append((DROPPED_REASON, error.dropped_reason))
+    return headers
 
 
 def _is_anthropic(path: str) -> bool:

@@ -5,32 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
-import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from aiohttp import web
-
 from kvatlas.common import limits
-from kvatlas.common.admin import admin_app, serving
-from kvatlas.common.errors import HttpError
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import RouterSettings, Settings
-from kvatlas.common.tasks import Supervisor, run_service
+from kvatlas.common.tasks import run_service
 from kvatlas.common.tls import TlsGauges, listen_credentials, port_context, watch
-from kvatlas.router.admission import Admission
-from kvatlas.router.answers import error_response
-from kvatlas.router.core import Core, Shared
+from kvatlas.router.core import Core
 from kvatlas.router.cores import Cores, Reload
 from kvatlas.router.desk import Desk
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.engine_client import engine_session
 from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.front import Front
 from kvatlas.router.inbound import Inbound, listening
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.probe import Prober
+from kvatlas.router.service import Service, serving_cores
 
 _LOG = logger("router")
 
@@ -66,19 +59,36 @@ def run(settings: Settings, reload: Reload | None = None) -> int:
 class Running:
     """A router that serves, with its real ports."""
 
-    cores: Cores
+    service: Service
     front: Front
     inbound: Inbound
-    pool: EnginePool
-    metrics: RouterMetrics
     port: int = 0
-    admin_port: int = 0
     is_draining: bool = False
+
+    @property
+    def cores(self) -> Cores:
+        """Give the cores, of which requests go to one."""
+        return self.service.cores
 
     @property
     def core(self) -> Core:
         """Give the core that requests go to."""
         return self.cores.current
+
+    @property
+    def pool(self) -> EnginePool:
+        """Give the connections to engines."""
+        return self.service.pool
+
+    @property
+    def metrics(self) -> RouterMetrics:
+        """Give what it counts."""
+        return self.service.metrics
+
+    @property
+    def admin_port(self) -> int:
+        """Give the operators' port."""
+        return self.service.admin_port
 
     @property
     def desk(self) -> Desk:
@@ -133,36 +143,21 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         ConfigError: a tokenizer cannot be loaded, or an address not be bound.
     """
     async with AsyncExitStack() as stack:
-        metrics, options = RouterMetrics(), settings.router
-        metrics.config_good.set(1)
-        gauges = TlsGauges(metrics.tls_good, metrics.tls_not_after)
-        tls = listen_credentials("router.tls", options.tls, gauges)
-        admin_tls = listen_credentials("router.admin_tls", options.admin_tls, gauges)
-        session = await stack.enter_async_context(engine_session(options.connect_s))
-        pool = EnginePool(options.connect_s)
-        stack.callback(pool.close)
-        tasks = await stack.enter_async_context(Supervisor())
-        admission = Admission(options, metrics)
-        cores = Cores(Shared(metrics, admission, pool, session), tasks)
-        stack.push_async_callback(cores.aclose)
-        await cores.start(settings)
-        front = Front(cores, admission, lambda: running.readiness(), metrics)  # noqa: PLW0108 - it is made below
+        service = await stack.enter_async_context(
+            serving_cores(settings, reload, lambda: running.readiness())  # noqa: PLW0108 - it is made below
+        )
+        metrics, options = service.metrics, settings.router
+        tls = listen_credentials(
+            "router.tls", options.tls, TlsGauges(metrics.tls_good, metrics.tls_not_after)
+        )
+        front = Front(service.cores, service.admission, lambda: running.readiness(), metrics)  # noqa: PLW0108 - alike
         inbound = Inbound(front.answer, front.unread, _connections_max())
-        running = Running(cores, front, inbound, pool, metrics)
+        running = Running(service, front, inbound)
         metrics.connections.set_function(lambda: len(inbound.connections))
         metrics.connections_refused.set_function(lambda: inbound.refused)
         metrics.connections_cut.labels("head").set_function(lambda: inbound.cut_heads)
         metrics.connections_cut.labels("unread").set_function(lambda: inbound.cut_readers)
-        tasks.start(admission.run(), "admission")
-        tasks.start(pool.run(), "pool")
-        tasks.start(watch(lambda: [each for each in (tls, admin_tls) if each]), "tls")
-        if reload is not None:
-            tasks.start(cores.follow(reload, _hangups()), "configuration")
-        running.admin_port = await stack.enter_async_context(
-            serving(
-                _admin(running), options.admin_host, options.admin_port, port_context(admin_tls)
-            )
-        )
+        service.tasks.start(watch(lambda: [tls] if tls else []), "tls")
         running.port = await stack.enter_async_context(
             listening(inbound, options.host, options.port, port_context(tls))
         )
@@ -173,28 +168,3 @@ def _connections_max() -> int:
     """Count the connections of clients that there are files for: each may need an engine's."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(limits.CONNECTIONS_MAX, max(1, (files - limits.FILES_KEPT) // 2))
-
-
-def _hangups() -> asyncio.Event:
-    """Give an event that SIGHUP sets."""
-    hangup = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
-    return hangup
-
-
-def _admin(running: Running) -> web.Application:
-    most = running.settings.body_bytes_max
-    app = admin_app(running.metrics.registry, running.readiness, most)
-
-    async def explain(request: web.Request) -> web.Response:
-        try:
-            asked = await request.read()
-            return web.json_response(
-                await running.desk.explain(asked, request.headers.get("x-request-id"))
-            )
-        except HttpError as error:
-            told = error_response(error, request.path)
-            return web.Response(status=told.status, body=told.body, content_type="application/json")
-
-    app.router.add_post("/explain", explain)
-    return app

@@ -102,12 +102,14 @@ class Shared:
     Attributes:
         pool: of connections to engines.
         session: to ask engines with.
+        is_picker: whether gateways ask, and move the bytes.
     """
 
     metrics: RouterMetrics
     admission: Admission
     pool: EnginePool
     session: aiohttp.ClientSession
+    is_picker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,8 @@ async def core(settings: Settings, prompts: Prompts, shared: Shared) -> AsyncIte
         access = Access.of(options.api_keys_file, metrics)
         boards = boards_of(settings)
         identities = EngineIdentities(settings, TlsGauges(metrics.tls_good, metrics.tls_not_after))
-        endpoints = Endpoints(settings, metrics, boards, identities)
+        may_assume = shared.is_picker and settings.picker.unknown_models == "by-engine"
+        endpoints = Endpoints(settings, metrics, boards, identities, assumes_adapters=may_assume)
         redis = _redis(settings, boards, metrics, stack)
         renders = RenderServices(settings.models, session, metrics, identities)
         stages = Stages(prompts, renders, redis.index, redis.flights)

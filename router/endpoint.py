@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from statistics import median
 from typing import Literal
+from urllib.parse import urlsplit
 
 from kvatlas.common import limits
 from kvatlas.common.gauges import NO_GAUGES, Adapters, EngineGauges, Sample
@@ -42,6 +44,11 @@ class EngineFacts:
     max_model_len: int | None = None
     serves: bool | None = None
     asked: bool = False
+
+
+@lru_cache(maxsize=limits.ENDPOINTS_MAX)
+def _address(url: str) -> str:
+    return urlsplit(url).netloc
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +97,16 @@ class Endpoint(StandLoad):
     usage: UsageHabit = field(default_factory=UsageHabit)
     _waiting_before: int = 0
     _counts: RecentCounts = field(default_factory=RecentCounts)
+
+    @property
+    def address(self) -> str:
+        """Give host:port, as gateways name it; ranks of one engine share it."""
+        return _address(self.url)
+
+    @property
+    def host(self) -> str:
+        """Give the host alone, an IPv6 address in brackets."""
+        return self.address.rpartition(":")[0]
 
     @property
     def healthy(self) -> bool:

@@ -31,6 +31,7 @@ class Endpoints:
         metrics: told of health and requests in flight.
         boards: of all models: how endpoints stand.
         identities: how engines are spoken to.
+        assumes_adapters: take unknown names for adapters; see `ServedNames`.
 
     Raises:
         ConfigError: a key file cannot be read.
@@ -42,13 +43,15 @@ class Endpoints:
         metrics: RouterMetrics,
         boards: Mapping[ModelName, Board],
         identities: EngineIdentities,
+        *,
+        assumes_adapters: bool = False,
     ) -> None:
         self._identities = identities
         self._metrics = metrics
         self._boards = boards
         self._configured = {m.model: m.block_size for m in settings.models}
         self._by_model: dict[ModelName, list[Endpoint]] = {m.model: [] for m in settings.models}
-        self.names = ServedNames(settings.models)
+        self.names = ServedNames(settings.models, assumes_adapters=assumes_adapters)
         self.health = Health(self._configured, settings.router.ejection, metrics)
         self._engines: dict[str, Engine] = {}
         self._by_name: dict[EndpointName, tuple[Engine, Endpoint]] = {}
@@ -74,7 +77,7 @@ class Endpoints:
         if served.adapter is None:
             return fit
         having = [each for each in fit if served.adapter in each.facts.adapters]
-        if having or not self.names.is_configured(served):
+        if having or not self.names.may_be_loaded(served):
             return having
         return [each for each in fit if each.facts.serves is None] or fit
 

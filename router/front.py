@@ -8,7 +8,6 @@ from kvatlas.common.admin import Readiness
 from kvatlas.common.errors import (
     HttpError,
     MethodNotAllowed,
-    Overloaded,
     RouteNotFound,
     TooManyConnections,
 )
@@ -23,7 +22,7 @@ from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.openapi import OPENAPI_PATH, openapi
 from kvatlas.router.paths import posted_paths
 from kvatlas.router.request import Request, Response
-from kvatlas.router.trip import UNKNOWN, chosen_id
+from kvatlas.router.trip import UNKNOWN, tell_refused
 
 _LOG = logger("front")
 
@@ -80,20 +79,10 @@ class Front:
         return found | {("GET", f"{MODELS_PATH}/{{id}}")}
 
     def _refuse(self, core: Core, request: Request, error: HttpError) -> Response:
-        """Answer what went no further than here; what is too much is only counted."""
+        """Answer what went no further than here."""
         _, posted, read = self._routes_of(core)
         path = request.path if request.path in posted or request.path in read else OTHER
-        self._metrics.requests.labels(UNKNOWN, path, str(error.status)).inc()
-        self._metrics.errors.labels(UNKNOWN, error.code).inc()
-        trip_id = chosen_id(request.headers.get("x-request-id"))
-        if not isinstance(error, Overloaded):
-            _LOG.info(
-                "request.refused",
-                request_id=trip_id,
-                path=path,
-                status=error.status,
-                code=error.code,
-            )
+        trip_id = tell_refused(error, path, request, self._metrics)
         return error_response(error, request.path, trip_id)
 
     def _route(self, core: Core, request: Request) -> tuple[Answer, bool]:

@@ -74,6 +74,20 @@ def to_engine(
     return [*_passed(received, never, drop, prefixes), *added]
 
 
+def steering(names: Iterable[str], kept_back: frozenset[str] = NOTHING) -> list[str]:
+    """Choose what a gateway is to take out of a client's headers, which it passes on otherwise.
+
+    Args:
+        names: in lower case.
+        kept_back: of what is for us alone.
+    """
+    return [
+        name
+        for name in names
+        if name in STEERING or name in kept_back or name.startswith(STEERING_PREFIXES)
+    ]
+
+
 def to_client(headers: Iterable[Header], ours: Iterable[Header]) -> list[Header]:
     """Choose what a client sees of an engine's headers; alike, but its cookies stay with ours."""
     received, added = list(headers), list(ours)

@@ -175,7 +175,9 @@ class RouterHttp:
         is_stream = answer.content_type == EVENT_STREAM
         gaps: Gaps | None = self._metrics.gap_seconds.labels(decision.model) if is_stream else None
         headers = self._our_headers(trip, decision, case.judged)
-        seen: AnswerReader = in_clients_words(job, reader, answer) if is_readable else reader
+        seen: AnswerReader = (
+            in_clients_words(job, reader, answer.content_type) if is_readable else reader
+        )
         if gaps is not None and is_readable and trip.path == RESPONSES_PATH:
             seen = gaps = FirstToken(seen, first_byte, gaps)
         begun = _nothing if isinstance(seen, FirstToken) else first_byte

@@ -58,10 +58,10 @@ def outgoing(job: Job, sent: Sent) -> Outgoing:
     return Outgoing(target, request.headers.received, ours, sent.body, request.peer)
 
 
-def in_clients_words(job: Job, reader: AnswerReader, answer: Answer) -> AnswerReader:
+def in_clients_words(job: Job, reader: AnswerReader, content_type: str) -> AnswerReader:
     """Give the model the name that the client asked for, where engines were sent another."""
-    is_stream = answer.content_type == EVENT_STREAM
-    if job.asked_name is None or not (is_stream or answer.content_type == "application/json"):
+    is_stream = content_type == EVENT_STREAM
+    if job.asked_name is None or not (is_stream or content_type == "application/json"):
         return reader
     parent = PARENTS.get(job.trip.path, b"")
     return Renamed(reader, Names(job.asked_name, parent, is_stream=is_stream))

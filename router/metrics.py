@@ -243,6 +243,12 @@ class RouterMetrics(Metrics):
         "Streams that ended cleanly, but without [DONE].",
         "at a rate: something between router and engine cuts answers short",
     )
+    exchanges = gauge(
+        "exchanges",
+        "",
+        "exchanges",
+        "Of the picker: requests of gateways from their headers to the end of their answers.",
+    )
     in_flight = gauge("in_flight", "endpoint", "requests", "Own requests under way.")
     awaiting = gauge(
         "awaiting",

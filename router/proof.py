@@ -107,15 +107,21 @@ class Proof:
         self._hands_over = {m.model for m in settings.models if m.token_handover}
         self._windows: dict[EndpointName, Window] = {}
 
-    def prepare(self, case: Case, *, may_hand_over: bool = True) -> Sent:
-        """Write the body for an engine: the client's, and what we add for this engine."""
+    def prepare(self, case: Case, *, may_hand_over: bool = True, reads_answer: bool = True) -> Sent:
+        """Write the body for an engine: the client's, and what we add for this engine.
+
+        Args:
+            case: the request and its endpoint.
+            may_hand_over: whether it may bring our token ids.
+            reads_answer: whether we see the answer, so that its usage can be had and taken out.
+        """
         raw = case.body.raw
         if case.path == RESPONSES_PATH and response_ids.MEMBER not in case.body.fields:
             made = response_ids.new_id(case.endpoint.name, uuid.uuid4().hex)
             raw = add(raw, response_ids.MEMBER, orjson.dumps(made))
         if case.path not in REPORTING_PATHS:
             return Sent(raw, None, is_handed_over=False)
-        asked = self._asked(case)
+        asked = self._asked(case) if reads_answer else None
         if asked == "us":
             if STREAM_OPTIONS in case.body.fields:
                 raw = cut(raw, (STREAM_OPTIONS,))

@@ -36,7 +36,7 @@ from kvatlas.router.usage import AnswerReader
 EVENT_STREAM: Final = "text/event-stream"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _EVENT_END_BYTES: Final = 4
-_SERVER_ERRORS: Final = frozenset(range(500, 600)) - {501}
+SERVER_ERRORS: Final = frozenset(range(500, 600)) - {501}
 """Of which an engine's health is judged; one that lacks what was asked for is well."""
 _ERRORS: Final[dict[Kind, type[UpstreamError]]] = {
     "connect_timeout": UpstreamUnreached,
@@ -83,6 +83,16 @@ class Delivery:
     gaps: Gaps | None = None
 
 
+def endpoint_headers(endpoint: Endpoint) -> list[Header]:
+    """Give the headers that an endpoint asks for: its rank, and its key."""
+    headers = []
+    if endpoint.asked_rank is not None:
+        headers.append((RANK_HEADER, str(endpoint.asked_rank)))
+    if endpoint.api_key:
+        headers.append(("Authorization", f"Bearer {endpoint.api_key}"))
+    return headers
+
+
 class Torn(ConnectionResetError):
     """The answer was broken off after its first byte; the client's connection is closed."""
 
@@ -120,11 +130,7 @@ class Proxy:
             UpstreamProtocol: it answered something that is not HTTP.
             UpstreamTimeout: it did not answer in time.
         """
-        ours = outgoing.ours
-        if endpoint.asked_rank is not None:
-            ours = [*ours, (RANK_HEADER, str(endpoint.asked_rank))]
-        if endpoint.api_key:
-            ours = [*ours, ("Authorization", f"Bearer {endpoint.api_key}")]
+        ours = [*outgoing.ours, *endpoint_headers(endpoint)]
         target = self._target(endpoint)
         is_trusted = self._trusted.holds(outgoing.peer)
         headers = to_engine(outgoing.headers, ours, self._kept_back, is_trusted=is_trusted)
@@ -144,7 +150,7 @@ class Proxy:
             raise error("the engine could not be reached, or did not answer") from None
         if endpoint.standing.unanswered:
             self._health.answered(endpoint)
-        if answer.status in _SERVER_ERRORS:
+        if answer.status in SERVER_ERRORS:
             self._health.refused(endpoint)
         return answer
 
@@ -162,7 +168,7 @@ class Proxy:
         if answer.is_whole and not is_stream:
             body = reader.feed(answer.take())
             body += reader.end()
-            if answer.status not in _SERVER_ERRORS:
+            if answer.status not in SERVER_ERRORS:
                 endpoint.standing.succeeded()
             response = Response(answer.status, body, _without_length(headers), answer.reason)
             response.then.append(delivery.first_byte)
@@ -179,7 +185,7 @@ class Proxy:
             self._metrics.upstream_errors.labels(endpoint.name, failed.kind).inc()
             self._health.failed(endpoint, failed.kind)
             raise Torn from None
-        if answer.status not in _SERVER_ERRORS:
+        if answer.status not in SERVER_ERRORS:
             endpoint.standing.succeeded()
         return None
 

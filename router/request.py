@@ -192,6 +192,15 @@ class Request:
         self._ask = ask
 
     @property
+    def size(self) -> int:
+        """Count the bytes of the body that have come."""
+        return self._size
+
+    def came_as(self, body: bytes) -> bool:
+        """Tell whether a body is the one that came, in one piece."""
+        return len(self._pieces) == 1 and self._pieces[0] == body
+
+    @property
     def is_ahead(self) -> bool:
         """Tell whether enough of the body is here until somebody asks for it."""
         return self._waiting is None and self._size >= _AHEAD_BYTES

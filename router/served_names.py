@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kvatlas.common import limits
 from kvatlas.common.ids import ModelName
 from kvatlas.common.settings import ModelSettings
 
@@ -28,9 +29,17 @@ class Served:
 
 
 class ServedNames:
-    """All names that clients may ask for."""
+    """All names that clients may ask for.
 
-    def __init__(self, models: Sequence[ModelSettings]) -> None:
+    Args:
+        models: of the configuration.
+        assumes_adapters: take a name that nobody knows for an adapter of the only model, which an
+            engine may load, or refuse.
+    """
+
+    def __init__(self, models: Sequence[ModelSettings], *, assumes_adapters: bool = False) -> None:
+        is_alone = assumes_adapters and len(models) == 1
+        self._assumed = models[0].model if is_alone else None
         self._models = {model.name: Served(model.model) for model in models}
         self._configured = {
             name: Served(model.model, name)
@@ -42,11 +51,15 @@ class ServedNames:
 
     def find(self, name: str) -> Served | None:
         """Give what a name stands for, or None."""
-        return self._models.get(name) or self._configured.get(name) or self._learned.get(name)
+        known = self._models.get(name) or self._configured.get(name) or self._learned.get(name)
+        if known is None and self._assumed is not None and len(name) <= limits.MODEL_NAME_CHARS_MAX:
+            return Served(self._assumed, name)
+        return known
 
-    def is_configured(self, served: Served) -> bool:
-        """Tell whether an adapter is one of the configuration."""
-        return served.adapter in self._configured
+    def may_be_loaded(self, served: Served) -> bool:
+        """Tell whether an adapter that no engine lists may be one that they load when asked."""
+        is_assumed = self._assumed is not None and served.adapter not in self._learned
+        return is_assumed or served.adapter in self._configured
 
     def adapters(self) -> list[Served]:
         """List all adapters, by name."""

@@ -9,10 +9,13 @@ from http import HTTPStatus
 from typing import Final
 
 from kvatlas.common.clock import monotonic
+from kvatlas.common.errors import HttpError, Overloaded
 from kvatlas.common.ids import ModelName
 from kvatlas.common.log import logger
 from kvatlas.router.headers import request_id
+from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.rates import Grant
+from kvatlas.router.request import Request
 from kvatlas.router.tracing import Trace
 from kvatlas.router.usage import Usage
 
@@ -138,3 +141,25 @@ class Trip:
             first_byte_ms=self.first_byte_ms and round(self.first_byte_ms, 2),
             total_ms=round(self.spent_s() * 1e3, 2),
         )
+
+
+def tell_refused(error: HttpError, path: str, request: Request, metrics: RouterMetrics) -> str:
+    """Tell of a request that went no further than the door; what is too much is only counted.
+
+    Args:
+        error: that it is answered with.
+        path: of a closed set.
+        request: the request.
+        metrics: told of it.
+
+    Returns:
+        The id of the request, which nothing else is known of.
+    """
+    metrics.requests.labels(UNKNOWN, path, str(error.status)).inc()
+    metrics.errors.labels(UNKNOWN, error.code).inc()
+    trip_id = chosen_id(request.headers.get("x-request-id"))
+    if not isinstance(error, Overloaded):
+        _LOG.info(
+            "request.refused", request_id=trip_id, path=path, status=error.status, code=error.code
+        )
+    return trip_id

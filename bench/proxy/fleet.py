@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -38,12 +38,14 @@ class Target:
     Attributes:
         pids: whose CPU counts; for "direct" the engines'.
         beside: other processes of it: the indexer and Redis.
+        parts: processes whose CPU is told apart, by name.
     """
 
     name: str
     ports: list[int]
     pids: list[int]
     beside: list[int]
+    parts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Fleet:
         own = sum(cpu[str(pid)] for pid in target.pids)
         found["cpu_us"] = own / found["count"] / 1e3
         found["beside_us"] = sum(cpu[str(p)] for p in target.beside) / found["count"] / 1e3
+        for part, pid in target.parts.items():
+            found[f"{part}_us"] = cpu[str(pid)] / found["count"] / 1e3
         found["per_s"] = found["count"] / found["seconds"]
         found["share"] = own / found["seconds"] / 1e9
         return found
@@ -125,7 +129,7 @@ class Fleet:
             *("--bodies", str(self.bodies), "--size", str(load.size)),
             *("--concurrency", str(load.concurrency)),
             *("--seconds", str(load.seconds), "--warm", str(load.warm_s), "--key", KEY),
-            *("--pids", *map(str, [*target.pids, *target.beside])),
+            *("--pids", *map(str, [*target.pids, *target.beside, *target.parts.values()])),
         ]
         return subprocess.Popen(
             bound_command(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -146,11 +150,25 @@ def _result(name: str, load: Load, child: subprocess.Popen[bytes]) -> dict[str, 
     return found
 
 
+Start = Callable[[contextlib.ExitStack, Site, str], Target]
+
+
 @contextlib.contextmanager
 def running_fleet(
-    folder: Path, tokenizer: Path, names: Sequence[str], sizes: Sequence[int]
+    folder: Path,
+    tokenizer: Path,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    known: Mapping[str, Start] | None = None,
 ) -> Iterator[Fleet]:
     """Run engines and routers until the context ends.
+
+    Args:
+        folder: for their files.
+        tokenizer: of the model.
+        names: of what is to run.
+        sizes: of bodies, KB.
+        known: how each is started; without it TARGETS.
 
     Raises:
         BenchError: something does not start.
@@ -167,7 +185,7 @@ def running_fleet(
             else:
                 own = replace(site, folder=folder / name)
                 own.folder.mkdir()
-                targets[name] = TARGETS[name](stack, own, name)
+                targets[name] = (known or TARGETS)[name](stack, own, name)
         yield Fleet(targets, bodies)
 
 
@@ -202,8 +220,6 @@ _KEY_FILE: Final = {
     "keys": [{"hash": hashlib.sha256(KEY.encode()).hexdigest(), "tenant": "bench"}],
     "limits": {"bench": {"requests_per_minute": 1_000_000}},
 }
-
-Start = Callable[[contextlib.ExitStack, Site, str], Target]
 
 
 def _kvatlas(

@@ -64,17 +64,7 @@ def kvatlas_route(
     stack: contextlib.ExitStack, site: Site, settings: Mapping[str, Any], routers: int = 1
 ) -> Route:
     """Start Redis, an indexer and routers with these sections of a configuration."""
-    redis = stack.enter_context(running_redis(site.folder))
-    indexer_port = site.ports.take()
-    sections = {
-        **settings,
-        "redis": {"url": redis.url},
-        "router": {"pre_stop_s": 0.0, "drain_s": 1.0, **settings.get("router", {})},
-        "indexer": {"admin_port": indexer_port},
-    }
-    config = str(site.config("kvatlas", sections))
-    indexer, _ = site.start(stack, "indexer", kvatlas("indexer", "--config", config))
-    await_ok(indexer_port, "/readyz", "the indexer")
+    config, shared = indexed(stack, site, settings)
     urls, pids, admin_ports = [], [], []
     for number in range(1, routers + 1):
         port, admin_port = site.ports.take(), site.ports.take()
@@ -87,7 +77,25 @@ def kvatlas_route(
         admin_ports.append(admin_port)
     for admin_port in admin_ports:
         await_ok(admin_port, "/readyz", "a router")
-    return Route(urls, pids, [indexer, redis.pid])
+    return Route(urls, pids, shared)
+
+
+def indexed(
+    stack: contextlib.ExitStack, site: Site, settings: Mapping[str, Any]
+) -> tuple[str, list[int]]:
+    """Start Redis and an indexer; give the file with the configuration, and both processes."""
+    redis = stack.enter_context(running_redis(site.folder))
+    indexer_port = site.ports.take()
+    sections = {
+        **settings,
+        "redis": {"url": redis.url},
+        "router": {"pre_stop_s": 0.0, "drain_s": 1.0, **settings.get("router", {})},
+        "indexer": {"admin_port": indexer_port},
+    }
+    config = str(site.config("kvatlas", sections))
+    indexer, _ = site.start(stack, "indexer", kvatlas("indexer", "--config", config))
+    await_ok(indexer_port, "/readyz", "the indexer")
+    return config, [indexer, redis.pid]
 
 
 def _consistent_hash(stack: contextlib.ExitStack, site: Site) -> Route:

@@ -30,8 +30,8 @@ def test_models_and_configured_adapters_are_known_from_the_start() -> None:
     assert found(known, "a") == ("a", None)
     assert found(known, "x") == ("a", "x")
     assert found(known, "y") is None
-    assert known.is_configured(Served(A, "x"))
-    assert not known.is_configured(Served(A, "y"))
+    assert known.may_be_loaded(Served(A, "x"))
+    assert not known.may_be_loaded(Served(A, "y"))
 
 
 def test_learned_adapters_come_and_go() -> None:

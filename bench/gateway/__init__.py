@@ -1,0 +1,1 @@
+"""What a gateway with a picker costs, beside the proxy: `make bench-gateway`."""

@@ -1,0 +1,169 @@
+"""What a gateway shows of an answer: its head, its end, and its body where that is wanted."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from kvatlas.common.clock import monotonic
+from kvatlas.common.records import record
+from kvatlas.router import ext_proc
+from kvatlas.router.exchange import Exchange
+from kvatlas.router.ext_proc import Arrived, Change
+from kvatlas.router.first_token import Gaps
+from kvatlas.router.headers import Header
+from kvatlas.router.health import Health
+from kvatlas.router.job import Job, in_clients_words
+from kvatlas.router.metrics import RouterMetrics
+from kvatlas.router.pipeline import Judged, Pipeline
+from kvatlas.router.proof import Case, Proof, Sent
+from kvatlas.router.proxy import EVENT_STREAM, SERVER_ERRORS
+from kvatlas.router.usage import AnswerReader, Unread
+
+_FROM_UPSTREAM: Final = "x-envoy-upstream-service-time"
+"""Envoy puts it on what an engine answered, not on what it answers itself."""
+_SENDS: Final = frozenset({ext_proc.STREAMED, ext_proc.BUFFERED, ext_proc.FULL_DUPLEX})
+
+
+@record
+class Watch:
+    """What an answer is watched with."""
+
+    pipeline: Pipeline
+    proof: Proof
+    health: Health
+    metrics: RouterMetrics
+
+
+class GatewayAnswer:
+    """The answer to a request that was forwarded.
+
+    Args:
+        exchange: of the request.
+        job: the request.
+        judged: the endpoint that it was sent to.
+        sent: what it was sent.
+        wants_body: whether something in the answer's body is to be read, or written anew.
+    """
+
+    def __init__(
+        self, exchange: Exchange, job: Job, judged: Judged, sent: Sent, *, wants_body: bool
+    ) -> None:
+        self._exchange = exchange
+        self._job = job
+        self._judged = judged
+        self._sent = sent
+        self._wants_body = wants_body
+        self._mode = exchange.response_mode
+        self._reader: AnswerReader = Unread()
+        self._seen: AnswerReader = self._reader
+        self._gaps: Gaps | None = None
+        self._came_s: float | None = None
+
+    @property
+    def case(self) -> Case:
+        """Put the request together with its endpoint."""
+        return self._job.case(self._judged)
+
+    async def follow(self, watch: Watch, headers: list[Header]) -> None:
+        """Follow it to its end.
+
+        Args:
+            watch: what it tells of.
+            headers: of ours for the client.
+        """
+        exchange, trip = self._exchange, self._job.trip
+        while (arrived := await exchange.read()) is not None:
+            match arrived.part:
+                case "response_headers":
+                    await exchange.write([self._begun(watch, arrived, headers)])
+                case "response_body":
+                    await exchange.write(self._passed(watch, arrived))
+                case "response_trailers" | "request_trailers":
+                    await exchange.write([ext_proc.trailers(arrived.part)])
+                case _:
+                    # What was sent of the request before we refused, or stopped reading, it.
+                    pass
+        if not trip.status:
+            trip.status, trip.outcome = 499, "client_closed"
+            return
+        if trip.status not in SERVER_ERRORS:
+            self._judged.endpoint.standing.succeeded()
+        if trip.status == HTTPStatus.OK:
+            usage = watch.proof.note(self.case, self._sent, self._reader)
+            if usage is not None:
+                trip.cached_tokens, trip.usage = usage.cached_tokens, usage
+
+    # --- its parts ----------------------------------------------------------------------------
+
+    def _begun(self, watch: Watch, arrived: Arrived, ours: list[Header]) -> bytes:
+        trip = self._job.trip
+        received = dict(arrived.headers())
+        self._served_by(watch, arrived.served())
+        trip.status = int(received.get(":status", "0") or 0)
+        self._judge(watch, trip.status, is_engines=_FROM_UPSTREAM in received)
+        told = received.get("content-type", "").partition(";")[0].strip().lower()
+        is_readable = trip.status == HTTPStatus.OK and not received.get("content-encoding")
+        if trip.status == HTTPStatus.BAD_REQUEST and self._sent.is_handed_over:
+            watch.proof.note_refused(self.case)
+        more = None
+        if self._wants_body and is_readable and not arrived.is_last:
+            if self._mode not in _SENDS:
+                more = self._mode = ext_proc.FULL_DUPLEX
+            self._reader = watch.proof.reader(self.case, self._sent, told)
+            self._seen = in_clients_words(self._job, self._reader, told)
+        if told == EVENT_STREAM and self._mode in _SENDS:
+            self._gaps = watch.metrics.gap_seconds.labels(self._job.decision.model)
+        if self._mode not in _SENDS or arrived.is_last:
+            self._first_byte(watch)
+        removed = ["content-length"] if more is not None else []
+        return ext_proc.changed("response_headers", Change(ours, removed), response_body=more)
+
+    def _passed(self, watch: Watch, arrived: Arrived) -> list[bytes]:
+        if self._job.trip.first_byte_ms is None:
+            self._first_byte(watch)
+            if self._job.trip.status == HTTPStatus.OK:
+                self._job.flight.began()
+        if self._gaps is not None:
+            now_s = monotonic()
+            if self._came_s is not None:
+                self._gaps.observe(now_s - self._came_s)
+            self._came_s = now_s
+        body, is_last = arrived.body, arrived.is_last
+        out = self._seen.feed(body)
+        if is_last:
+            out += self._seen.end()
+        if self._mode == ext_proc.FULL_DUPLEX:
+            return ext_proc.streamed_body("response_body", out, is_last=is_last)
+        change = Change(body=out) if out != body else ext_proc.NO_CHANGE
+        return [ext_proc.changed("response_body", change)]
+
+    def _first_byte(self, watch: Watch) -> None:
+        model = self._job.decision.model
+        watch.metrics.first_byte_seconds.labels(model).observe(self._job.trip.began())
+
+    def _judge(self, watch: Watch, status: int, *, is_engines: bool) -> None:
+        """Tell the endpoint's health of a status."""
+        endpoint = self._judged.endpoint
+        if not is_engines:
+            if status in SERVER_ERRORS:
+                # The gateway's own words, most likely: a reason to look at the engine, no more.
+                watch.health.failed(endpoint, "disconnected", is_reused=True)
+        elif status in SERVER_ERRORS:
+            watch.health.refused(endpoint)
+        elif endpoint.standing.unanswered:
+            watch.health.answered(endpoint)
+
+    def _served_by(self, watch: Watch, served: str | None) -> None:
+        """Follow a gateway that went down the list of endpoints."""
+        job = self._job
+        if served is None or served == self._judged.endpoint.address:
+            return
+        other = next((e for e in job.decision.candidates if e.endpoint.address == served), None)
+        if other is None:
+            return
+        self._judged = other
+        job.trip.retries += 1
+        job.trip.endpoint, job.trip.match_tokens = other.endpoint.name, other.match_tokens
+        job.flight.lift()
+        watch.pipeline.fly(job.flight, job.decision, other)
