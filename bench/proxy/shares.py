@@ -6,7 +6,8 @@ from collections import Counter
 from typing import Final
 
 STAGES: Final = {
-    "HTTP to the client": ("router/inbound", "router/reading", "router/writing", "router/front"),
+    "HTTP to the client": ("router/connection", "router/inbound", "router/reading",
+                           "router/writing", "router/front"),
     "HTTP to the engine": (
         "router/outbound",
         "router/arrival",

@@ -25,7 +25,9 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.ids import BlockHash, EndpointName, ModelName
 from kvatlas.common.keyspace import LoadKeys
 from kvatlas.common.redis_client import connect
-from kvatlas.router.flight_log import Clients, FlightLog, new_router_id
+from kvatlas.router.flight_log import FlightLog
+from kvatlas.router.flight_logs import new_router_id
+from kvatlas.router.flight_stream import Clients
 from kvatlas.router.flights import Board, Launch
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.predictions import sketch_of
