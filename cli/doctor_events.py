@@ -10,7 +10,15 @@ from kvatlas.cli.doctor_engine import block_size_of
 from kvatlas.cli.doctor_facts import FAULT, OK, WARN, EngineFound, EventsFound, Finding, Found
 from kvatlas.cli.index_reader import EndpointState
 
-DOUBTS: Final = ("gap", "lost", "replay_failed", "malformed", "reconnect", "overpredicted")
+DOUBTS: Final = (
+    "gap",
+    "lost",
+    "replay_failed",
+    "malformed",
+    "reconnect",
+    "overpredicted",
+    "overclaimed",
+)
 """Reasons of epochs that cost what was known without the engine having forgotten it."""
 _PORT: Final = re.compile(r":(\d+)$")
 

@@ -491,6 +491,13 @@ RELEARN_POLL_S: Final = 1.0
 """Between two looks of a router at which endpoints are relearned."""
 PRESENT_HASHES_MAX: Final = 4_000_000
 """Blocks that one endpoint may claim to hold; more is a lie or a fault."""
+GPU_BLOCKS_SLACK: Final = 0.1
+"""Part of `num_gpu_blocks` by which an endpoint may hold more on its GPU: announcements that look
+like stores, and a restart with a larger cache that its gauges do not tell yet."""
+GPU_BLOCKS_SLACK_MIN: Final = 64
+"""The same of small caches, in blocks."""
+GPU_BLOCKS_KEPT_S: Final = 60.0
+"""For which that number is believed when nobody can look any more: the engine may be another."""
 POOLS_PER_ENDPOINT_MAX: Final = 64
 PENDING_OPS_MAX: Final = 500_000
 """Entries waiting for Redis per endpoint; above it they are dropped and rewritten from memory."""

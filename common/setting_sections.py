@@ -456,6 +456,8 @@ class IndexerSettings(_Section):
         admin_tls: speak TLS on the operators' port; without it HTTP.
         lease_s: for which an endpoint stays with an indexer that gives no sign of life.
         metrics_interval_s: shortest time between two looks at an engine's metrics.
+        bound_by_gpu_blocks: believe no endpoint that holds more on its GPU than its engine's
+            `num_gpu_blocks`.
     """
 
     admin_host: str = "127.0.0.1"
@@ -463,6 +465,7 @@ class IndexerSettings(_Section):
     admin_tls: ListenTls | None = None
     lease_s: Annotated[float, Field(ge=0.3, le=60.0)] = 3.0
     metrics_interval_s: Annotated[float, Field(ge=0.02, le=limits.SCRAPE_PAUSE_MAX_S)] = 0.2
+    bound_by_gpu_blocks: bool = True
 
 
 class EngineSettings(_Section):

@@ -23,7 +23,7 @@ from kvatlas.common.discovery.gauges import source_gauges
 from kvatlas.common.discovery.merging import Fleet
 from kvatlas.common.discovery.watching import Watching
 from kvatlas.common.errors import ConfigError, IndexUnavailable
-from kvatlas.common.ids import EndpointName, IndexerId
+from kvatlas.common.ids import EndpointName, IndexerId, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.redis_client import LOGIN_REASONS, RedisArg, ServerFacts
@@ -36,6 +36,7 @@ from kvatlas.indexer.feed import Feed
 from kvatlas.indexer.following import Means
 from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.metrics import IndexerMetrics
+from kvatlas.indexer.own_gauges import OwnGauges
 from kvatlas.indexer.ownership import Ownership
 from kvatlas.indexer.scraping import Scraping
 from kvatlas.indexer.store import IndexStore
@@ -98,6 +99,7 @@ class Indexer:
         )
         self._store = IndexStore.connect(settings.redis)
         self._store_watch = StoreWatch(self._store, self.metrics)
+        self._own_gauges = OwnGauges(self._store.client)
         self._context = _context()
         slots = asyncio.Semaphore(limits.REPLAYS_AT_ONCE_MAX)
         means = Means(self._context, self._store, self.metrics, slots, Turns())
@@ -257,6 +259,7 @@ class Indexer:
                 told = await self._tell({} if due else told)
                 told_at = now if due else told_at
                 await self._take_doubts()
+                await self._take_gauges()
             except IndexUnavailable as error:
                 self.metrics.store_errors.labels(error.reason).inc()
             await asyncio.sleep(WATCH_S)
@@ -268,6 +271,18 @@ class Indexer:
         for shard, feeds in by_shard.items():
             for name, epoch in (await self._store.take_doubts(shard, feeds)).items():
                 feeds[name].doubt(epoch)
+
+    async def _take_gauges(self) -> None:
+        """Let feeds hear how large their engines' caches are."""
+        if not self._settings.indexer.bound_by_gpu_blocks:
+            return
+        by_model: dict[ModelName, dict[EndpointName, Feed]] = {}
+        for feed in self.feeds:
+            by_model.setdefault(feed.mirror.target.shard.model, {})[feed.name] = feed
+        for model, feeds in by_model.items():
+            told = {name: each async for name, each in self._own_gauges.read(model, list(feeds))}
+            for name, feed in feeds.items():
+                feed.told(told.get(name), monotonic())
 
     async def _tell(
         self, told: dict[Target, dict[str, RedisArg]]

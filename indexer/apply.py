@@ -22,7 +22,7 @@ from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
 from kvatlas.common.ids import BlockHash, EngineHash, ModelName, Pool
 from kvatlas.indexer.events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
-from kvatlas.indexer.groups import Groups
+from kvatlas.indexer.groups import GPU, Groups
 from kvatlas.indexer.memory import PAGE_MASK, PAGES, Page
 
 Present = dict[Pool, dict[BlockHash, bool]]
@@ -39,6 +39,7 @@ class Delta(Struct):
         orphans: stored blocks that could not be placed, their parent being unknown.
         unknown_removed: removals of blocks that were not present.
         over_limit: stored blocks beyond PRESENT_HASHES_MAX, which were left out.
+        overclaimed: stored blocks beyond what the engine's GPU can hold, which were left out.
     """
 
     cleared: bool = False
@@ -47,6 +48,7 @@ class Delta(Struct):
     orphans: int = 0
     unknown_removed: int = 0
     over_limit: int = 0
+    overclaimed: int = 0
 
     def of(self, pool: Pool) -> dict[BlockHash, bool]:
         """Give what changed in a pool, to be added to."""
@@ -78,6 +80,9 @@ class EndpointCache:
         """KV-cache groups, as far as events have told; kept over doubts and clears."""
         self.block_size = 0
         """Tokens per block, as of the newest event that tells; 0 before."""
+        self.gpu_max: int | None = None
+        """Engine hashes that it may hold on the GPU, all groups together; None for no such bound:
+        it is known only later, and must not part what is recalled from what the index has."""
 
     def apply(self, batch: Batch, *, counts_copies: bool = True) -> Delta:
         """Take over a batch.
@@ -116,6 +121,11 @@ class EndpointCache:
     def held(self) -> int:
         """Give the number of engine hashes present, summed over pools."""
         return self._held
+
+    @property
+    def held_on_gpu(self) -> int:
+        """Give how many of them are on the engine's own GPU: there one block has one hash."""
+        return sum(len(counts) for pool, counts in self._counts.items() if _is_own_gpu(pool))
 
     def entries(self) -> Iterator[tuple[Pool, BlockHash]]:
         """Go through all that is present, placed, and of use for a match."""
@@ -268,14 +278,17 @@ class EndpointCache:
                 return
             counts = self._counts[pool] = {}
         known, absent, changed = self._known, self._absent, delta.of(pool)
-        before, room = len(counts), limits.PRESENT_HASHES_MAX - self._held + len(counts)
+        before, left_out = len(counts), 0
+        room = limits.PRESENT_HASHES_MAX - self._held + before
+        gpu_room = self._gpu_room(pool, len(hashes), room)
+        most = min(room, gpu_room)
         for engine_hash in hashes:
             count = counts.get(engine_hash)
             if count is not None:
                 if counts_copies:
                     counts[engine_hash] = count + 1
-            elif len(counts) >= room:
-                delta.over_limit += 1
+            elif len(counts) >= most:
+                left_out += 1
                 self._note_absent(self._not_held((engine_hash,)))
             else:
                 counts[engine_hash] = 1
@@ -288,6 +301,18 @@ class EndpointCache:
                 else:
                     changed[block] = True
         self._held += len(counts) - before
+        if gpu_room < room:
+            delta.overclaimed += left_out
+        else:
+            delta.over_limit += left_out
+
+    def _gpu_room(self, pool: Pool, stored: int, room: int) -> int:
+        """Give how many hashes a pool may come to hold by the bound of the GPU, if it matters."""
+        most = self.gpu_max
+        # With all pools below the bound the GPU's are, too: that need not be counted.
+        if most is None or self._held + stored <= most or not _is_own_gpu(pool):
+            return room
+        return most - self.held_on_gpu + len(self._counts[pool])
 
     def _remove(self, pool: Pool, hashes: Sequence[EngineHash], delta: Delta) -> None:
         counts = self._counts.get(pool, {})
@@ -343,3 +368,7 @@ class EndpointCache:
         while len(self._absent) > kept:
             engine_hash, _ = self._absent.popitem(last=False)
             del self._known[engine_hash & PAGE_MASK][engine_hash]
+
+
+def _is_own_gpu(pool: Pool) -> bool:
+    return pool.medium == GPU and not pool.is_remote

@@ -9,12 +9,14 @@ from typing import Any, Final
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import MalformedBatch
+from kvatlas.common.gauges import SharedSample
 from kvatlas.common.ids import Epoch
 from kvatlas.common.log import logger
 from kvatlas.common.redis_client import RedisArg
 from kvatlas.indexer.apply import Delta
 from kvatlas.indexer.decode import decode
 from kvatlas.indexer.events import Batch
+from kvatlas.indexer.gpu_bound import GpuBound
 from kvatlas.indexer.metrics import IndexerMetrics
 from kvatlas.indexer.mirror import Mirror
 from kvatlas.indexer.recall import Recall
@@ -60,6 +62,8 @@ class Feed:
         self.mirror = mirror
         self._metrics = metrics
         self._relearning = Relearning()
+        self._gpu_bound = GpuBound()
+        self._was_over = False
         self._lost_at: float | None = None
         self._wanted_size = block_size
         self._found_size = 0
@@ -128,6 +132,23 @@ class Feed:
         self.sequencer.overpredicted(monotonic())
         self.pump()
 
+    def told(self, told: SharedSample | None, now: float) -> None:
+        """Take what the shared gauges say of the engine, None for nothing.
+
+        An endpoint that holds more than it can, told so twice, is in doubt: once may be a restart
+        with a smaller cache, of which the gauges tell before the events do.
+        """
+        self._gpu_bound.told(told, now)
+        most = self._gpu_bound.most(now)
+        self._metrics.gpu_blocks_max.labels(self.name).set(most or 0)
+        # What is recalled must become what the index has.
+        self.cache.gpu_max = most if self._recall is None else None
+        is_over = most is not None and self.cache.held_on_gpu > most
+        if is_over and self._was_over and self.sequencer.phase == "live":
+            self._overclaimed(now)
+            self.pump()
+        self._was_over = is_over
+
     def stand(self) -> dict[str, RedisArg]:
         """Say how the indexer stands with the endpoint, for `kvatlas doctor` and people."""
         counts = self.sequencer.counts
@@ -173,6 +194,18 @@ class Feed:
         progress = Progress(step.seq, batch.time_s, step.digest)
         self.mirror.update(progress, delta, relearning.counted_from)
         self._count_batch(batch, delta)
+        if delta.overclaimed:
+            self._metrics.overclaimed.labels(self.name).inc(delta.overclaimed)
+            self._overclaimed(now)
+
+    def _overclaimed(self, now: float) -> None:
+        """Doubt an endpoint that claims more than its engine says that it can hold.
+
+        What it claims again after the doubt is doubted again, after a pause that grows.
+        """
+        most = self.cache.gpu_max
+        _LOG.warning("endpoint.overclaimed", endpoint=self.name, gpu_blocks_max=most)
+        self.sequencer.overclaimed(now)
 
     def _decoded(self, step: Ready) -> Batch | None:
         """Read a batch; None for one that cannot be read."""

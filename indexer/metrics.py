@@ -86,7 +86,8 @@ class IndexerMetrics(Metrics):
         "endpoint reason",
         "epochs",
         "How often what was known was forgotten (reasons: [REDIS.md](REDIS.md)).",
-        "`gap`, `lost`, `replay_failed`, `malformed` at a rate: that engine's feed is bad",
+        "`gap`, `lost`, `replay_failed`, `malformed`, `overclaimed` at a rate: that engine's feed"
+        " is bad",
     )
     doubts = counter(
         "doubts", "endpoint", "notes", "Notes of doubt from routers.", "see OPERATIONS.md"
@@ -129,6 +130,22 @@ class IndexerMetrics(Metrics):
         "blocks",
         "Stored blocks beyond the bounds, not indexed.",
         "alike",
+    )
+    overclaimed = counter(
+        "blocks_overclaimed",
+        "endpoint",
+        "blocks",
+        "Stored blocks beyond what the engine's `num_gpu_blocks` can hold, not indexed; each time"
+        " the endpoint is in doubt (`endpoint.overclaimed`).",
+        "something else publishes at its event port, or its gauges are another engine's; an engine"
+        " whose number does not count all of its GPU: `indexer.bound_by_gpu_blocks: false`",
+    )
+    gpu_blocks_max = gauge(
+        "gpu_blocks_max",
+        "endpoint",
+        "blocks",
+        "Most that an endpoint may hold on its GPU: its `num_gpu_blocks` and a slack; 0 where its"
+        " engine does not tell it.",
     )
     # --- Redis ------------------------------------------------------------------------------
     rewrites = counter(
@@ -205,5 +222,12 @@ class IndexerMetrics(Metrics):
 
     def leave(self, endpoint: str) -> None:
         """Drop the gauges of an endpoint that is followed no longer; its counts stay."""
-        for each in (self.lag, self.unmatched, self.epoch, self.seq, self.blocks):
+        for each in (
+            self.lag,
+            self.unmatched,
+            self.epoch,
+            self.seq,
+            self.blocks,
+            self.gpu_blocks_max,
+        ):
             each.remove(endpoint)

@@ -46,7 +46,7 @@ class NewEpoch(Struct, frozen=True):
 
     Attributes:
         reason: one of a closed set of words: "start", "restart", "reconnect", "gap", "lost",
-            "replay_failed", "malformed", "overpredicted".
+            "replay_failed", "malformed", "overpredicted", "overclaimed".
     """
 
     reason: str
@@ -225,6 +225,11 @@ class Sequencer:
         """Note that the engine was found to hold less than its batches say."""
         if self.phase != "waiting":
             self._doubt("overpredicted", now)
+
+    def overclaimed(self, now: float) -> None:
+        """Note that the engine's batches store more than its cache can hold."""
+        if self.phase != "waiting":
+            self._doubt("overclaimed", now)
 
     def tick(self, now: float) -> None:
         """Let time pass; call it a few times a second."""

@@ -14,13 +14,14 @@ from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import run_service
 from kvatlas.common.tls import TlsGauges, listen_credentials, port_context, watch
+from kvatlas.router.connection import listening
 from kvatlas.router.core import Core
 from kvatlas.router.cores import Cores, Reload
 from kvatlas.router.desk import Desk
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.engine_pool import EnginePool
 from kvatlas.router.front import Front
-from kvatlas.router.inbound import Inbound, listening
+from kvatlas.router.inbound import Inbound
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.probe import Prober
 from kvatlas.router.service import Service, serving_cores

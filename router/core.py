@@ -37,7 +37,9 @@ from kvatlas.router.desk import Desk, Handled
 from kvatlas.router.doubts import Doubts
 from kvatlas.router.endpoints import Endpoints
 from kvatlas.router.engine_pool import EnginePool
-from kvatlas.router.flight_log import Clients, FlightLog, FlightLogs, boards_of
+from kvatlas.router.flight_log import FlightLog
+from kvatlas.router.flight_logs import FlightLogs, boards_of
+from kvatlas.router.flight_stream import Clients
 from kvatlas.router.flights import Board
 from kvatlas.router.handover_check import HandoverChecks
 from kvatlas.router.http import RouterHttp

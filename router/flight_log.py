@@ -1,4 +1,4 @@
-"""Tell other routers of own flights, and hear of theirs: one Redis stream per model.
+"""Tell other routers of own flights, and hear of theirs: the board of one model, kept up to date.
 
 A decision reads what is new along with its lookup, and writes one entry; what happens in the same
 moment shares it. With the entry comes back what others told before it: the stream puts all
@@ -12,63 +12,23 @@ tells once a second.
 from __future__ import annotations
 
 import asyncio
-import secrets
-import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from redis.asyncio import Redis
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.deadline import Deadline
 from kvatlas.common.errors import IndexUnavailable
-from kvatlas.common.ids import ModelName
 from kvatlas.common.keyspace import LoadKeys
 from kvatlas.common.log import logger
-from kvatlas.common.redis_client import RedisArg, guard
-from kvatlas.common.settings import Settings
 from kvatlas.router.flight_messages import Fields, Outbox, apply_entry, state_fields
-from kvatlas.router.flights import Board, Launch, RouterId
+from kvatlas.router.flight_stream import NOTHING, Clients, Entries, EntryId, FlightStream, place_of
+from kvatlas.router.flights import Board, Launch
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.redis_time import RedisTime
 
 _LOG = logger("flights")
-
-
-def new_router_id() -> RouterId:
-    """Draw a name for a router process."""
-    return RouterId(f"{socket.gethostname()[:64]}-{secrets.token_hex(4)}")
-
-
-def boards_of(settings: Settings) -> dict[ModelName, Board]:
-    """Make the board of each model; on all of them this process has one name."""
-    me, rate = new_router_id(), settings.router.prefill_tokens_per_s
-    return {m.model: Board(me, rate) for m in settings.models}
-
-
-@dataclass(frozen=True, slots=True)
-class Clients:
-    """Connections to Redis.
-
-    Attributes:
-        reader: may be of a replica.
-        limit_s: for Redis to answer while a decision waits.
-    """
-
-    reader: Redis
-    writer: Redis
-    limit_s: float = field(default_factory=lambda: limits.LOOKUP_S)
-
-
-EntryId = tuple[int, int]
-"""Place of an entry in the stream: milliseconds of Redis' clock, and a number within them."""
-
-NOTHING: Final[EntryId] = (0, 0)
-"""Stands before every entry."""
 
 
 @dataclass(slots=True, eq=False)
@@ -146,8 +106,9 @@ class FlightLog:
         self, keys: LoadKeys, clients: Clients, board: Board, metrics: RouterMetrics
     ) -> None:
         self.board = board
-        self._keys = keys
-        self._clients = clients
+        self._model = keys.model
+        self._stream = FlightStream(keys.flights, clients)
+        self._limit_s = clients.limit_s
         self._metrics = metrics
         self._outbox = Outbox()
         self._number = 0
@@ -182,7 +143,7 @@ class FlightLog:
         """Tell whether launches of others stand before this one that its decision did not know."""
         if self.board.routers == 1 or self._is_failing:
             return False
-        with suppress(TimeoutError), Deadline(self._clients.limit_s, limits.LOOKUP_GRACE_S):
+        with suppress(TimeoutError), Deadline(self._limit_s, limits.LOOKUP_GRACE_S):
             await flight.entry.is_told.wait()
         place = flight.entry.place
         return place is not None and any(
@@ -267,27 +228,21 @@ class FlightLog:
 
     async def _read(self) -> None:
         try:
-            with guard(), Deadline(self._clients.limit_s, limits.LOOKUP_GRACE_S):
-                reply = await _call(self._clients.reader, *self._what_is_new())
+            entries = await self._stream.read(self._heard)
         except IndexUnavailable as error:
             self._metrics.board_errors.labels(error.reason).inc()
             self._is_failing = True
             return
-        self._take(reply)
+        self._take(entries)
 
-    def _what_is_new(self) -> tuple[RedisArg, ...]:
-        """Give the command that reads it."""
-        last = f"{self._heard[0]}-{self._heard[1]}"
-        return ("XREAD", "COUNT", limits.FLIGHTS_READ_MAX, "STREAMS", self._keys.flights, last)
-
-    def _take(self, reply: Any) -> None:
+    def _take(self, entries: Entries) -> None:
         """Take over what was read; readings overlap, so each entry counts once."""
-        now, entries = monotonic(), _entries(reply)
+        now = monotonic()
         if entries:
             # The newest one says most of how the clocks differ: by it all of them are dated.
-            self._redis_time.local(_place(entries[-1][0])[0] / 1e3, now)
+            self._redis_time.local(place_of(entries[-1][0])[0] / 1e3, now)
         for entry_id, fields in entries:
-            place = _place(entry_id)
+            place = place_of(entry_id)
             if place <= self._heard:
                 continue
             self._heard = place
@@ -330,7 +285,7 @@ class FlightLog:
             self._heard = NOTHING
         for router in self.board.bury(place[0] / 1e3):
             _LOG.warning("router.silent", router=router)
-        self._metrics.routers.labels(self._keys.model).set(self.board.routers)
+        self._metrics.routers.labels(self._model).set(self.board.routers)
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -379,60 +334,10 @@ class FlightLog:
 
     async def _write(self, fields: Fields) -> EntryId | None:
         """Append an entry, and read what is new; give its place, None where that failed."""
-        key = self._keys.flights
-        pipe = self._clients.writer.pipeline(transaction=False)
-        pipe.execute_command("XADD", key, "MAXLEN", "~", limits.FLIGHT_ENTRIES_MAX, "*", *fields)
-        pipe.execute_command(*self._what_is_new())
-        if "state" in fields:
-            # A model that nobody routes to any more leaves nothing behind.
-            pipe.execute_command("EXPIRE", key, limits.FLIGHT_LOG_S)
         try:
-            with guard():
-                async with asyncio.timeout(limits.REDIS_WRITE_S):
-                    entry_id, reply, *_ = await pipe.execute()
+            place, entries = await self._stream.append(fields, self._heard)
         except IndexUnavailable as error:
             self._metrics.board_errors.labels(error.reason).inc()
             return None
-        self._take(reply)
-        return _place(entry_id)
-
-
-def _place(entry_id: bytes) -> EntryId:
-    """Read an id."""
-    milliseconds, _, number = entry_id.partition(b"-")
-    return int(milliseconds), int(number)
-
-
-async def _call(client: Redis, *command: RedisArg) -> Any:
-    run: Callable[..., Awaitable[Any]] = client.execute_command
-    return await run(*command)
-
-
-def _entries(reply: Any) -> Sequence[tuple[bytes, Sequence[bytes]]]:
-    """Find the entries in a reply to XREAD of one stream; a null reply is none."""
-    return reply[0][1] if reply else ()
-
-
-class FlightLogs:
-    """The flight logs of all models.
-
-    Args:
-        logs: by model.
-    """
-
-    def __init__(self, logs: Mapping[ModelName, FlightLog]) -> None:
-        self._logs = logs
-
-    def of(self, model: ModelName) -> FlightLog:
-        """Give a model's."""
-        return self._logs[model]
-
-    async def run(self) -> None:
-        """Keep all boards up to date, for ever."""
-        async with asyncio.TaskGroup() as group:
-            for log in self._logs.values():
-                group.create_task(log.run())
-
-    async def aclose(self) -> None:
-        """Say for all that nothing is under way any more."""
-        await asyncio.gather(*(log.aclose() for log in self._logs.values()))
+        self._take(entries)
+        return place

@@ -26,7 +26,8 @@ from kvatlas.router.accuracy import reads_cache
 from kvatlas.router.breaker import Breaker
 from kvatlas.router.endpoint import Endpoint
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.flight_log import FlightLogs, OwnFlight
+from kvatlas.router.flight_log import OwnFlight
+from kvatlas.router.flight_logs import FlightLogs
 from kvatlas.router.flights import Board, Launch
 from kvatlas.router.holders import Match
 from kvatlas.router.lookup import BlockIndex

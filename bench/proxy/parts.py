@@ -18,6 +18,8 @@ STALL_SIZE: Final = 512
 STALL_LOAD: Final = 2
 """Bodies at once: more of them saturate the machine, and the poll waits for that."""
 STAGE_SIZES: Final = (1, 32)
+PROFILE_S: Final = 12.0
+"""Of a profile at least: some 2,500 samples, so that a share of 10 % is right to one percent."""
 STREAMS: Final = 500
 SATURATED: Final = 32
 DEFAULT: Final = "kvatlas"
@@ -95,7 +97,7 @@ def stages(rounds: Rounds, folder: Path, sizes: Sequence[int]) -> dict[str, Any]
         names = [DEFAULT, *VARIANTS]
         rounds.make(_case("stages", size, 16), names, _measuring(rounds, load))
         raw = folder / f"profile-{size}.raw"
-        profiled = Load("requests", size, 16, max(4.0, rounds.seconds))
+        profiled = Load("requests", size, 16, max(PROFILE_S, rounds.seconds))
         try:
             rounds.fleet.profile(DEFAULT, profiled, raw)
             found[f"{size} KB"] = shares(raw.read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvatlas.common import limits
+from kvatlas.router.connection import Connection
 from tests.chaos.conftest import Report
 from tests.fakes.canary import Canary
 from tests.fakes.engines import until
@@ -171,6 +172,7 @@ async def test_c2_answers_that_nobody_reads_do_not_pile_up(
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(get("/openapi.json"))
             (connection,) = place.running.inbound.connections
+            assert isinstance(connection, Connection)
             most = sent = 0
             while sent < count and connection._reads:
                 await client.send(get("/openapi.json"))

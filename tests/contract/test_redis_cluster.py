@@ -22,7 +22,9 @@ from kvatlas.common.keyspace import LoadKeys
 from kvatlas.common.redis_client import connect
 from kvatlas.common.setting_sections import RedisSettings
 from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
-from kvatlas.router.flight_log import Clients, FlightLog, new_router_id
+from kvatlas.router.flight_log import FlightLog
+from kvatlas.router.flight_logs import new_router_id
+from kvatlas.router.flight_stream import Clients
 from kvatlas.router.flights import Board, Launch
 from kvatlas.router.metrics import RouterMetrics
 from tests.fakes.indexed_fleet import LOOKUP_S, SLACK_S, IndexedFleet, indexed_fleet
@@ -121,8 +123,8 @@ async def test_flights_are_told_in_a_cluster(cluster: Cluster, *, from_replicas:
     await hears(0)
     for log in logs:
         await log.aclose()
-        await log._clients.reader.aclose()
-        await log._clients.writer.aclose()
+        await log._stream._clients.reader.aclose()
+        await log._stream._clients.writer.aclose()
 
 
 def scripts_run(cluster: Cluster) -> dict[int, int]:

@@ -28,7 +28,9 @@ from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
 from kvatlas.indexer.leases import Leases
 from kvatlas.indexer.store import IndexStore
 from kvatlas.indexer.targets import BEFORE_FIRST, Opening, Position, Progress, Target
-from kvatlas.router.flight_log import Clients, FlightLog, new_router_id
+from kvatlas.router.flight_log import FlightLog
+from kvatlas.router.flight_logs import new_router_id
+from kvatlas.router.flight_stream import Clients
 from kvatlas.router.flights import Board, Launch
 from kvatlas.router.keys import Client, Rates
 from kvatlas.router.metrics import RouterMetrics
@@ -220,8 +222,8 @@ async def test_routers_tell_each_other_of_flights(guarded: Guarded) -> None:
             assert one.board.stand(name).requests == 2
     for log in logs:
         await log.aclose()
-        await log._clients.reader.aclose()
-        await log._clients.writer.aclose()
+        await log._stream._clients.reader.aclose()
+        await log._stream._clients.writer.aclose()
     assert guarded.refused() == []
 
 

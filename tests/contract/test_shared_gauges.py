@@ -26,6 +26,7 @@ from kvatlas.common.redis_client import connect
 from kvatlas.common.settings import Settings
 from kvatlas.indexer.app import Indexer
 from kvatlas.indexer.gauge_writer import GaugeWriter, Seen
+from kvatlas.indexer.own_gauges import OwnGauges
 from kvatlas.router.app import Running, router
 from kvatlas.router.endpoint import Endpoint
 from tests.fakes.engines import until
@@ -439,3 +440,23 @@ async def test_a_foreign_key_is_no_board(redis_url: str) -> None:
             (endpoint,) = one.endpoints.all()
             await until(lambda: endpoint.others_running == 1)
             assert one.metrics.gauge_errors.labels("wrongtype").value > 0
+
+
+async def test_an_owner_reads_what_others_have_looked_at(redis_url: str) -> None:
+    """Each rank has its own sample, which may be another indexer's; what is none is left out."""
+    client = connect(redis_url, timeout_s=1.0, connections_max=None)
+    names = [EndpointName(name) for name in ("a:1", "a:1#1", "b:1", "c:1")]
+    try:
+        seen = {
+            name: Seen(Sample(is_up=True, gauges=EngineGauges(blocks=blocks)), 0.0, 0.2)
+            for name, blocks in zip(names, (100, 200), strict=False)
+        }
+        await GaugeWriter(client, KEYS).write(seen)
+        await client.hset(KEYS.gauges, names[2], "spam")
+        found = {
+            name: told.sample.gauges.blocks
+            async for name, told in OwnGauges(client).read(MODEL, names[1:])
+        }
+        assert found == {names[1]: 200}
+    finally:
+        await client.aclose()

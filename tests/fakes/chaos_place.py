@@ -39,7 +39,8 @@ from tests.fakes.services import indexing
 from tests.fakes.upstream import METRICS, Behaviour, plain, upstream
 
 ANSWER = b'{"id": "x", "choices": []}'
-PAGE = METRICS.replace(b'block_size="16"', b'block_size="%d"' % SIZE)
+PAGE = METRICS.replace(b'block_size="16"', b'block_size="%d"' % SIZE).replace(b"100", b"100000")
+"""Engines here evict as they like, not because they are full."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from kvatlas.common import limits
 from kvatlas.common.block_hash import chain, root_hash
+from kvatlas.common.gauges import Sample, SharedSample
 from kvatlas.common.ids import BlockHash, EngineHash, ModelName, Pool
+from kvatlas.common.metrics_page import read_gauges
 from kvatlas.indexer.apply import EndpointCache
 from kvatlas.indexer.decode import decode, engine_hash
 from kvatlas.indexer.events import AllBlocksCleared, BlockRemoved, BlockStored
+from kvatlas.indexer.gpu_bound import GpuBound
 
 CAPTURES = ("pod1", "pod2_cbor_bytes", "pod3_swa")
 MODEL = ModelName("tiny")
@@ -103,6 +107,43 @@ def test_transitions_add_up_to_what_is_present(shared: Path, capture: str) -> No
             mirrored -= {(pool, block) for block, present in blocks.items() if not present}
     assert mirrored == set(cache.entries())
     assert len(mirrored) == sum(len(hashes) for hashes in cache.counts().values())
+
+
+@pytest.mark.parametrize("capture", ["pod1", "pod2_cbor_bytes"])
+def test_no_engine_claims_more_than_its_gpu_holds(shared: Path, capture: str) -> None:
+    """The 24 blocks of these engines' pages, with the slack, are never exceeded.
+
+    One of them is exceeded without it: a hit that was announced at a client's wish counts as a
+    copy, which stays when the block has gone.
+    """
+    page = (shared / "data" / "vllm-events" / "metrics_sample.txt").read_bytes()
+    bound = GpuBound()
+    bound.told(SharedSample(1, 1, Sample(is_up=True, gauges=read_gauges(page)[0])), 0.0)
+    cache = EndpointCache(MODEL)
+    cache.gpu_max = bound.most(0.0)
+    assert cache.gpu_max == 24 + limits.GPU_BLOCKS_SLACK_MIN
+    most = 0
+    for line in manifest(shared, capture):
+        assert cache.apply(decode(payload(shared, line))).overclaimed == 0
+        most = max(most, cache.held_on_gpu)
+    assert most <= 24
+
+
+def test_groups_share_one_gpu(shared: Path) -> None:
+    """The hybrid engine evicts for all groups together: what it holds in all of them stays level.
+
+    Its capture does not tell how many blocks it has, but what it holds stops growing once that is.
+    """
+    cache = EndpointCache(MODEL)
+    sums, evicts = [], False
+    for line in manifest(shared, "pod3_swa"):
+        batch = decode(payload(shared, line))
+        evicts = evicts or any(isinstance(event, BlockRemoved) for event in batch.events)
+        cache.apply(batch)
+        if evicts:
+            sums.append(cache.held_on_gpu)
+    assert (min(sums), max(sums)) == (43, 52)
+    assert len(cache.counts()) == 3
 
 
 def test_blocks_are_found_under_the_hashes_of_their_tokens(shared: Path) -> None:

@@ -15,6 +15,7 @@ from kvatlas.indexer.memory import PAGES, Written
 
 MODEL = ModelName("m")
 GPU, CPU, WINDOW = Pool("gpu", 0), Pool("cpu", 0), Pool("gpu", 1)
+REMOTE = Pool("gpu", 0, is_remote=True)
 TOKENS = list(range(8))
 FIRST, SECOND = chain(root_hash(MODEL, 4), TOKENS, 4)
 
@@ -303,6 +304,33 @@ def test_liars_are_bounded(cache: EndpointCache, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(limits, "POOLS_PER_ENDPOINT_MAX", 1)
     assert apply(cache, stored(1, pool=CPU)).over_limit == 1
     assert present(cache) == {(GPU, FIRST)}
+
+
+def test_the_gpu_of_an_endpoint_is_bounded(cache: EndpointCache) -> None:
+    """All groups of it together, by engine hashes, and no other medium; a copy takes no room."""
+    cache.gpu_max = 3
+    assert apply(cache, stored(1, 2)).overclaimed == 0
+    assert apply(cache, stored(1, 2, pool=CPU), stored(1, 2, pool=REMOTE)) == Delta(
+        present={
+            CPU: {FIRST: True, SECOND: True},
+            REMOTE: {FIRST: True, SECOND: True},
+        }
+    )
+    delta = apply(cache, stored(1, 2), stored(1, 2, pool=WINDOW, kind="sliding_window"))
+    assert (delta.overclaimed, delta.over_limit) == (1, 0)
+    assert cache.held_on_gpu == 3
+    # What has left makes room.
+    assert apply(cache, removed(2), removed(2)).overclaimed == 0
+    assert apply(cache, stored(2, pool=WINDOW, kind="sliding_window")).overclaimed == 0
+    assert apply(cache, AllBlocksCleared(), stored(1, 2)).overclaimed == 0
+
+
+def test_a_bound_that_falls_takes_nothing_away(cache: EndpointCache) -> None:
+    """It only lets nothing more in; whether that is a doubt is not decided here."""
+    apply(cache, stored(1, 2))
+    cache.gpu_max = 1
+    assert apply(cache, stored(3, tokens=list(range(50, 54)))).overclaimed == 1
+    assert present(cache) == {(GPU, FIRST), (GPU, SECOND)}
 
 
 def restored(cache: EndpointCache, *, is_present: bool = True) -> EndpointCache:

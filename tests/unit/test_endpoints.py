@@ -16,7 +16,7 @@ from kvatlas.common.tls import TlsGauges
 from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.endpoint import Endpoint, Engine
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.flight_log import boards_of
+from kvatlas.router.flight_logs import boards_of
 from kvatlas.router.flights import Board, RouterId
 from kvatlas.router.metrics import RouterMetrics
 

@@ -14,7 +14,7 @@ from kvatlas.common.tls import TlsGauges
 from kvatlas.common.tls_engines import EngineIdentities
 from kvatlas.router.endpoint import Engine, EngineFacts
 from kvatlas.router.endpoints import Endpoints
-from kvatlas.router.flight_log import boards_of
+from kvatlas.router.flight_logs import boards_of
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.served_names import Served
 

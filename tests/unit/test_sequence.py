@@ -243,6 +243,17 @@ def test_a_rejected_batch_is_a_doubt_and_then_skipped(synced: Sequencer) -> None
     assert synced.phase == "live"
 
 
+def test_an_engine_that_claims_too_much_is_doubted_once(synced: Sequencer) -> None:
+    """While it waits nothing of it is believed anyway."""
+    live(synced, 3, 4)
+    synced.overclaimed(0.0)
+    synced.overclaimed(0.5)
+    assert seqs(synced) == ["overclaimed"]
+    assert synced.phase == "waiting"
+    synced.tick(limits.DOUBT_BACKOFF_S)
+    assert synced.replay_from == 0
+
+
 def test_doubts_back_off(synced: Sequencer) -> None:
     """Each doubt waits twice as long as the one before, up to a bound, until it has been quiet."""
     now, waits = 0.0, []
