@@ -61,7 +61,11 @@ class Call:
     # --- what the handler calls ---------------------------------------------------------------
 
     async def read(self) -> bytes | None:
-        """Give the next message; None when the peer sends no more."""
+        """Give the next message; None when the peer sends no more.
+
+        A peer that gives the call up while it is being read from ends it so: gateways do that with
+        each exchange that they are done with.
+        """
         messages = self._messages
         while not messages:
             self._credit()
@@ -182,6 +186,14 @@ class Call:
             # It waits for the rest of a message that may be larger than the window.
             self._credit()
 
+    def give_up(self) -> None:
+        """Note that the peer neither sends nor takes more; who reads hears it, else he is stopped."""
+        self.leave()
+        if self._waiter is None:
+            self.cancel()
+        else:
+            self._notify()
+
     def half_close(self) -> None:
         """Note that the peer sends no more."""
         self.has_ended = True
@@ -238,7 +250,6 @@ class Call:
         self.is_over = self.has_ended = True
         self._wire.give_back(self._unread)
         self._unread = 0
-        self._messages.clear()
         self._wire.left(self)
 
     def cancel(self) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LOG = logger("grpc")
 
 Handler = Callable[[Call], Coroutine[Any, Any, None]]
-"""Answers a call; it is cancelled when the peer gives the call up."""
+"""Answers a call; it is cancelled when the peer gives the call up while it does not read."""
 
 _GREETING: Final = frames.settings(
     {
@@ -232,8 +232,7 @@ class Connection(asyncio.Protocol):
             return
         if not call.has_begun and not self._resets.spend(monotonic()):
             raise Fault(Code.ENHANCE_YOUR_CALM, "calls that are given up at once")
-        call.leave()
-        call.cancel()
+        call.give_up()
 
     def _on_settings(self, flags: int, _stream: int, payload: bytes) -> None:
         if flags & frames.ACK:
