@@ -623,8 +623,48 @@ PATHS_KNOWN_MAX: Final = 1_024
 """Paths of clients behind a gateway that are remembered for what they end with."""
 PICKER_PING_S: Final = 30.0
 """Without a word of a gateway until it is asked whether it is there; as long for its answer."""
-PICKER_CLOSE_S: Final = 1.0
-"""For streams to be told that the picker is gone."""
+HEALTH_MESSAGE_BYTES_MAX: Final = 4_096
+"""Of a question for a service's health, which is its name."""
+GRPC_CONNECTIONS_MAX: Final = 1_024
+"""Of gateways to one port: each of their workers has one or a few."""
+GRPC_STREAMS_MAX: Final = 4_096
+"""Calls at once on one connection, a request of a client each; a gateway opens another for more."""
+GRPC_FRAME_BYTES_MAX: Final = 16 * 1024
+"""Of a frame that is taken: HTTP/2's least, and what gateways send whatever more is allowed."""
+GRPC_SENT_FRAME_BYTES_MAX: Final = 256 * 1024
+"""Of a frame that is sent to those who take more than that."""
+GRPC_STREAM_WINDOW_BYTES: Final = 256 * 1024
+"""Of a call, received and not read: a body of 128 KB comes without a pause."""
+GRPC_CONNECTION_WINDOW_BYTES: Final = 16 * 1024 * 1024
+"""The same of all calls of a connection."""
+GRPC_UNSENT_BYTES_MAX: Final = 256 * 1024
+"""Written and not taken by the system; above it nothing more is read of that peer, nor written."""
+GRPC_WRITE_BYTES: Final = 64 * 1024
+"""Of data gathered in one turn of the loop, above which they leave at once."""
+GRPC_CONTINUATIONS_MAX: Final = 8
+"""Frames that go on with a block of headers; 16 KB fit into the first one."""
+GRPC_HEADS_KNOWN_MAX: Final = 16
+"""Heads of calls kept per connection; a gateway has one or two."""
+GRPC_HEAD_KNOWN_BYTES_MAX: Final = 512
+"""Of one that is kept."""
+GRPC_TEXT_BYTES_MAX: Final = 512
+"""Of a status's text."""
+GRPC_IDLE_FRAMES_MAX: Final = 1_000
+"""Frames of a peer at once that cost it nothing: pings, empty data, priorities, window updates."""
+GRPC_IDLE_FRAMES_PER_S: Final = 200.0
+"""Of them, besides: a gateway sends some, 200 cost us a millisecond."""
+GRPC_IDLE_FRAMES_PER_SENT: Final = 4
+"""Of them, for each message that it is sent: gRPC's own client widens two windows for one."""
+GRPC_RESETS_MAX: Final = 1_000
+"""Calls given up at once before we have answered anything (CVE-2023-44487): clients that leave."""
+GRPC_RESETS_PER_S: Final = 200.0
+"""The same, besides: of 1,500 clients in a second so many do not leave within milliseconds."""
+GRPC_SETTINGS_MAX: Final = 64
+"""Times at once that a peer changes its settings: each may wake all its calls."""
+GRPC_SETTINGS_PER_S: Final = 2.0
+"""The same, besides: gRPC's own client follows the delay of the line so."""
+GRPC_DRAIN_PING_S: Final = 1.0
+"""For a peer to hear that it is to call elsewhere, before what it still calls is refused."""
 SUBSET_MAX: Final = 2_000
 """Endpoints that a gateway may name as those that a request may go to."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
@@ -25,7 +25,9 @@ from kvatlas.common.tls_settings import ListenTls
 _LOG = logger("tls")
 
 Side = Literal["server", "client"]
-ALPN: Final = ["http/1.1"]
+HTTP_1: Final = ("http/1.1",)
+HTTP_2: Final = ("h2",)
+"""What is spoken (ALPN)."""
 _OF_THE_CERTIFICATE: Final = frozenset({"EE_KEY_TOO_SMALL", "CA_MD_TOO_WEAK", "CA_KEY_TOO_SMALL"})
 _OF_ANOTHER: Final = frozenset({
     "KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED",
@@ -102,6 +104,7 @@ class Credentials:
         side: that we are.
         files: of `ListenTls` or `EndpointTls`.
         gauges: told of it.
+        alpn: what is spoken.
 
     Attributes:
         made: of the newest files that could be used.
@@ -111,23 +114,21 @@ class Credentials:
     """
 
     def __init__(
-        self, setting: str, side: Side, files: Mapping[str, Path], gauges: TlsGauges
+        self,
+        setting: str,
+        side: Side,
+        files: Mapping[str, Path],
+        gauges: TlsGauges,
+        alpn: Sequence[str] = HTTP_1,
     ) -> None:
         self.setting = setting
         self._side: Side = side
         self._files = files
         self._gauges = gauges
+        self._alpn = alpn
         # Before they are read: what changes meanwhile is seen at the next look.
         self._watched = [WatchedFile(path) for path in files.values()]
         self.made = self._make()
-
-    def pem(self, name: str) -> bytes | None:
-        """Give a file as it stands, for libraries that make contexts of their own.
-
-        Raises:
-            ConfigError: it cannot be read.
-        """
-        return self._read(name) if name in self._files else None
 
     def announce(self) -> None:
         """Tell the gauges that these are in force."""
@@ -155,7 +156,7 @@ class Credentials:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION
-        context.set_alpn_protocols(ALPN)
+        context.set_alpn_protocols(self._alpn)
         trusted = self._trust(context)
         not_after_s = self._show(context) if "cert_file" in self._files else None
         return Made(context, not_after_s, trusted)
@@ -247,7 +248,7 @@ def _look(credentials: list[Credentials]) -> None:
 
 
 def listen_credentials(
-    setting: str, tls: ListenTls | None, gauges: TlsGauges
+    setting: str, tls: ListenTls | None, gauges: TlsGauges, alpn: Sequence[str] = HTTP_1
 ) -> Credentials | None:
     """Make what a port of ours shows; None where it speaks HTTP.
 
@@ -256,7 +257,7 @@ def listen_credentials(
     """
     if tls is None:
         return None
-    credentials = Credentials(setting, "server", tls.files(), gauges)
+    credentials = Credentials(setting, "server", tls.files(), gauges, alpn)
     credentials.announce()
     return credentials
 

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
-
-import grpc
-import grpc.aio
-from grpc_health.v1 import health_pb2
+from typing import Final
 
 from kvatlas.common import limits
-from kvatlas.common.admin import Readiness
-from kvatlas.common.errors import ConfigError
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import PickerSettings, Settings
 from kvatlas.common.tasks import run_service
-from kvatlas.common.tls import TlsGauges, listen_credentials, watch
+from kvatlas.common.tls import HTTP_2, TlsGauges, listen_credentials, port_context, watch
 from kvatlas.router.cores import Reload
 from kvatlas.router.exchange import Gone, Unusable
 from kvatlas.router.ext_proc import METHOD, SERVICE
+from kvatlas.router.grpc.call import Call
+from kvatlas.router.grpc.connection import Failed, Handler
+from kvatlas.router.grpc.heads import Status
+from kvatlas.router.grpc.health import CHECK, checks
+from kvatlas.router.grpc.server import GrpcServer
 from kvatlas.router.picker import Picker
-from kvatlas.router.picker_tls import SETTING, server_credentials
+from kvatlas.router.picker_tls import self_signed
 from kvatlas.router.service import Service, serving_cores
 
 _LOG = logger("picker")
 
-_HEALTH: Final = "grpc.health.v1.Health"
 _LIVE: Final = frozenset({"liveness"})
 _READY: Final = frozenset({"", "readiness", SERVICE})
 
@@ -71,7 +70,7 @@ class Running:
 
     service: Service
     picker: Picker
-    server: grpc.aio.Server
+    server: GrpcServer
     port: int = 0
     health_port: int | None = None
     is_draining: bool = False
@@ -109,139 +108,43 @@ async def picker(settings: Settings, reload: Reload | None = None) -> AsyncItera
         chosen = Picker(
             service.cores, service.admission, service.metrics, lambda: running.is_closed
         )
-        server = grpc.aio.server(options=_options(options))
+        health = {CHECK: checks(_LIVE, _READY, lambda: running.readiness())}  # noqa: PLW0108 - it is made below
+        methods = {**health, f"/{SERVICE}/{METHOD}": _exchanges(chosen)}
+        server = GrpcServer(methods, options.message_bytes_max)
         running = Running(service, chosen, server)
-        server.add_generic_rpc_handlers((_Handlers(chosen, running.readiness),))
-        credentials = _credentials(options, service) if options.secure_serving else None
-        running.port = _listen(server, options.host, options.port, credentials)
-        await stack.enter_async_context(_started(server))
+        context = _context(options, service) if options.secure_serving else None
+        listening = server.listening(options.host, options.port, context)
+        running.port = await stack.enter_async_context(listening)
         if options.health_port is not None:
-            health = grpc.aio.server()
-            health.add_generic_rpc_handlers((_Handlers(None, running.readiness),))
-            running.health_port = _listen(health, options.host, options.health_port, None)
-            await stack.enter_async_context(_started(health))
+            beside = GrpcServer(health, limits.HEALTH_MESSAGE_BYTES_MAX)
+            listening = beside.listening(options.host, options.health_port)
+            running.health_port = await stack.enter_async_context(listening)
         yield running
 
 
-@asynccontextmanager
-async def _started(server: grpc.aio.Server) -> AsyncIterator[None]:
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(limits.PICKER_CLOSE_S)
-
-
-def _credentials(options: PickerSettings, service: Service) -> grpc.ServerCredentials:
+def _context(options: PickerSettings, service: Service) -> ssl.SSLContext:
     """Give what the gateways' port shows, and follow its files.
 
     Raises:
         ConfigError: the files cannot be used.
     """
     gauges = TlsGauges(service.metrics.tls_good, service.metrics.tls_not_after)
-    files = listen_credentials(SETTING, options.tls, gauges)
+    files = listen_credentials("picker.tls", options.tls, gauges, HTTP_2)
     if files is not None:
         service.tasks.start(watch(lambda: [files]), "tls")
-    return server_credentials(files)
+    return port_context(files) or self_signed()
 
 
-def _options(settings: PickerSettings) -> list[tuple[str, Any]]:
-    ping_ms = round(limits.PICKER_PING_S * 1e3)
-    return [
-        ("grpc.max_receive_message_length", settings.message_bytes_max),
-        ("grpc.max_send_message_length", settings.message_bytes_max),
-        ("grpc.keepalive_time_ms", ping_ms),
-        ("grpc.keepalive_timeout_ms", ping_ms),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", ping_ms // 10),
-        ("grpc.so_reuseport", 0),
-    ]
+def _exchanges(chosen: Picker) -> Handler:
+    """Make what answers exchanges; messages pass as bytes: what they say is for `ext_proc`."""
 
-
-def _listen(
-    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
-) -> int:
-    """Bind an address.
-
-    Raises:
-        ConfigError: it cannot be bound.
-    """
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        if credentials is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials)
-    except RuntimeError:
-        raise ConfigError([f"picker: {address}: cannot be bound"]) from None
-
-
-class _Stream:
-    """Messages of one call."""
-
-    __slots__ = ("_context",)
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-
-    async def read(self) -> bytes | None:
-        """Give the next one; None at the end."""
-        message = await self._context.read()
-        return None if message is grpc.aio.EOF else message
-
-    async def write(self, message: bytes) -> None:
-        """Send one.
-
-        Raises:
-            Gone: there is nobody to send it to.
-        """
+    async def process(call: Call) -> None:
         try:
-            await self._context.write(message)
-        except (grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
-            raise Gone from None
-
-
-class _Handlers(grpc.GenericRpcHandler):
-    """What answers calls: exchanges where there is a picker, health checks always.
-
-    Messages pass as bytes: what they are made of is for `ext_proc` to know.
-    """
-
-    def __init__(self, chosen: Picker | None, readiness: Readiness) -> None:
-        self._picker = chosen
-        self._readiness = readiness
-        self._methods: dict[str, Any] = {
-            f"/{_HEALTH}/Check": grpc.unary_unary_rpc_method_handler(
-                self._check,
-                health_pb2.HealthCheckRequest.FromString,
-                health_pb2.HealthCheckResponse.SerializeToString,
-            ),
-        }
-        if chosen is not None:
-            self._methods[f"/{SERVICE}/{METHOD}"] = grpc.stream_stream_rpc_method_handler(
-                self._process
-            )
-
-    def service(self, handler_call_details: Any) -> Any:
-        """Find what answers a call; None for one that is not served."""
-        return self._methods.get(handler_call_details.method)
-
-    async def _process(self, _messages: Any, context: Any) -> None:
-        assert self._picker is not None  # noqa: S101 - it is served where there is one
-        try:
-            await self._picker.process(_Stream(context))
+            await chosen.process(call)
         except Gone:
             return
         except Unusable as fault:
             _LOG.error("gateway.unusable", fault=str(fault))
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(fault))
+            raise Failed(Status.FAILED_PRECONDITION, str(fault)) from None
 
-    async def _check(self, asked: Any, _context: Any) -> Any:
-        statuses = health_pb2.HealthCheckResponse
-        found: int
-        if asked.service in _LIVE:
-            found = statuses.SERVING
-        elif asked.service in _READY:
-            found = statuses.SERVING if self._readiness() is None else statuses.NOT_SERVING
-        else:
-            found = statuses.SERVICE_UNKNOWN
-        return statuses(status=found)
+    return process

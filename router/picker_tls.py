@@ -1,61 +1,44 @@
-"""Who the picker is over TLS: files that may change, or a certificate that it signs itself."""
+"""Who the picker is over TLS where no files say so: a certificate that it signs itself."""
 
 from __future__ import annotations
 
 import datetime as dt
+import ssl
+import tempfile
+from pathlib import Path
 from typing import Final
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from kvatlas.common.errors import ConfigError
-from kvatlas.common.tls import Credentials
+from kvatlas.common.tls import HTTP_2
 
-SETTING: Final = "picker.tls"
 _VALID_DAYS: Final = 3_650
 _NAME: Final = "kvatlas-picker"
 
 
-def server_credentials(files: Credentials | None) -> grpc.ServerCredentials:
-    """Give what the gateways' port shows; new connections see files that have changed.
+def self_signed() -> ssl.SSLContext:
+    """Make what the gateways' port shows to those that ask for TLS but check nothing.
 
-    Args:
-        files: that are checked, and followed; None to sign a certificate ourselves, for gateways
-            that ask for TLS but check nothing, as llm-d's do.
+    llm-d's gateways do. The key is in a file for an instant, since OpenSSL takes it from nowhere
+    else here: one that only we can read, in a folder of its own.
     """
-    if files is None:
-        return grpc.ssl_server_credentials([_self_signed()])
-    seen = files.made
-
-    def changed() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal seen
-        if files.made is seen:
-            return None
-        try:
-            found = _configuration(files)
-        except ConfigError:
-            # Changed again, for the worse: `files` will say so.
-            return None
-        seen = files.made
-        return found
-
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(files),
-        changed,  # type: ignore[arg-type]  # None for no change, as gRPC's documentation has it
-        require_client_authentication=files.pem("client_ca_file") is not None,
-    )
-
-
-def _configuration(files: Credentials) -> grpc.ServerCertificateConfiguration:
-    pair = (files.pem("key_file") or b"", files.pem("cert_file") or b"")
-    return grpc.ssl_server_certificate_configuration([pair], files.pem("client_ca_file"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(HTTP_2)
+    with tempfile.TemporaryDirectory(prefix="kvatlas-") as folder:
+        file = Path(folder) / "pair.pem"
+        file.touch(mode=0o600)
+        file.write_bytes(b"".join(_self_signed()))
+        context.load_cert_chain(file)
+    return context
 
 
 def _self_signed() -> tuple[bytes, bytes]:
-    """Make a key and its certificate, both in PEM; nothing is written to a file."""
+    """Make a key and its certificate, both in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _NAME)])
     begun = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
