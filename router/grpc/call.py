@@ -187,7 +187,7 @@ class Call:
             self._credit()
 
     def give_up(self) -> None:
-        """Note that the peer neither sends nor takes more; who reads hears it, else he is stopped."""
+        """Note that the peer is gone for this call; who reads hears it, else he is stopped."""
         self.leave()
         if self._waiter is None:
             self.cancel()
