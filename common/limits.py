@@ -613,6 +613,11 @@ ENGINE_ANSWER_TOKENS_DEFAULT: Final = 256
 """Longest answer to a chat that names no limit; vLLM would fill its context."""
 
 # --- the picker -------------------------------------------------------------------------------
+SATURATED_WAITING: Final = 5
+"""Requests that wait at an endpoint that is full; llm-d's figure, as the next."""
+SATURATED_KV_USAGE: Final = 0.8
+SATURATION_STALE_S: Final = 2.0
+"""Age of gauges above which an endpoint counts as full."""
 DESTINATIONS_WRITTEN_MAX: Final = 4_096
 """Destinations whose metadata are kept as bytes: of a fleet each endpoint, or pair of them."""
 PICKER_DESTINATIONS_MAX: Final = 8

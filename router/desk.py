@@ -10,15 +10,16 @@ from typing import Any
 
 import orjson
 
-from kvatlas.common.errors import InvalidRequest
+from kvatlas.common.errors import InvalidRequest, Overloaded
 from kvatlas.common.ids import ModelName
+from kvatlas.common.llm_d.headers import MODEL_REWRITE, OBJECTIVE, first
 from kvatlas.common.pool_rules import Ruled
 from kvatlas.common.prompt import CHAT_PATH, PROMPT_PATHS
 from kvatlas.common.records import record
 from kvatlas.common.settings import Settings
 from kvatlas.router.access import demand_model
 from kvatlas.router.admission import Admission, ModelStay
-from kvatlas.router.answers import explanation, parse_object
+from kvatlas.router.answers import RETRY_AFTER_S, explanation, parse_object
 from kvatlas.router.body import ClientBody, client_body, replace
 from kvatlas.router.catalog import Catalog, model_not_found, target_not_served
 from kvatlas.router.endpoint import Endpoint
@@ -86,6 +87,7 @@ class Desk:
         self._metrics = metrics
         self._requests_max = {model.model: model.requests_max for model in settings.models}
         self._intake = Intake(settings)
+        self._ruled = parts.ruled
         self._rewrites = Rewrites(settings.models, settings.router, parts.ruled)
         self.catalog = Catalog(settings, self.pipeline, self._rewrites)
         self.open_requests = 0
@@ -119,9 +121,11 @@ class Desk:
         self._rates.check(client)
         taken = await self._intake.take(request, passes=passes)
         trip.received()
-        body, asked_name = self._rewritten(taken, trip.request_id)
+        trip.priority = self._priority(request)
+        named = first(request.headers, MODEL_REWRITE)
+        body, asked_name = self._rewritten(taken, trip.request_id, named)
         trip.model = self._check(body.fields, asked_name)
-        demand_model(request, taken.fields["model"], self._metrics)
+        demand_model(request, taken.fields["model"] if named is None else named, self._metrics)
         if asked_name is not None:
             asked = self._rewrites.label(asked_name)
             self._metrics.rewrites.labels(asked, body.fields["model"]).inc()
@@ -159,6 +163,7 @@ class Desk:
             NoEndpoints: the model has none.
         """
         body = taken.body
+        self._shed(trip)
         decision = await self.pipeline.decide(
             Asked(trip.path, body.fields, len(body.raw), request.headers, may_take)
         )
@@ -175,6 +180,24 @@ class Desk:
         asyncio.get_running_loop().call_soon(self.pipeline.count, decision)
         trip.decided(decision.timings_ms)
         return decision, flight
+
+    def _priority(self, request: Request) -> int:
+        """Find the priority of the objective that a request names; 0 for one that is not known."""
+        objective = first(request.headers, OBJECTIVE)
+        found = None if objective is None else self._ruled().priority(objective)
+        return found or 0
+
+    def _shed(self, trip: Trip) -> None:
+        """Refuse what is to be shed first where all is full.
+
+        Raises:
+            Overloaded: the fleet's.
+        """
+        if trip.priority < 0 and self.pipeline.saturation(trip.model) >= 1:
+            self._metrics.shed.labels("priority").inc()
+            error = Overloaded("the engines are saturated, and the request may be shed")
+            error.headers = [("Retry-After", RETRY_AFTER_S)]
+            raise error
 
     def leave(self) -> None:
         """Count a request out."""
@@ -212,10 +235,20 @@ class Desk:
 
     # --- names of models ----------------------------------------------------------------------
 
-    def _rewritten(self, body: ClientBody, request_id: str) -> tuple[ClientBody, str | None]:
-        """Put the name that engines know in the place of the client's, which is given too."""
+    def _rewritten(
+        self, body: ClientBody, request_id: str, named: str | None = None
+    ) -> tuple[ClientBody, str | None]:
+        """Put the name that engines know in the place of the client's, which is given too.
+
+        Args:
+            body: of the request.
+            request_id: of it, by which a target is drawn.
+            named: the target, where a header names it.
+        """
         asked = body.fields.get("model")
-        target = self._rewrites.target(asked, request_id) if isinstance(asked, str) else asked
+        target = asked
+        if isinstance(asked, str):
+            target = named or self._rewrites.target(asked, request_id)
         if not isinstance(asked, str) or target == asked:
             return body, None
         fields = {**body.fields, "model": target}

@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from kvatlas.common.llm_d.headers import OWNED
+
 Header = tuple[str, str]
 
 HOP_BY_HOP: Final = frozenset({
@@ -25,7 +27,7 @@ FRAMING: Final = frozenset({"host", "content-length"})
 STEERING: Final = frozenset({
     "x-data-parallel-rank", "x-data-parallel-host-port", "x-prefiller-host-port",
     "x-encoder-hosts-ports", "x-kv-cache-source-host-port", "x-request-id",
-})  # fmt: skip
+}) | (OWNED - FRAMING)  # fmt: skip
 """Ours to set: they choose ranks and peers. The request id is checked and set again."""
 
 STEERING_PREFIXES: Final = ("x-gateway-destination-endpoint", "x-kvatlas-", "x-llm-d-")

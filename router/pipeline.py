@@ -37,6 +37,7 @@ from kvatlas.router.profiles import build_profile
 from kvatlas.router.prompts import Prompts
 from kvatlas.router.render_service import RenderServices
 from kvatlas.router.response_ids import able
+from kvatlas.router.saturation import saturation
 from kvatlas.router.scheduling import (
     Candidate,
     Work,
@@ -232,6 +233,10 @@ class Pipeline:
     def served(self, name: str) -> Served | None:
         """Give the model, and adapter, that a name stands for; None for one that is not served."""
         return self._endpoints.names.find(name)
+
+    def saturation(self, model: ModelName) -> float:
+        """Tell how full a model's endpoints are: 1 or more is full."""
+        return saturation(self._endpoints.of(model), monotonic())
 
     def adapters(self) -> Sequence[Served]:
         """List the adapters that are known."""

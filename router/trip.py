@@ -36,6 +36,7 @@ class Trip:
 
     Attributes:
         tenant: whose key was shown; None where none is asked for.
+        priority: of its objective; below 0 it is shed first.
         match_tokens: the predicted hit.
         cached_tokens: the actual one, as the engine reported it.
         usage: what the engine reported.
@@ -55,6 +56,7 @@ class Trip:
     match_tokens: int = 0
     cached_tokens: int | None = None
     fallback: str | None = None
+    priority: int = 0
     retries: int = 0
     is_handed_over: bool = False
     first_byte_ms: float | None = None
@@ -136,6 +138,7 @@ class Trip:
             match_tokens=self.match_tokens,
             cached_tokens=self.cached_tokens,
             fallback=self.fallback,
+            priority=self.priority,
             retries=self.retries,
             handed_over=self.is_handed_over,
             first_byte_ms=self.first_byte_ms and round(self.first_byte_ms, 2),

@@ -15,6 +15,8 @@ from kvatlas.common import limits
 from kvatlas.common.discovery.found import events_at
 from kvatlas.common.discovery.source import SourceFailed, Tell
 from kvatlas.common.discovery_settings import FileDiscovery
+from kvatlas.common.errors import ConfigError
+from kvatlas.common.llm_d.endpoints_file import entries_of, is_llm_d
 from kvatlas.common.reload import WatchedFile
 from kvatlas.common.setting_sections import EndpointSettings
 from kvatlas.common.settings import fault_lines
@@ -81,6 +83,11 @@ def read_entries(content: bytes, entry: FileDiscovery) -> list[EndpointSettings]
     if len(content) > limits.DISCOVERY_FILE_BYTES_MAX:
         raise SourceFailed(f"{path}: has over {limits.DISCOVERY_FILE_BYTES_MAX} bytes")
     entries = _parsed(content, path)
+    if is_llm_d(entries):
+        try:
+            entries = entries_of(entries)
+        except ConfigError as error:
+            raise SourceFailed(*(f"{path}: {fault}" for fault in error.faults)) from None
     if not isinstance(entries, list):
         raise SourceFailed(f"{path}: is not a list of endpoints")
     read: list[EndpointSettings] = []
