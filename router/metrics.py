@@ -127,8 +127,8 @@ class RouterMetrics(Metrics):
         "reason",
         "requests",
         "Requests refused with 429 before their body was read: `requests`, `bytes`,"
-        " `tenant_requests`, `tenant_bytes`, `lag`; `model_requests` behind it; `priority`: sheddable, while engines"
-        " are full.",
+        " `tenant_requests`, `tenant_bytes`, `lag`; `model_requests` behind it;"
+        " `priority`: sheddable, while engines are full.",
         "`lag`: this router's core is full, add routers. The others: raise the bound if the memory"
         " is there, or add routers and engines",
     )
