@@ -176,3 +176,51 @@ async def test_a_list_to_fall_back_on_is_told_where_that_is_asked_for(redis_url:
     async with pods(redis_url, *all_pods, picker={"destinations": 2}) as place:
         found = await place.pick(ask())
         assert found.destination == f"{place.addresses[1]},{place.addresses[0]}"
+
+
+STICKY = {
+    "plugins": [{"type": each} for each in ("session-affinity-filter", "max-score-picker",
+                                            "queue-scorer")],
+    "schedulingProfiles": [
+        {
+            "name": "default",
+            "plugins": [
+                {"pluginRef": "session-affinity-filter"},
+                {"pluginRef": "queue-scorer", "weight": 1},
+                {"pluginRef": "max-score-picker"},
+            ],
+        }
+    ],
+}  # fmt: skip
+
+
+async def test_a_session_stays_where_it_began(redis_url: str) -> None:
+    """By the token that the first answer brings, or by an id of the client's own."""
+    session = {"header": "x-session-token", "id_headers": ["x-session-id"]}
+    router = {"profile": STICKY, "session": session}
+    async with pods(redis_url, *[Pod()] * 4, router=router) as place:
+        for told_by in ("token", "id"):
+            headers = dict(HEADERS) if told_by == "token" else {"x-session-id": "mine"}
+            call = place.call(Ask.json(body(), headers=headers))
+            first = (await call.pick()).destination
+            answer = await call.answer(200, {"content-type": "application/json"})
+            call.cancel()
+            if told_by == "token":
+                headers["x-session-token"] = answer.headers["x-session-token"]
+            for _ in range(12):
+                again = await place.pick(Ask.json(body(prompt="other"), headers=headers))
+                assert again.destination == first
+
+
+async def test_answers_in_pieces_come_back_as_they_were(redis_url: str) -> None:
+    """JSON in pieces, what is no JSON, and an empty piece at the end."""
+    for pieces in ([b'{"a', b'": 1}'], [b"no json"], [b'{"a": 1}', b""]):
+        async with pods(redis_url, Pod()) as place:
+            call = place.call(ask(response_mode=FULL_DUPLEX))
+            await call.pick()
+            await call.answer(200, {"content-type": "application/json"})
+            for number, piece in enumerate(pieces, 1):
+                told = await call.piece(piece, is_last=number == len(pieces))
+                assert (told.body, told.is_last) == (piece, number == len(pieces))
+            await call.end()
+            await place.quiet()
