@@ -64,7 +64,7 @@ def configured(ports: Ports) -> Config:
             {"endpoint": {"address": _address(port)}} for port in hosts[cluster["name"]]
         ]
         for check in cluster.get("health_checks", []):
-            check.update(interval="0.2s", no_traffic_interval="0.2s", timeout="0.5s")
+            check.update(interval="0.2s", no_traffic_interval="0.2s", timeout="5s")
     return config
 
 

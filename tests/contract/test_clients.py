@@ -141,7 +141,7 @@ async def test_openai_errors(redis_url: str) -> None:
         assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
         with pytest.raises(openai.BadRequestError):
             await client.chat.completions.create(model="m", messages=HELLO, max_tokens=-1)
-        place.endpoint.url = "http://127.0.0.1:1"
+        place.endpoint.url, place.endpoint.target = "http://127.0.0.1:1", None
         with pytest.raises(openai.InternalServerError) as away:
             await client.chat.completions.create(model="m", messages=HELLO)
         assert away.value.code in {"upstream_connect", "no_endpoints"}
