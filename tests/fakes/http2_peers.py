@@ -202,9 +202,9 @@ async def strict_peer(port: int, **told: int) -> AsyncIterator[StrictPeer]:
     """Connect a strict client; `told` are settings, `_4=1` the fourth."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     peer = StrictPeer(reader, writer)
+    peer.h2.initiate_connection()
     if told:
         peer.h2.update_settings({int(name[1:]): value for name, value in told.items()})
-    peer.h2.initiate_connection()
     peer.flush()
     try:
         yield peer
