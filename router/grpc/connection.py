@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
                     self._on_headers(flags, stream, payload)
                 else:
                     self._on_other(kind, flags, stream, payload)
-                if self._is_closed:
+                if self._transport.is_closing():
                     # What follows in the same read is not acted on.
                     return
         except Fault as fault:

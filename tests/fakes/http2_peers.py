@@ -96,7 +96,9 @@ class StrictPeer:
             if self.acknowledges:
                 self.h2.acknowledge_received_data(event.flow_controlled_length, stream)
         elif isinstance(event, ResponseReceived | TrailersReceived):
-            self.fields[event.stream_id].update(dict(event.headers))
+            self.fields[event.stream_id].update(
+                {str(name): str(value) for name, value in event.headers}
+            )
         elif isinstance(event, StreamEnded):
             self.ended.add(event.stream_id)
         elif isinstance(event, StreamReset):
@@ -129,10 +131,10 @@ class RawPeer:
         """Send them, whole."""
         self.writer.write(b"".join(frames))
 
-    def head(self, stream: int, path: str, flags: int = 0x4, **changed: str) -> bytes:
+    def head(self, stream: int, path: str, **changed: str) -> bytes:
         """Write the head of a call."""
         block: bytes = self._encoder.encode(call_head(path, **changed))
-        return frame(1, flags, stream, block)
+        return frame(1, 0x4, stream, block)
 
     async def until(self, condition: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
         """Read on until something holds, or the server closes."""
@@ -159,7 +161,8 @@ class RawPeer:
             self.seen.append(Seen(kind, flags, stream, self._rest[9:end]))
             self._rest = self._rest[end:]
             if kind == 1:
-                self.fields[stream].update(self._decoder.decode(self.seen[-1].payload))
+                fields = self._decoder.decode(self.seen[-1].payload)
+                self.fields[stream].update({str(name): str(value) for name, value in fields})
 
     def of(self, kind: int) -> list[Seen]:
         """Give the frames of a kind."""

@@ -41,6 +41,11 @@ some_messages = st.builds(
 )
 
 
+def decoded(block: bytes) -> list[tuple[str, str]]:
+    """Read what we wrote, as a client does."""
+    return [(str(name), str(value)) for name, value in hpack.Decoder().decode(block)]
+
+
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     """Cut at places, wherever they are."""
     at = sorted(place % (len(data) + 1) for place in places)
@@ -72,6 +77,7 @@ def read_messages(pieces: list[bytes]) -> tuple[list[bytes], Status | None, byte
 
 @given(streams_of_bytes, st.lists(st.integers(0, 2_000), max_size=8))
 def test_frames_are_the_same_in_any_pieces(data: bytes, places: list[int]) -> None:
+    """Frames are the same in any pieces."""
     whole = read_frames([data])
     assert read_frames(cut(data, places)) == whole
     assert read_frames([data[at : at + 1] for at in range(len(data))]) == whole
@@ -79,6 +85,7 @@ def test_frames_are_the_same_in_any_pieces(data: bytes, places: list[int]) -> No
 
 @given(st.lists(some_messages, max_size=6), st.lists(st.integers(0, 2_000), max_size=8))
 def test_messages_are_the_same_in_any_pieces(each: list[bytes], places: list[int]) -> None:
+    """Messages are the same in any pieces."""
     data = b"".join(each)
     whole, status, partial = read_messages([data])
     found, told, rest = read_messages(cut(data, places))
@@ -89,6 +96,7 @@ def test_messages_are_the_same_in_any_pieces(each: list[bytes], places: list[int
 
 @given(st.binary(max_size=400))
 def test_any_bytes_are_messages_or_bad(data: bytes) -> None:
+    """Any bytes are messages or bad."""
     found, status, partial = read_messages([data])
     if status is None:
         assert sum(5 + len(one) for one in found) + len(partial) == len(data)
@@ -96,6 +104,7 @@ def test_any_bytes_are_messages_or_bad(data: bytes) -> None:
 
 @given(st.lists(st.binary(max_size=80), max_size=4))
 def test_any_block_is_a_head_or_a_fault(blocks: list[bytes]) -> None:
+    """Any block is a head or a fault."""
     reader, second = HeadReader(), hpack.Decoder()
     second.max_header_list_size = limits.HEADERS_BYTES_MAX
     for block in blocks:
@@ -111,6 +120,7 @@ def test_any_block_is_a_head_or_a_fault(blocks: list[bytes]) -> None:
 
 
 def test_blocks_that_are_known_follow_the_table() -> None:
+    """Blocks that are known follow the table."""
     reader, encoder = HeadReader(), hpack.Encoder()
     first = encoder.encode(CALL)
     again = encoder.encode(CALL)
@@ -135,22 +145,24 @@ def test_blocks_that_are_known_follow_the_table() -> None:
     ],
 )
 def test_heads(changed: list[tuple[str, str]], head: Head) -> None:
+    """Heads."""
     assert HeadReader().read(hpack.Encoder().encode([*CALL, *changed])) == head
 
 
 def test_what_is_answered_can_be_read() -> None:
-    decode = hpack.Decoder().decode
-    assert decode(heads.ANSWER) == [(":status", "200"), ("content-type", "application/grpc")]
-    assert decode(heads.not_grpc(415)) == [(":status", "415")]
-    assert decode(heads.trailers(Status.OK)) == [("grpc-status", "0")]
+    """What is answered can be read."""
+    assert decoded(heads.ANSWER) == [(":status", "200"), ("content-type", "application/grpc")]
+    assert decoded(heads.not_grpc(415)) == [(":status", "415")]
+    assert decoded(heads.trailers(Status.OK)) == [("grpc-status", "0")]
     long = "ä%\n" + "x" * 600
-    told = dict(decode(heads.trailers(Status.INTERNAL, long)))
+    told = dict(decoded(heads.trailers(Status.INTERNAL, long)))
     assert told["grpc-status"] == "13"
     assert told["grpc-message"].startswith("%C3%A4%25%0Axxx")
     assert len(told["grpc-message"]) < 3 * limits.GRPC_TEXT_BYTES_MAX
 
 
 def test_a_block_in_many_frames_is_one() -> None:
+    """A block in many frames is one."""
     data = GREETING + frames.frame(frames.HEADERS, frames.END_STREAM, 1, b"ab")
     data += frames.frame(frames.CONTINUATION, 0, 1, b"cd")
     data += frames.frame(frames.CONTINUATION, frames.END_HEADERS, 1, b"ef")
@@ -160,6 +172,7 @@ def test_a_block_in_many_frames_is_one() -> None:
 
 
 def test_padding_and_weights_are_taken_off() -> None:
+    """Padding and weights are taken off."""
     flags = frames.PADDED | frames.WEIGHTED | frames.END_HEADERS
     data = GREETING + frames.frame(frames.HEADERS, flags, 1, b"\x02" + bytes(5) + b"ab\0\0")
     data += frames.frame(frames.DATA, frames.PADDED, 1, b"\x01x\0")
@@ -168,6 +181,7 @@ def test_padding_and_weights_are_taken_off() -> None:
 
 
 def test_a_budget_is_spent_and_comes_back() -> None:
+    """A budget is spent and comes back."""
     budget = Budget(2, 10.0)
     assert [budget.spend(1.0) for _ in range(3)] == [True, True, False]
     assert [budget.spend(1.1), budget.spend(1.1)] == [True, False]
