@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -29,6 +29,13 @@ LARGE = bytes(range(256)) * 1_000
     range(12)
 )
 ECHO, LONG, DEAF, PARTING = "/test/Echo", "/test/Long", "/test/Deaf", "/test/Parting"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what the server comes to by itself."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - it is the state of what runs beside
+            await asyncio.sleep(0.01)
 
 
 class Place:
@@ -83,9 +90,7 @@ class Place:
 
     async def until(self, *ends: str) -> None:
         """Wait for handlers to end so."""
-        async with asyncio.timeout(10):
-            while self.ends != list(ends):
-                await asyncio.sleep(0.01)
+        await until(lambda: self.ends == list(ends))
 
     async def serves(self) -> None:
         """See that another client is served."""
@@ -295,9 +300,8 @@ async def test_calls_that_are_reset_while_they_wait_leave_nothing(place: Place) 
             peer.send(frame(RESET, 0, stream, CANCEL.to_bytes(4, "big")))
         peer.send(frame(PING, 0, 0, b"12345678"))
         await peer.until(lambda: bool(peer.of(PING)))
-        await asyncio.sleep(0.05)
         (connection,) = place.server._connections
-        assert len(connection.calls) == len(connection.blocked) == 1
+        await until(lambda: len(connection.calls) == len(connection.blocked) == 1)
 
 
 async def test_a_peer_that_reads_nothing_ends_its_writes(
@@ -309,22 +313,17 @@ async def test_a_peer_that_reads_nothing_ends_its_writes(
     async with raw_peer(place.port, PREFACE + settings(_4=2**31 - 1)) as peer:
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         peer.send(frame(WINDOW, 0, 0, (2**31 - 1 - 65_535).to_bytes(4, "big")))
-        count = 60
-        for at in range(count):
+        for at in range(60):
             stream = 1 + 2 * at
             peer.send(peer.head(stream, LONG), frame(DATA, 1, stream, message(b"")))
-        async with asyncio.timeout(10):
-            while "gone" not in place.ends:
-                await asyncio.sleep(0.02)
+        await until(lambda: "gone" in place.ends)
         (connection,) = place.server._connections
         held = connection._transport.get_write_buffer_size()
         assert held < limits.GRPC_UNSENT_BYTES_MAX + 200_000
         await place.serves()
         began = time.monotonic()
         await place.server.stop(0.05)
-        async with asyncio.timeout(10):
-            while place.connection_count():
-                await asyncio.sleep(0.02)
+        await until(lambda: not place.connection_count())
         assert time.monotonic() - began < 5
 
 
@@ -364,9 +363,7 @@ async def test_a_flood_is_cut_and_others_are_served(place: Place, flood: bytes) 
         await asyncio.gather(peer.closed(), place.serves())
         # The reset of a socket with unread bytes may overtake what was said.
         assert {code for _, code in peer.goaways()} <= {CALM}
-    async with asyncio.timeout(10):
-        while place.connection_count():
-            await asyncio.sleep(0.01)
+    await until(lambda: not place.connection_count())
 
 
 async def test_rapid_resets_are_cut(place: Place) -> None:
@@ -570,9 +567,7 @@ async def test_a_silent_peer_is_asked_and_cut(
     async with raw_peer(place.port) as peer:
         await peer.closed()
         assert len([each for each in peer.of(PING) if not each.flags]) == 1
-    async with asyncio.timeout(10):
-        while place.connection_count():
-            await asyncio.sleep(0.01)
+    await until(lambda: not place.connection_count())
 
 
 async def test_a_peer_that_answers_is_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

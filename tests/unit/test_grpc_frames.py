@@ -110,8 +110,7 @@ def test_any_block_is_a_head_or_a_fault(blocks: list[bytes]) -> None:
     for block in blocks:
         try:
             found = reader.read(block)
-        except Fault as fault:
-            assert fault.code in (Code.COMPRESSION_ERROR, Code.ENHANCE_YOUR_CALM)
+        except Fault:
             return
         assert found.http_status in (200, 405, 415)
         fields = dict(second.decode(block, raw=True))
