@@ -119,7 +119,7 @@ class Call:
         self._turn = self._wire.loop.create_future()
         self._is_queued = self.has_room
         if self._is_queued:
-            self._wire.blocked.append(self)
+            self._wire.blocked[self.number] = self
         else:
             self._wire.wake_next()
         try:
@@ -130,6 +130,8 @@ class Call:
             raise Gone from None
         finally:
             self._turn, self._is_queued = None, False
+            # A peer that opens and resets calls while it takes nothing leaves none behind.
+            self._wire.blocked.pop(self.number, None)
         if self.is_over:
             raise Gone
 

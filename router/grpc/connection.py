@@ -7,13 +7,14 @@ read, and frames that cost it nothing. All that is written in one turn of the lo
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
 from kvatlas.common.log import logger
+from kvatlas.router.exchange import Gone
 from kvatlas.router.grpc import frames, heads
 from kvatlas.router.grpc.budget import Budget
 from kvatlas.router.grpc.call import Call
@@ -58,7 +59,7 @@ class Connection(asyncio.Protocol):
     Attributes:
         loop: that it runs in.
         calls: that are under way, by stream.
-        blocked: calls that wait for the connection to take more, the first one first.
+        blocked: calls that wait for the connection to take more, by stream, the first one first.
         peer_window: that each stream of ours begins with.
     """
 
@@ -68,7 +69,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._frames, self._heads = FrameReader(), HeadReader()
         self.calls: dict[int, Call] = {}
-        self.blocked: deque[Call] = deque()
+        self.blocked: OrderedDict[int, Call] = OrderedDict()
         self.peer_window = self._window = frames.WINDOW_BYTES
         self._frame_max = frames.FRAME_BYTES_LEAST
         self._own_window, self._owed = limits.GRPC_CONNECTION_WINDOW_BYTES, 0
@@ -115,6 +116,9 @@ class Connection(asyncio.Protocol):
                     self._on_headers(flags, stream, payload)
                 else:
                     self._on_other(kind, flags, stream, payload)
+                if self._transport.is_closing():
+                    # What follows in the same read is not acted on.
+                    return
         except Fault as fault:
             self._refuse(fault)
 
@@ -163,19 +167,25 @@ class Connection(asyncio.Protocol):
 
     def _on_late_data(self, stream: int, length: int) -> None:
         """Pass over what a peer sent before it heard that nobody reads it."""
-        if stream > self._last:
-            raise Fault(Code.PROTOCOL_ERROR, "a frame of a stream that was not begun")
+        self._check_begun(stream)
         self.give_back(length)
         if not length:
             self._charge("empty frames")
 
+    def _check_begun(self, stream: int) -> None:
+        if stream > self._last or not stream & 1:
+            raise Fault(Code.PROTOCOL_ERROR, "a frame of a stream that was not begun")
+
     def _on_headers(self, flags: int, stream: int, block: bytes) -> None:
         head = self._heads.read(block)
-        if stream <= self._last:
-            self._on_trailers(flags, stream)
-            return
         if not stream & 1:
             raise Fault(Code.PROTOCOL_ERROR, "a stream with an even number")
+        if stream <= self._last:
+            if head != heads.MALFORMED:
+                # Trailers have no path; they may come late.
+                raise Fault(Code.STREAM_CLOSED, "a stream that is begun again")
+            self._on_trailers(flags, stream)
+            return
         self._last = stream
         if self._is_last_told or len(self.calls) >= limits.GRPC_STREAMS_MAX:
             self._charge("streams that are refused")
@@ -224,8 +234,7 @@ class Connection(asyncio.Protocol):
             take(flags, stream, payload)
 
     def _on_reset(self, _flags: int, stream: int, _payload: bytes) -> None:
-        if stream > self._last:
-            raise Fault(Code.PROTOCOL_ERROR, "a frame of a stream that was not begun")
+        self._check_begun(stream)
         call = self.calls.get(stream)
         if call is None:
             self._charge("resets")
@@ -238,6 +247,7 @@ class Connection(asyncio.Protocol):
         if flags & frames.ACK:
             if payload:
                 raise Fault(Code.FRAME_SIZE_ERROR, "a frame has another length")
+            self._charge("settings that are heard")
             return
         if not self._settings.spend(monotonic()):
             raise Fault(Code.ENHANCE_YOUR_CALM, "too many settings")
@@ -250,7 +260,10 @@ class Connection(asyncio.Protocol):
         )  # fmt: skip
         self.put(frames.SETTINGS_ACK)
         if self.peer_window > before:
-            for call in list(self.calls.values()):
+            calls = list(self.calls.values())
+            if any(self.peer_window + call.granted > frames.NUMBER_MAX for call in calls):
+                raise Fault(Code.FLOW_CONTROL_ERROR, "a window is out of range")
+            for call in calls:
                 call.widened()
 
     def _on_ping(self, flags: int, _stream: int, payload: bytes) -> None:
@@ -265,18 +278,19 @@ class Connection(asyncio.Protocol):
         size = frames.read_number(payload) & frames.NUMBER_MAX
         if not stream:
             self._window += size
-            if not size or self._window > frames.NUMBER_MAX:
+            if not size:
+                raise Fault(Code.PROTOCOL_ERROR, "a window that is widened by nothing")
+            if self._window > frames.NUMBER_MAX:
                 raise Fault(Code.FLOW_CONTROL_ERROR, "a window is out of range")
             self.wake_next()
             return
-        if stream > self._last:
-            raise Fault(Code.PROTOCOL_ERROR, "a frame of a stream that was not begun")
+        self._check_begun(stream)
         call = self.calls.get(stream)
         if call is None:
             return
         call.granted += size
         if not size or self.peer_window + call.granted > frames.NUMBER_MAX:
-            call.reset(Code.FLOW_CONTROL_ERROR)
+            call.reset(Code.FLOW_CONTROL_ERROR if size else Code.PROTOCOL_ERROR)
             call.cancel()
         else:
             call.widened()
@@ -306,6 +320,9 @@ class Connection(asyncio.Protocol):
             raise
         except Failed as failed:
             call.end(failed.status, str(failed))
+        except Gone:
+            # A peer that left, or that takes nothing: no failure of ours.
+            call.reset(Code.CANCEL)
         except Exception as error:  # noqa: BLE001 - the last frame of a call: told, and a status
             _LOG.error("call.failed", error=type(error).__name__)
             call.end(Status.INTERNAL, "the picker failed")
@@ -366,7 +383,7 @@ class Connection(asyncio.Protocol):
     def wake_next(self) -> None:
         """Let one call that waits for the connection write on; it wakes the next one."""
         while self.blocked and self.room() > 0:
-            if self.blocked.popleft().wake():
+            if self.blocked.popitem(last=False)[1].wake():
                 return
 
     # --- time and ends ------------------------------------------------------------------------
@@ -387,6 +404,8 @@ class Connection(asyncio.Protocol):
         self._has_heard = False
         for call in list(self.calls.values()):
             call.grow_old()
+        if self._is_closed:
+            return
         self._timer = self.loop.call_later(limits.PICKER_PING_S, self._ring)
 
     def drain(self) -> None:

@@ -17,13 +17,17 @@ from kvatlas.indexer.events import BlockRemoved, BlockStored
 from kvatlas.router.answers import parse_object
 from kvatlas.router.arrival import Answer
 from kvatlas.router.body import client_body
+from kvatlas.router.grpc.frames import HEADERS, Fault, Frame, FrameReader
+from kvatlas.router.grpc.heads import HeadReader
+from kvatlas.router.grpc.messages import BadMessage, MessageReader
 from kvatlas.router.headers import HOP_BY_HOP, nominated, request_id, to_client, to_engine
 from kvatlas.router.outbound import EngineConnection, Target
 from kvatlas.router.reading import RequestReader
 from kvatlas.router.request import Request
 from tests.fuzz.strict import NotStrict, bodies_of
 
-DECLARED: Final = (HttpError, MalformedBatch, PromptUnavailable)
+DECLARED: Final = (HttpError, MalformedBatch, PromptUnavailable, Fault, BadMessage)
+GRPC_MESSAGE_BYTES_MAX: Final = 200
 PIECES_MAX: Final = 6
 NEXT: Final = b"HTTP/1.1 201 Next\r\nContent-Length: 1\r\n\r\nn"
 
@@ -93,8 +97,29 @@ def events(data: bytes) -> None:
     assert sum(len(each.token_ids) for each in stored) <= limits.TOKENS_PER_BATCH_MAX
 
 
+def grpc_frames(data: bytes) -> None:
+    """Read frames of HTTP/2: in any pieces the same, and heads that are heads or refused."""
+    whole, is_cut = _frames([data])
+    assert _frames(pieces_of(data)) == (whole, is_cut)
+    assert _frames([data[at : at + 1] for at in range(len(data))]) == (whole, is_cut)
+    reader = HeadReader()
+    for kind, _, _, payload, _ in whole:
+        if kind == HEADERS:
+            assert reader.read(payload).http_status in (200, 405, 415)
+
+
+def grpc_messages(data: bytes) -> None:
+    """Read messages of a call: in any pieces the same, and nothing is lost."""
+    whole = MessageReader(GRPC_MESSAGE_BYTES_MAX)
+    found = whole.feed(data)
+    assert sum(5 + len(each) for each in found) + len(whole.partial) == len(data)
+    again = MessageReader(GRPC_MESSAGE_BYTES_MAX)
+    assert [each for piece in pieces_of(data) for each in again.feed(piece)] == found
+    assert again.partial == whole.partial
+
+
 TARGETS: Final[tuple[Callable[[bytes], None], ...]] = (
-    bodies, prompts, heads, headers, answers, events,
+    bodies, prompts, heads, headers, answers, events, grpc_frames, grpc_messages,
 )  # fmt: skip
 
 
@@ -103,6 +128,18 @@ def pieces_of(data: bytes) -> list[bytes]:
     chance = random.Random(data)
     cuts = sorted(chance.randint(0, len(data)) for _ in range(chance.randint(1, PIECES_MAX)))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+def _frames(pieces: list[bytes]) -> tuple[list[Frame], bool]:
+    """Give the frames that were read, and whether what follows was refused."""
+    reader, found = FrameReader(), []
+    try:
+        for piece in pieces:
+            for each in reader.feed(piece):
+                found.append(each)  # noqa: PERF402 - those before a fault count
+    except Fault:
+        return found, True
+    return found, False
 
 
 Read = tuple[str, str, tuple[tuple[str, str], ...], bytes, bool]
