@@ -37,12 +37,13 @@ was in prompts, salts, headers and template variables stands in no log, metric o
 Three figures of the tables are not reached. *E10*: memory grows by up to 3.8 times the cap of 8 MB
 (told: below 2): ZMQ holds a frame while Python copies it, and frames of up to twice the cap are
 received, so that one over the cap is told of as such. Tried: a limit in ZMQ (16 MB, beyond it the
-connection is dropped), reading frames without asking for more, decoding into types instead of
-lists of objects (which took it from five times to this). *E14*: with 500 endpoints the loop stands
-still for 80 to 95 ms (told: 50), 125 before. Tried: 32 KB of events per turn instead of 256
-batches, turns of 2 ms per socket, turns of 4 ms over all sockets. *X8*: no input costs 100 times its bytes of memory, but eight hostile
-ones cost up to 170 times the CPU that sending them over loopback takes (told: 100; at most 0.4 s
-per MB). Tried: counting brackets before parsing, a bound on members, reading values' ends in C.
+connection is dropped), reading frames without asking for more, decoding into types instead of lists
+of objects (which took it from five times to this). *E14*: with 500 endpoints the loop stands still
+for 80 to 95 ms (told: 50), 125 before. Tried: 32 KB of events per turn instead of 256 batches,
+turns of 2 ms per socket, turns of 4 ms over all sockets. *X8*: no input costs 100 times its bytes
+of memory, but eight hostile ones cost up to 170 times the CPU that sending them over loopback takes
+(told: 100; at most 0.4 s per MB). Tried: counting brackets before parsing, a bound on members,
+reading values' ends in C.
 
 """
 MACHINE = """Measured on {cores} cores ({machine}, Python {python}), which publishers, Redis,
