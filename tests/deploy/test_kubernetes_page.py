@@ -44,7 +44,7 @@ def test_files_that_are_named_are_there() -> None:
     """Those of this repository, in code and in links to other pages."""
     named = set(re.findall(r"`?\b((?:deploy|k8s)/[\w./-]+\w)", PAGE))
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
-    linked = set(re.findall(r"\]\(([A-Z_]+\.md)", PAGE)) - {"LLM_D.md"}
+    linked = set(re.findall(r"\]\(([A-Z_]+\.md)", PAGE))
     assert [path for path in sorted(linked) if not (ROOT / "docs" / path).exists()] == []
 
 
