@@ -572,7 +572,7 @@ async def test_a_silent_peer_is_asked_and_cut(
 
 async def test_a_peer_that_answers_is_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that answers is kept."""
-    monkeypatch.setattr(limits, "HEAD_READ_S", 1.0)
+    monkeypatch.setattr(limits, "HEAD_READ_S", 0.2)
     monkeypatch.setattr(limits, "PICKER_PING_S", 1.0)
     async with raw_peer(place.port) as peer:
         for count in (1, 2):
