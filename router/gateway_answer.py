@@ -22,17 +22,23 @@ from kvatlas.router.usage import AnswerReader, Unread
 
 _FROM_UPSTREAM: Final = "x-envoy-upstream-service-time"
 """Envoy puts it on what an engine answered, not on what it answers itself."""
+CONFORMANCE_SERVED: Final = "x-conformance-test-served-endpoint"
 _SENDS: Final = frozenset({ext_proc.STREAMED, ext_proc.BUFFERED, ext_proc.FULL_DUPLEX})
 
 
 @record
 class Watch:
-    """What an answer is watched with."""
+    """What an answer is watched with.
+
+    Attributes:
+        tells_served: whether clients are told who served, as conformance tests want.
+    """
 
     pipeline: Pipeline
     proof: Proof
     health: Health
     metrics: RouterMetrics
+    tells_served: bool = False
 
 
 class GatewayAnswer:
@@ -131,6 +137,8 @@ class GatewayAnswer:
         if self._mode not in _SENDS or arrived.is_last:
             self._first_byte(watch)
         removed = ["content-length"] if more is not None else []
+        if watch.tells_served:
+            ours = [*ours, (CONFORMANCE_SERVED, self._judged.endpoint.address)]
         return ext_proc.changed("response_headers", Change(ours, removed), response_body=more)
 
     def _passed(self, watch: Watch, arrived: Arrived) -> list[bytes]:

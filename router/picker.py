@@ -164,7 +164,13 @@ class Picker:
             with closing(flight):
                 job = Job(request, trip, taken, decision, flight)
                 answer = await self._send(core, exchange, job, wants_body=wants_body)
-                watch = Watch(desk.pipeline, desk.proof, core.endpoints.health, self._metrics)
+                watch = Watch(
+                    desk.pipeline,
+                    desk.proof,
+                    core.endpoints.health,
+                    self._metrics,
+                    tells_served=_is_under_test(core),
+                )
                 await answer.follow(watch, _our_headers(core, job))
         trip.attempted()
 
@@ -201,6 +207,12 @@ def _our_headers(core: Core, job: Job) -> list[Header]:
     headers += job.trip.grant.headers if job.trip.grant else []
     headers += answer_headers(core.settings.router.session, job.decision.chosen.endpoint.name)
     return headers
+
+
+def _is_under_test(core: Core) -> bool:
+    """Tell whether the profile takes endpoints that requests name, as conformance tests want."""
+    plugins = (core.settings.router.profile or {}).get("plugins") or ()
+    return any(each.get("type") == "header-based-testing-filter" for each in plugins)
 
 
 def _demand_known(request: Request, settings: PickerSettings) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ext_proc_client import BUFFERED, FULL_DUPLEX, Ask
-from tests.fakes.picker_place import MODEL, Pod, pods
+from tests.fakes.picker_place import MODEL, PROFILE, Pod, pods
 
 T = "T"
 """The adapter that cases ask for."""
@@ -223,4 +223,33 @@ async def test_answers_in_pieces_come_back_as_they_were(redis_url: str) -> None:
                 told = await call.piece(piece, is_last=number == len(pieces))
                 assert (told.body, told.is_last) == (piece, number == len(pieces))
             await call.end()
+            await place.quiet()
+
+
+async def test_conformance_tests_are_told_who_served(redis_url: str) -> None:
+    """Where the profile takes the endpoints that their requests name; nobody else is."""
+    name = "x-conformance-test-served-endpoint"
+    tested = {
+        "plugins": [{"type": each} for each in ("header-based-testing-filter", "queue-scorer",
+                                                "max-score-picker")],
+        "schedulingProfiles": [
+            {
+                "name": "default",
+                "plugins": [
+                    {"pluginRef": "header-based-testing-filter"},
+                    {"pluginRef": "queue-scorer", "weight": 1},
+                    {"pluginRef": "max-score-picker"},
+                ],
+            }
+        ],
+    }  # fmt: skip
+    for profile, is_told in ((tested, True), (PROFILE, False)):
+        async with pods(redis_url, Pod(), Pod(9), router={"profile": profile}) as place:
+            headers = {"test-epp-endpoint-selection": place.addresses[1]}
+            call = place.call(Ask.json(body(), headers=headers if is_told else {}))
+            picked = await call.pick()
+            assert place.number_of(picked) == int(is_told)
+            answer = await call.answer(200, {"content-type": "application/json"})
+            assert answer.headers.get(name) == (picked.destination if is_told else None)
+            call.cancel()
             await place.quiet()
