@@ -620,6 +620,8 @@ SATURATION_STALE_S: Final = 2.0
 """Age of gauges above which an endpoint counts as full."""
 DESTINATIONS_WRITTEN_MAX: Final = 4_096
 """Destinations whose metadata are kept as bytes: of a fleet each endpoint, or pair of them."""
+PASS_OVER_S: Final = 1.0
+"""For the rest of a body that was refused to arrive, and be passed over."""
 PICKER_DESTINATIONS_MAX: Final = 8
 """Endpoints that a gateway is told for one request."""
 PICKER_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024

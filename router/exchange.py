@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final, Protocol
 
+from kvatlas.common import limits
 from kvatlas.common.errors import BodyTimeout, HttpError, KvatlasError
 from kvatlas.common.settings import PickerSettings
 from kvatlas.router import ext_proc
@@ -175,6 +177,16 @@ class Exchange:
         text = f"inference error: {name} - {error.message}"
         told = ext_proc.immediate(error.status, headers, text.encode(), f"kvatlas_{error.code}")
         await self._stream.write(told)
+        if not self.request.is_whole:
+            await self._pass_over()
+
+    async def _pass_over(self) -> None:
+        """Read what is still on its way, for a while: an end before it looks like a failure."""
+        with suppress(TimeoutError, Unusable):
+            async with asyncio.timeout(limits.PASS_OVER_S):
+                while (arrived := await self.read()) is not None:
+                    if arrived.part == "request_body" and arrived.is_last:
+                        return
 
 
 def _request(head: Arrived) -> tuple[str, Request]:
