@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("patient")
 LONG = {"role": "user", "content": "Which canal is the deepest, and who dug it? " * 40}
 PORTS = {
     "router": {"port": 0, "admin_port": 0, "debug_headers": True, "pre_stop_s": 0, "drain_s": 2},
+    "indexer": {"admin_port": 0},
     "picker": {"port": 0, "health_port": 0, "secure_serving": False},
 }
 """What no file of llm-d's tells: ports that are free on this machine."""

@@ -112,6 +112,7 @@ def picker_settings(urls: Sequence[str], redis_url: str, **sections: Any) -> Set
         "endpoints": [{"url": url, "model": MODEL} for url in urls],
         "router": router | sections.pop("router", {}),
         "picker": options | sections.pop("picker", {}),
+        "indexer": {"admin_port": 0},
         **sections,
     })  # fmt: skip
 
