@@ -251,7 +251,8 @@ def histogram(
 class Metrics(Collector):
     """The metrics of a service, on a registry of their own.
 
-    Its class body is the table of declarations; each attribute is a metric in instances.
+    Its class body is the table of declarations, those of tables that it derives from behind them;
+    each attribute is a metric in instances.
     """
 
     prefix: ClassVar[str]
@@ -260,17 +261,22 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self._families: list[Family[Any]] = []
         self._held: collections.Counter[tuple[str, str]] = collections.Counter()
-        for attribute, declared in vars(type(self)).items():
-            if isinstance(declared, Declaration):
-                family = _CLASSES[declared.kind](declared, self.prefix)
-                setattr(self, attribute, family)
-                self._families.append(family)
+        for attribute, declared in self._table().items():
+            family = _CLASSES[declared.kind](declared, self.prefix)
+            setattr(self, attribute, family)
+            self._families.append(family)
         self.registry.register(self)
 
     @classmethod
     def declarations(cls) -> list[Declaration]:
         """Give the table."""
-        return [each for each in vars(cls).values() if isinstance(each, Declaration)]
+        return list(cls._table().values())
+
+    @classmethod
+    def _table(cls) -> dict[str, Declaration]:
+        tables = (vars(each).items() for each in cls.__mro__)
+        return {name: each for table in tables for name, each in table
+                if isinstance(each, Declaration)}  # fmt: skip
 
     def hold(self, label: str, value: str) -> None:
         """Keep what is counted for a value of a label, until it is released as often."""

@@ -19,7 +19,7 @@ import zmq.asyncio
 from kvatlas.common import limits
 from kvatlas.common.admin import admin_app, serving
 from kvatlas.common.clock import monotonic
-from kvatlas.common.discovery.gauges import source_gauges
+from kvatlas.common.discovery.gauges import SourceGauges
 from kvatlas.common.discovery.merging import Fleet
 from kvatlas.common.discovery.watching import Watching
 from kvatlas.common.errors import ConfigError, IndexUnavailable
@@ -175,7 +175,7 @@ class Indexer:
         return [shard for model, count in self._models.items() for shard in shards_of(model, count)]
 
     def _start(self, tasks: Supervisor) -> None:
-        self._watching = Watching(tasks, source_gauges(self.metrics))
+        self._watching = Watching(tasks, SourceGauges(self.metrics))
         if self._settings.discovery:
             self._follow(self._watching)
         tasks.start(self._watch_redis(), "watch")

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from kvatlas.common.discovery.gauges import FAILURES, FOUND, IN_SYNC, LEFT_OUT
-from kvatlas.common.kube.counts import (
-    KUBE_EVENTS,
-    KUBE_FAILURES,
-    KUBE_GOOD,
-    KUBE_IGNORED,
-    KUBE_LISTS,
-    KUBE_OBJECTS,
-    KUBE_SILENT,
-)
+from kvatlas.common.discovery.gauges import DiscoveryMetrics
 from kvatlas.common.log_writer import DROPPED
-from kvatlas.common.metrics import Metrics, counter, gauge
+from kvatlas.common.metrics import counter, gauge
 from kvatlas.common.tls import CERTIFICATES_GOOD, NOT_AFTER
 
 
-class IndexerMetrics(Metrics):
+class IndexerMetrics(DiscoveryMetrics):
     """The table of the indexer's metrics."""
 
     prefix = "kvatlas_indexer_"
@@ -186,22 +177,9 @@ class IndexerMetrics(Metrics):
     )
     entries_written = counter("entries_written", "", "entries", "Entries changed in Redis.")
     entries_swept = counter("entries_swept", "", "entries", "Entries of past epochs cleaned.")
-    # --- who is there -----------------------------------------------------------------------
-    discovery_in_sync = IN_SYNC
-    discovery_endpoints = FOUND
-    discovery_failures = FAILURES
-    discovery_left_out = LEFT_OUT
     # --- TLS --------------------------------------------------------------------------------
     tls_good = CERTIFICATES_GOOD
     tls_not_after = NOT_AFTER
-    # --- Kubernetes ---------------------------------------------------------------------------
-    kube_good = KUBE_GOOD
-    kube_silent = KUBE_SILENT
-    kube_objects = KUBE_OBJECTS
-    kube_events = KUBE_EVENTS
-    kube_lists = KUBE_LISTS
-    kube_failures = KUBE_FAILURES
-    kube_ignored = KUBE_IGNORED
     # --- engines' gauges ----------------------------------------------------------------------
     scraped = gauge(
         "scraped_engines",

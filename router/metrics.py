@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from kvatlas.common.discovery.gauges import FAILURES, FOUND, IN_SYNC, LEFT_OUT
-from kvatlas.common.kube.counts import (
-    KUBE_EVENTS,
-    KUBE_FAILURES,
-    KUBE_GOOD,
-    KUBE_IGNORED,
-    KUBE_LISTS,
-    KUBE_OBJECTS,
-    KUBE_SILENT,
-)
+from kvatlas.common.discovery.gauges import DiscoveryMetrics
 from kvatlas.common.log_writer import DROPPED
-from kvatlas.common.metrics import Metrics, counter, gauge, histogram
+from kvatlas.common.metrics import counter, gauge, histogram
 from kvatlas.common.tls import CERTIFICATES_GOOD, NOT_AFTER
 
 STAGE_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
@@ -22,7 +13,7 @@ GAP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0,
 WHOLE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 
 
-class RouterMetrics(Metrics):
+class RouterMetrics(DiscoveryMetrics):
     """The table of the router's metrics."""
 
     prefix = "kvatlas_router_"
@@ -230,14 +221,6 @@ class RouterMetrics(Metrics):
         " served.",
         "any: mend the rewrite, or serve the model",
     )
-    # --- Kubernetes ---------------------------------------------------------------------------
-    kube_good = KUBE_GOOD
-    kube_silent = KUBE_SILENT
-    kube_objects = KUBE_OBJECTS
-    kube_events = KUBE_EVENTS
-    kube_lists = KUBE_LISTS
-    kube_failures = KUBE_FAILURES
-    kube_ignored = KUBE_IGNORED
     # --- engines ----------------------------------------------------------------------------
     upstream_errors = counter(
         "upstream_errors",
@@ -368,11 +351,6 @@ class RouterMetrics(Metrics):
         "requests",
         "Requests of one token to idle engines: answered or failed.",
     )
-    # --- who is there -------------------------------------------------------------------------
-    discovery_in_sync = IN_SYNC
-    discovery_endpoints = FOUND
-    discovery_failures = FAILURES
-    discovery_left_out = LEFT_OUT
     # --- routers together ---------------------------------------------------------------------
     routers = gauge(
         "routers",

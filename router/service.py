@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from kvatlas.common.admin import Readiness, admin_app, serving
-from kvatlas.common.discovery.gauges import source_gauges
+from kvatlas.common.discovery.gauges import SourceGauges
 from kvatlas.common.discovery.watching import Watching
 from kvatlas.common.engine_client import engine_session
 from kvatlas.common.errors import HttpError
@@ -68,7 +68,7 @@ async def serving_cores(
         stack.callback(pool.close)
         tasks = await stack.enter_async_context(Supervisor())
         admission = Admission(options, metrics)
-        watching = Watching(tasks, source_gauges(metrics))
+        watching = Watching(tasks, SourceGauges(metrics))
         cores = Cores(Shared(metrics, admission, pool, session, watching, is_picker), tasks)
         stack.push_async_callback(cores.aclose)
         await cores.start(settings)

@@ -8,7 +8,7 @@ from typing import Any
 from kvatlas.common.discovery.pod_endpoints import NOTHING, Found, Place, endpoints_of
 from kvatlas.common.discovery.source import Tell
 from kvatlas.common.discovery_settings import PodsDiscovery
-from kvatlas.common.kube.counts import KubeTable
+from kvatlas.common.kube.counts import KubeMetrics
 from kvatlas.common.kube.pod import Pod, read_pod
 from kvatlas.common.kube.resources import PODS, Selection, called
 from kvatlas.common.kube.watch import Api, Watch
@@ -25,7 +25,7 @@ class PodEndpoints:
         watch: what the pods' watch is called.
     """
 
-    def __init__(self, watch: str, metrics: KubeTable) -> None:
+    def __init__(self, watch: str, metrics: KubeMetrics) -> None:
         self._watch = watch
         self._metrics = metrics
         self._place: Place | None = None

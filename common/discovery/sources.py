@@ -15,12 +15,12 @@ from kvatlas.common.discovery_settings import (
     PodsDiscovery,
     PoolDiscovery,
 )
-from kvatlas.common.kube.counts import KubeTable
+from kvatlas.common.kube.counts import KubeMetrics
 from kvatlas.common.kube.watch import api_of
 
 
 def source_of(
-    entry: AnyDiscovery, kubernetes: KubernetesSettings, counts: KubeTable
+    entry: AnyDiscovery, kubernetes: KubernetesSettings, counts: KubeMetrics
 ) -> EndpointSource:
     """Make what looks at a place.
 

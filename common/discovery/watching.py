@@ -112,7 +112,7 @@ class Watching:
                 self._changed.set,
                 asks_events=entry.events_port == "ask",
             )
-            source = source_of(entry, kubernetes, self._gauges.watches)
+            source = source_of(entry, kubernetes, self._gauges.metrics)
             place = Place(label, source, asking, self._gauges, self._changed.set)
             task = self._tasks.start(place.run(), f"discovery {label}")
             known = self._looked[key] = _Looked(place, task)

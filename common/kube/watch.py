@@ -19,7 +19,7 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.discovery_settings import KubernetesSettings
 from kvatlas.common.errors import KubernetesUnavailable
 from kvatlas.common.kube.client import KubeClient
-from kvatlas.common.kube.counts import KubeTable
+from kvatlas.common.kube.counts import KubeMetrics
 from kvatlas.common.kube.lines import Lines
 from kvatlas.common.kube.objects import Objects, Read
 from kvatlas.common.kube.pauses import Chance, Pauses
@@ -45,12 +45,12 @@ class Api:
     """
 
     client: KubeClient
-    metrics: KubeTable
+    metrics: KubeMetrics
     resync_s: float
     chance: Chance
 
 
-def api_of(settings: KubernetesSettings, metrics: KubeTable) -> Api:
+def api_of(settings: KubernetesSettings, metrics: KubeMetrics) -> Api:
     """Make what is asked with, as the configuration says."""
     chance = random.Random().random  # noqa: S311 - jitter
     return Api(KubeClient.of(settings), metrics, settings.resync_s, chance)

@@ -8,34 +8,18 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
+from kvatlas.common.kube import counts
 from kvatlas.common.kube.access import ApiAccess
 from kvatlas.common.kube.client import KubeClient
-from kvatlas.common.kube.counts import (
-    KUBE_EVENTS,
-    KUBE_FAILURES,
-    KUBE_GOOD,
-    KUBE_IGNORED,
-    KUBE_LISTS,
-    KUBE_OBJECTS,
-    KUBE_SILENT,
-)
 from kvatlas.common.kube.watch import Api
-from kvatlas.common.metrics import Metrics
 from kvatlas.common.tasks import Supervisor
 from tests.fakes.api_server import TOKEN, ApiServer
 
 
-class KubeMetrics(Metrics):
+class KubeMetrics(counts.KubeMetrics):
     """A table with what is counted of watches."""
 
     prefix = "test_"
-    kube_good = KUBE_GOOD
-    kube_silent = KUBE_SILENT
-    kube_objects = KUBE_OBJECTS
-    kube_events = KUBE_EVENTS
-    kube_lists = KUBE_LISTS
-    kube_failures = KUBE_FAILURES
-    kube_ignored = KUBE_IGNORED
 
     def failures(self) -> set[str]:
         """Give the reasons of all failures."""

@@ -17,7 +17,7 @@ from kvatlas.cli.doctor_judge import judge_place
 from kvatlas.common import limits
 from kvatlas.common.discovery.dns import DnsSource
 from kvatlas.common.discovery.files import FileSource, read_entries
-from kvatlas.common.discovery.gauges import SourceGauges, source_gauges
+from kvatlas.common.discovery.gauges import SourceGauges
 from kvatlas.common.discovery.merging import Fleet
 from kvatlas.common.discovery.once import look_once
 from kvatlas.common.discovery.source import EndpointSource, SourceFailed
@@ -236,7 +236,7 @@ async def watched(settings: Settings) -> AsyncIterator[tuple[Place, Watching]]:
     """Watch what a configuration names."""
     place = Place(settings)
     async with Supervisor() as tasks:
-        watching = Watching(tasks, source_gauges(place.metrics))
+        watching = Watching(tasks, SourceGauges(place.metrics))
         with watching.following(settings, lambda _url: PLAIN, place.fleets.append):
             yield place, watching
 
