@@ -30,7 +30,7 @@ from kvatlas.router.pipeline import Asked, Decision, Pipeline
 from kvatlas.router.proof import Proof
 from kvatlas.router.rates import RateLimits
 from kvatlas.router.request import Request
-from kvatlas.router.rewrites import Rewrites
+from kvatlas.router.rewrites import ANY_NAME, Rewrites
 from kvatlas.router.salts import Salts
 from kvatlas.router.tracing import TRACEPARENT, Tracer
 from kvatlas.router.trip import Trip, chosen_id
@@ -124,11 +124,12 @@ class Desk:
         trip.priority = self._priority(request)
         named = first(request.headers, MODEL_REWRITE)
         body, asked_name = self._rewritten(taken, trip.request_id, named)
-        trip.model = self._check(body.fields, asked_name)
+        trip.model = self._check(body.fields, asked_name if named is None else None)
         demand_model(request, taken.fields["model"] if named is None else named, self._metrics)
         if asked_name is not None:
-            asked = self._rewrites.label(asked_name)
-            self._metrics.rewrites.labels(asked, body.fields["model"]).inc()
+            # A name that a header brought is a client's word, and no label.
+            target = body.fields["model"] if named is None else ANY_NAME
+            self._metrics.rewrites.labels(self._rewrites.label(asked_name), target).inc()
         if client is not None and self._salts is not None and not body.is_unread:
             body = self._salts.salted(body, client.tenant)
         for member in body.cut:

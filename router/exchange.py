@@ -69,9 +69,7 @@ class Exchange:
 
     Attributes:
         request: of the client; its body comes with `receive`.
-        path: as the client wrote it, with the query.
         has_body: whether a body comes, that we are shown.
-        response_mode: in which the answer's body comes.
         subset: endpoints that the request may go to; None for any.
 
     Raises:
@@ -79,8 +77,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_had_trailers", "_request_mode", "_stream", "has_body", "path", "request",
-        "response_mode", "subset",
+        "_had_trailers", "_request_mode", "_response_mode", "_stream", "has_body", "request",
+        "subset",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, head: Arrived, settings: PickerSettings) -> None:
@@ -94,8 +92,8 @@ class Exchange:
         self._stream = stream
         self._request_mode = mode
         self._had_trailers = False
-        self.response_mode = told[1] if told is not None else ext_proc.NO_BODY
-        self.path, self.request = _request(head)
+        self._response_mode = told[1] if told is not None else ext_proc.NO_BODY
+        self.request = _request(head)
         self.subset = head.subset() if settings.subset_hint else None
 
     async def read(self) -> Arrived | None:
@@ -170,6 +168,55 @@ class Exchange:
             told.append(ext_proc.trailers("request_trailers"))
         return await self.write(told)
 
+    # --- the answer ---------------------------------------------------------------------------
+
+    @property
+    def sends_answers(self) -> bool:
+        """Tell whether bodies of answers come."""
+        return self._response_mode != ext_proc.NO_BODY
+
+    @property
+    def streams_answers(self) -> bool:
+        """Tell whether bodies of answers come as they are made."""
+        return self._response_mode in (ext_proc.STREAMED, ext_proc.FULL_DUPLEX)
+
+    @property
+    def may_send_answers(self) -> bool:
+        """Tell whether they come, or would if they were asked for; gateways grant that by mode."""
+        return self.sends_answers or self._request_mode == ext_proc.BUFFERED
+
+    async def begin(self, change: Change, *, with_body: bool = False) -> None:
+        """Let the head of the answer go on.
+
+        Args:
+            change: of its headers.
+            with_body: have the gateway send the body, too, where it does not already.
+        """
+        more = ext_proc.FULL_DUPLEX if with_body and not self.sends_answers else None
+        if more is not None:
+            self._response_mode = more
+        await self.write([ext_proc.changed("response_headers", change, response_body=more)])
+
+    async def pass_on(self, arrived: Arrived, body: bytes | None = None) -> None:
+        """Let a piece of the answer's body, or trailers, go on.
+
+        Args:
+            arrived: the piece.
+            body: in its place; without it the piece itself.
+        """
+        if arrived.part in ("request_trailers", "response_trailers"):
+            await self.write([ext_proc.trailers(arrived.part)])
+        elif arrived.part == "response_body":
+            came = arrived.body
+            out = came if body is None else body
+            if self._response_mode == ext_proc.FULL_DUPLEX:
+                await self.write(
+                    ext_proc.streamed_body("response_body", out, is_last=arrived.is_last)
+                )
+            else:
+                change = Change(body=out) if out != came else ext_proc.NO_CHANGE
+                await self.write([ext_proc.changed("response_body", change)])
+
     async def refuse(self, error: HttpError, trip_id: str) -> None:
         """Answer the client with an error, in the words of llm-d's scheduler."""
         name = _NAMES.get(error.status, "Unknown")
@@ -189,11 +236,8 @@ class Exchange:
                         return
 
 
-def _request(head: Arrived) -> tuple[str, Request]:
-    """Make a request of its headers, and give its path as the client wrote it.
-
-    The request's own path is the one that we know, whatever a gateway's routes put before it.
-    """
+def _request(head: Arrived) -> Request:
+    """Make a request of its headers; its path is the one that we know, without a prefix."""
     pseudo: dict[str, str] = {}
     received: list[Header] = []
     for name, value in head.headers():
@@ -201,13 +245,12 @@ def _request(head: Arrived) -> tuple[str, Request]:
             pseudo[name] = value
         else:
             received.append((name, value))
-    target = pseudo.get(":path", "")
-    bare, mark, query = target.partition("?")
+    bare, mark, query = pseudo.get(":path", "").partition("?")
     known = gateway_path(bare) or bare
     request = Request(pseudo.get(":method", ""), known + mark + query, Headers(received))
     request.content_length = _length(request.headers.get("content-length"))
     request.is_whole = head.is_last
-    return target, request
+    return request
 
 
 def _length(told: str | None) -> int | None:

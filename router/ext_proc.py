@@ -334,7 +334,9 @@ def changed(part: Part, change: Change, *, response_body: int | None = None) -> 
     headers = list(change.headers)
     if change.destination is not None:
         headers.append((DESTINATION, change.destination))
-    mutation = _mutation(headers, change.removed)
+    # Gateways differ in what comes first, so nothing is both set and taken out.
+    ours = {name.lower() for name, _ in headers}
+    mutation = _mutation(headers, [name for name in change.removed if name not in ours])
     common = _field(2, mutation) if mutation else b""
     if change.body is not None:
         common += _field(3, _field(1, change.body))

@@ -7,7 +7,6 @@ from typing import Final
 
 from kvatlas.common.clock import monotonic
 from kvatlas.common.records import record
-from kvatlas.router import ext_proc
 from kvatlas.router.exchange import Exchange
 from kvatlas.router.ext_proc import Arrived, Change
 from kvatlas.router.first_token import Gaps
@@ -23,7 +22,6 @@ from kvatlas.router.usage import AnswerReader, Unread
 _FROM_UPSTREAM: Final = "x-envoy-upstream-service-time"
 """Envoy puts it on what an engine answered, not on what it answers itself."""
 CONFORMANCE_SERVED: Final = "x-conformance-test-served-endpoint"
-_SENDS: Final = frozenset({ext_proc.STREAMED, ext_proc.BUFFERED, ext_proc.FULL_DUPLEX})
 
 
 @record
@@ -60,7 +58,6 @@ class GatewayAnswer:
         self._judged = judged
         self._sent = sent
         self._wants_body = wants_body
-        self._mode = exchange.response_mode
         self._reader: AnswerReader = Unread()
         self._seen: AnswerReader = self._reader
         self._gaps: Gaps | None = None
@@ -83,16 +80,12 @@ class GatewayAnswer:
         exchange = self._exchange
         try:
             while (arrived := await exchange.read()) is not None:
-                match arrived.part:
-                    case "response_headers":
-                        await exchange.write([self._begun(watch, arrived, headers)])
-                    case "response_body":
-                        await exchange.write(self._passed(watch, arrived))
-                    case "response_trailers" | "request_trailers":
-                        await exchange.write([ext_proc.trailers(arrived.part)])
-                    case _:
-                        # What was sent of the request before its decision reached the gateway.
-                        pass
+                if arrived.part == "response_headers":
+                    await self._begin(watch, arrived, headers)
+                elif arrived.part == "response_body":
+                    await exchange.pass_on(arrived, self._read(watch, arrived))
+                else:
+                    await exchange.pass_on(arrived)
         finally:
             # Gateways often reset the exchange instead of ending it, whole answers or not.
             self._ended(watch)
@@ -113,8 +106,8 @@ class GatewayAnswer:
 
     # --- its parts ----------------------------------------------------------------------------
 
-    def _begun(self, watch: Watch, arrived: Arrived, ours: list[Header]) -> bytes:
-        trip = self._job.trip
+    async def _begin(self, watch: Watch, arrived: Arrived, ours: list[Header]) -> None:
+        trip, exchange = self._job.trip, self._exchange
         received = dict(arrived.headers())
         self._served_by(watch, arrived.served())
         trip.status = int(received.get(":status", "0") or 0)
@@ -126,22 +119,21 @@ class GatewayAnswer:
         is_readable = trip.status == HTTPStatus.OK and not received.get("content-encoding")
         if trip.status == HTTPStatus.BAD_REQUEST and self._sent.is_handed_over:
             watch.proof.note_refused(self.case)
-        more = None
-        if self._wants_body and is_readable and not arrived.is_last:
-            if self._mode not in _SENDS:
-                more = self._mode = ext_proc.FULL_DUPLEX
+        reads = self._wants_body and is_readable and not arrived.is_last
+        if reads:
             self._reader = watch.proof.reader(self.case, self._sent, told)
             self._seen = in_clients_words(self._job, self._reader, told)
-        if told == EVENT_STREAM and self._mode in _SENDS:
-            self._gaps = watch.metrics.gap_seconds.labels(self._job.decision.model)
-        if self._mode not in _SENDS or arrived.is_last:
-            self._first_byte(watch)
-        removed = ["content-length"] if more is not None else []
+        removed = ["content-length"] if reads and not exchange.sends_answers else []
         if watch.tells_served:
             ours = [*ours, (CONFORMANCE_SERVED, self._judged.endpoint.address)]
-        return ext_proc.changed("response_headers", Change(ours, removed), response_body=more)
+        await exchange.begin(Change(ours, removed), with_body=reads)
+        if told == EVENT_STREAM and exchange.sends_answers:
+            self._gaps = watch.metrics.gap_seconds.labels(self._job.decision.model)
+        if not exchange.sends_answers or arrived.is_last:
+            self._first_byte(watch)
 
-    def _passed(self, watch: Watch, arrived: Arrived) -> list[bytes]:
+    def _read(self, watch: Watch, arrived: Arrived) -> bytes:
+        """Take a piece of the body; give what the client gets for it."""
         if self._job.trip.first_byte_ms is None:
             self._first_byte(watch)
             if self._job.trip.status == HTTPStatus.OK:
@@ -151,15 +143,9 @@ class GatewayAnswer:
             if self._came_s is not None:
                 self._gaps.observe(now_s - self._came_s)
             self._came_s = now_s
-        body, is_last = arrived.body, arrived.is_last
-        self._is_open = not is_last
-        out = self._seen.feed(body)
-        if is_last:
-            out += self._seen.end()
-        if self._mode == ext_proc.FULL_DUPLEX:
-            return ext_proc.streamed_body("response_body", out, is_last=is_last)
-        change = Change(body=out) if out != body else ext_proc.NO_CHANGE
-        return [ext_proc.changed("response_body", change)]
+        self._is_open = not arrived.is_last
+        out = self._seen.feed(arrived.body)
+        return out + self._seen.end() if arrived.is_last else out
 
     def _first_byte(self, watch: Watch) -> None:
         model = self._job.decision.model

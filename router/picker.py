@@ -79,10 +79,11 @@ class Picker:
             self.open -= 1
 
     async def _process(self, stream: Stream) -> None:
-        core = self._cores.current
         raw = await stream.read()
         if raw is None:
             return None
+        # Behind the wait: a core that was retired meanwhile may have closed.
+        core = self._cores.current
         try:
             exchange = Exchange(stream, ext_proc.read(raw), core.settings.picker)
         except ValueError:
@@ -121,13 +122,9 @@ class Picker:
         await exchange.forward(change, b"")
         while (arrived := await exchange.read()) is not None:
             if arrived.part == "response_headers":
-                await exchange.write([ext_proc.changed("response_headers", ext_proc.NO_CHANGE)])
-            elif arrived.part == "response_body":
-                await exchange.write(
-                    ext_proc.streamed_body("response_body", arrived.body, is_last=arrived.is_last)
-                )
-            elif arrived.part in ("response_trailers", "request_trailers"):
-                await exchange.write([ext_proc.trailers(arrived.part)])
+                await exchange.begin(ext_proc.NO_CHANGE)
+            else:
+                await exchange.pass_on(arrived)
 
     # --- a request's way ----------------------------------------------------------------------
 
@@ -155,8 +152,9 @@ class Picker:
         await exchange.receive(router.body_bytes_max, router.body_read_s)
         taken = await desk.take(request, trip, passes=gateway_path(request.path) is None)
         wants_body = taken.asked_name is not None or core.settings.picker.reads_answers
-        sees_body = wants_body or exchange.response_mode == ext_proc.FULL_DUPLEX
-        if not sees_body:
+        wants_body = wants_body and exchange.may_send_answers
+        is_streamed = exchange.streams_answers or (wants_body and not exchange.sends_answers)
+        if not is_streamed:
             # Engines send the head of a stream before they compute the prompt: it tells nothing.
             taken = dataclasses.replace(taken, is_silent=True)
         with desk.admitted(trip):
@@ -189,11 +187,9 @@ class Picker:
             # What is to be read, or written anew, must be readable.
             ours.append(("Accept-Encoding", "identity"))
         ours += endpoint_headers(judged.endpoint)
-        set_names = {name.lower() for name, _ in ours}
-        removed = steering(exchange.request.headers, _kept_back(core))
         change = Change(
             ours,
-            [name for name in removed if name not in set_names],
+            steering(exchange.request.headers, _kept_back(core)),
             _destination(job.decision, options.destinations),
             _scores(job.decision) if options.emit_scores else None,
         )

@@ -12,6 +12,7 @@ from tests.contract.test_kube_rules import kubeconfig
 from tests.contract.test_picker import chat
 from tests.fakes.api_objects import objective
 from tests.fakes.api_server import api_server
+from tests.fakes.ext_proc_client import BUFFERED
 from tests.fakes.following import until
 from tests.fakes.picker_place import MODEL, Pod, pods
 
@@ -53,7 +54,20 @@ async def test_who_is_sheddable_is_refused_while_all_is_full(
 async def test_a_header_may_name_the_model(redis_url: str, name: str) -> None:
     """The engine gets that name, the client reads its own, and the header ends here."""
     async with pods(redis_url, CALM) as place:
-        found = await place.pick(chat("whatever", ask={"headers": {name: MODEL}}))
+        asked = {"headers": {name: MODEL}, "mode": BUFFERED}
+        found = await place.pick(chat("whatever", ask=asked))
         assert json.loads(found.body)["model"] == MODEL
         assert name in found.head.removed
         assert found.head.headers["accept-encoding"] == "identity"
+
+
+async def test_what_a_header_names_is_no_label(redis_url: str) -> None:
+    """Neither a model that engines may have, nor one that nobody serves."""
+    words = ("secret-one", "secret-two")
+    for options in ({}, {"unknown_models": "refuse"}):
+        async with pods(redis_url, CALM, picker=options) as place:
+            for word in words:
+                await place.pick(chat(ask={"headers": {MODEL_REWRITE.name: word}}))
+            metrics = place.running.service.metrics
+            samples = (each for family in metrics.collect() for each in family.samples)
+            assert not {w for each in samples for w in words if w in each.labels.values()}

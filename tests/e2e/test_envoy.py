@@ -224,7 +224,9 @@ async def test_without_a_picker_requests_fail_and_come_back(redis_url: str, tmp_
         url = place.envoy.url + CHAT
         async with place.session.post(url, json=chat("hello"), headers=forged) as reply:
             assert reply.status == 503
-        async with picker(place.settings):
+        async with picker(place.settings) as back:
+            # Until then it tells health checks that it is not.
+            await ready(back.readiness)
             assert await refused_by(place, 200)
             async with place.session.post(url, json=chat("hello"), headers=forged) as reply:
                 assert reply.status == 200
