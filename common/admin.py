@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -14,10 +12,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from kvatlas.common import limits
 from kvatlas.common.errors import ConfigError
+from kvatlas.common.listening import BACKLOG, listen
 
 Readiness = Callable[[], str | None]
 """None when ready, else why not, in a few words."""
-_BACKLOG: Final = 1_024
 
 
 def admin_app(
@@ -102,7 +100,7 @@ def _site(
     runner: web.AppRunner, host: str, port: int, ssl_context: ssl.SSLContext | None
 ) -> web.BaseSite:
     if ssl_context is None:
-        return web.TCPSite(runner, host, port, backlog=_BACKLOG)
+        return web.TCPSite(runner, host, port, backlog=BACKLOG)
     return _TlsSite(runner, host, port, ssl_context)
 
 
@@ -112,7 +110,7 @@ class _TlsSite(web.BaseSite):
     def __init__(
         self, runner: web.AppRunner, host: str, port: int, ssl_context: ssl.SSLContext
     ) -> None:
-        super().__init__(runner, ssl_context=ssl_context, backlog=_BACKLOG)
+        super().__init__(runner, ssl_context=ssl_context, backlog=BACKLOG)
         self._host, self._port = host, port
 
     @property
@@ -125,12 +123,4 @@ class _TlsSite(web.BaseSite):
         await super().start()
         server = self._runner.server
         assert server is not None  # noqa: S101 - a runner that is set up has one
-        self._server = await asyncio.get_running_loop().create_server(
-            server,
-            self._host,
-            self._port,
-            ssl=self._ssl_context,
-            backlog=self._backlog,
-            ssl_handshake_timeout=limits.TLS_HANDSHAKE_S,
-            ssl_shutdown_timeout=limits.TLS_SHUTDOWN_S,
-        )
+        self._server = await listen(server, self._host, self._port, self._ssl_context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import resource
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,7 +12,6 @@ from kvatlas.common import limits
 from kvatlas.common.log import configure_logs, logger
 from kvatlas.common.settings import RouterSettings, Settings
 from kvatlas.common.tasks import run_service
-from kvatlas.common.tls import TlsGauges, listen_credentials, port_context, watch
 from kvatlas.router.connection import listening
 from kvatlas.router.core import Core
 from kvatlas.router.cores import Cores, Reload
@@ -24,7 +22,7 @@ from kvatlas.router.front import Front
 from kvatlas.router.inbound import Inbound
 from kvatlas.router.metrics import RouterMetrics
 from kvatlas.router.probe import Prober
-from kvatlas.router.service import Service, serving_cores
+from kvatlas.router.service import Service, serving_cores, settle_memory
 
 _LOG = logger("router")
 
@@ -41,13 +39,7 @@ def run(settings: Settings, reload: Reload | None = None) -> int:
     async def main(stop: asyncio.Event) -> None:
         async with router(settings, reload) as running:
             running.metrics.log_dropped.set_function(lambda: log.dropped)
-            # What was made until here lives as long as the process: to look through it again takes
-            # the collector 25 ms each time.
-            gc.collect()
-            gc.freeze()
-            # Requests under way hold thousands of objects and hardly a cycle: to look for some at
-            # every 700 took 4 % of the time.
-            gc.set_threshold(*limits.GC_THRESHOLDS)
+            settle_memory()
             _LOG.info("router.started", port=running.port, admin_port=running.admin_port)
             await stop.wait()
             await running.drain()
@@ -148,9 +140,6 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
             serving_cores(settings, reload, lambda: running.readiness())  # noqa: PLW0108 - it is made below
         )
         metrics, options = service.metrics, settings.router
-        tls = listen_credentials(
-            "router.tls", options.tls, TlsGauges(metrics.tls_good, metrics.tls_not_after)
-        )
         front = Front(service.cores, service.admission, lambda: running.readiness(), metrics)  # noqa: PLW0108 - alike
         inbound = Inbound(front.answer, front.unread, _connections_max())
         running = Running(service, front, inbound)
@@ -158,9 +147,9 @@ async def router(settings: Settings, reload: Reload | None = None) -> AsyncItera
         metrics.connections_refused.set_function(lambda: inbound.refused)
         metrics.connections_cut.labels("head").set_function(lambda: inbound.cut_heads)
         metrics.connections_cut.labels("unread").set_function(lambda: inbound.cut_readers)
-        service.tasks.start(watch(lambda: [tls] if tls else []), "tls")
+        context = service.listen_as("router.tls", options.tls)
         running.port = await stack.enter_async_context(
-            listening(inbound, options.host, options.port, port_context(tls))
+            listening(inbound, options.host, options.port, context)
         )
         yield running
 

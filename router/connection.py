@@ -14,7 +14,8 @@ from typing import cast
 
 from kvatlas.common import limits
 from kvatlas.common.clock import monotonic
-from kvatlas.common.errors import ConfigError, HttpError, InternalError, TooManyConnections
+from kvatlas.common.errors import HttpError, InternalError, TooManyConnections
+from kvatlas.common.listening import listen
 from kvatlas.common.log import logger
 from kvatlas.router.headers import Header
 from kvatlas.router.inbound import Inbound
@@ -319,20 +320,7 @@ async def listening(
     Raises:
         ConfigError: the address cannot be bound.
     """
-    loop = asyncio.get_running_loop()
-    has_tls = ssl_context is not None
-    try:
-        server = await loop.create_server(
-            lambda: Connection(inbound),
-            host,
-            port,
-            backlog=1_024,
-            ssl=ssl_context,
-            ssl_handshake_timeout=limits.TLS_HANDSHAKE_S if has_tls else None,
-            ssl_shutdown_timeout=limits.TLS_SHUTDOWN_S if has_tls else None,
-        )
-    except OSError as error:
-        raise ConfigError([f"{host}:{port}: {error.strerror}"]) from None
+    server = await listen(lambda: Connection(inbound), host, port, ssl_context)
     inbound.server = server
     try:
         yield server.sockets[0].getsockname()[1]

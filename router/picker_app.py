@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,9 +10,9 @@ from typing import Final
 
 from kvatlas.common import limits
 from kvatlas.common.log import configure_logs, logger
-from kvatlas.common.settings import PickerSettings, Settings
+from kvatlas.common.settings import Settings
 from kvatlas.common.tasks import run_service
-from kvatlas.common.tls import HTTP_2, TlsGauges, listen_credentials, port_context, watch
+from kvatlas.common.tls import HTTP_2
 from kvatlas.router.cores import Reload
 from kvatlas.router.exchange import Gone, Unusable
 from kvatlas.router.ext_proc import METHOD, SERVICE
@@ -25,7 +23,7 @@ from kvatlas.router.grpc.health import CHECK, checks
 from kvatlas.router.grpc.server import GrpcServer
 from kvatlas.router.picker import Picker
 from kvatlas.router.picker_tls import self_signed
-from kvatlas.router.service import Service, serving_cores
+from kvatlas.router.service import Service, serving_cores, settle_memory
 
 _LOG = logger("picker")
 
@@ -48,9 +46,7 @@ def run(settings: Settings, reload: Reload | None = None, warnings: Sequence[str
     async def main(stop: asyncio.Event) -> None:
         async with picker(settings, reload) as running:
             running.service.metrics.log_dropped.set_function(lambda: log.dropped)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(*limits.GC_THRESHOLDS)
+            settle_memory()
             _LOG.info(
                 "picker.started",
                 port=running.port,
@@ -112,7 +108,9 @@ async def picker(settings: Settings, reload: Reload | None = None) -> AsyncItera
         methods = {**health, f"/{SERVICE}/{METHOD}": _exchanges(chosen)}
         server = GrpcServer(methods, options.message_bytes_max)
         running = Running(service, chosen, server)
-        context = _context(options, service) if options.secure_serving else None
+        context = None
+        if options.secure_serving:
+            context = service.listen_as("picker.tls", options.tls, HTTP_2) or self_signed()
         listening = server.listening(options.host, options.port, context)
         running.port = await stack.enter_async_context(listening)
         if options.health_port is not None:
@@ -120,19 +118,6 @@ async def picker(settings: Settings, reload: Reload | None = None) -> AsyncItera
             listening = beside.listening(options.host, options.health_port)
             running.health_port = await stack.enter_async_context(listening)
         yield running
-
-
-def _context(options: PickerSettings, service: Service) -> ssl.SSLContext:
-    """Give what the gateways' port shows, and follow its files.
-
-    Raises:
-        ConfigError: the files cannot be used.
-    """
-    gauges = TlsGauges(service.metrics.tls_good, service.metrics.tls_not_after)
-    files = listen_credentials("picker.tls", options.tls, gauges, HTTP_2)
-    if files is not None:
-        service.tasks.start(watch(lambda: [files]), "tls")
-    return port_context(files) or self_signed()
 
 
 def _exchanges(chosen: Picker) -> Handler:

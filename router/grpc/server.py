@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from kvatlas.common import limits
-from kvatlas.common.errors import ConfigError
+from kvatlas.common.listening import listen
 from kvatlas.router.grpc.connection import Connection, Handler
 
 
@@ -71,19 +71,7 @@ class GrpcServer:
         Raises:
             ConfigError: the address cannot be bound.
         """
-        has_tls = ssl_context is not None
-        try:
-            listener = await asyncio.get_running_loop().create_server(
-                lambda: Connection(self),
-                host,
-                port,
-                backlog=1_024,
-                ssl=ssl_context,
-                ssl_handshake_timeout=limits.TLS_HANDSHAKE_S if has_tls else None,
-                ssl_shutdown_timeout=limits.TLS_SHUTDOWN_S if has_tls else None,
-            )
-        except OSError as error:
-            raise ConfigError([f"picker: {host}:{port}: cannot be bound"]) from error
+        listener = await listen(lambda: Connection(self), host, port, ssl_context)
         self._listener = listener
         try:
             yield listener.sockets[0].getsockname()[1]

@@ -21,7 +21,7 @@ from tests.chaos.conftest import Report
 from tests.fakes.engines import router_settings
 
 ROUTER = (
-    "access", "admin_tls", "admission", "configuration", "core", "doubts", "flights", "gauges",
+    "access", "admission", "configuration", "core", "doubts", "flights", "gauges",
     "handover_checks", "idle_probes", "looks", "pool", "probes", "rates", "relearning",
     "schema", "tls",
 )  # fmt: skip

@@ -36,14 +36,6 @@ def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FAREWELL_S", 0.1)
 
 
-@pytest.fixture
-def found(tmp_path: Path) -> FoundFile:
-    """Give a file of endpoints, empty at first."""
-    file = FoundFile(tmp_path / "endpoints.yaml")
-    file.write()
-    return file
-
-
 @asynccontextmanager
 async def routed(settings: Settings) -> AsyncIterator[tuple[Running, aiohttp.ClientSession]]:
     """Run a router until it is ready, and a client of it."""

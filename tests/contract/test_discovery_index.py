@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,14 +38,6 @@ def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RETIRE_AFTER_S", 0.3)
     monkeypatch.setattr(limits, "FAREWELL_S", 0.2)
     monkeypatch.setattr(chores, "LOOK_S", 0.1)
-
-
-@pytest.fixture
-def found(tmp_path: Path) -> FoundFile:
-    """Give a file of endpoints, empty at first."""
-    file = FoundFile(tmp_path / "endpoints.yaml")
-    file.write()
-    return file
 
 
 def asking(found: FoundFile, redis_url: str, *models: str) -> Settings:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -47,29 +48,25 @@ class Place:
         self.server = GrpcServer(methods, MESSAGE_MAX)
         self.port = 0
 
-    async def _echo(self, call: Call) -> None:
+    @contextmanager
+    def _noting(self, well: str) -> Iterator[None]:
+        """Note how a handler ends."""
         try:
+            yield
+        except (Gone, asyncio.CancelledError) as error:
+            self.ends.append("gone" if isinstance(error, Gone) else "cancelled")
+            raise
+        self.ends.append(well)
+
+    async def _echo(self, call: Call) -> None:
+        with self._noting("read"):
             while (asked := await call.read()) is not None:
                 await call.write(asked)
-            self.ends.append("read")
-        except Gone:
-            self.ends.append("gone")
-            raise
-        except asyncio.CancelledError:
-            self.ends.append("cancelled")
-            raise
 
     async def _long(self, call: Call) -> None:
         await call.read()
-        try:
+        with self._noting("written"):
             await call.write(LARGE)
-            self.ends.append("written")
-        except Gone:
-            self.ends.append("gone")
-            raise
-        except asyncio.CancelledError:
-            self.ends.append("cancelled")
-            raise
 
     async def _deaf(self, call: Call) -> None:
         del call

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from kvatlas.router.picker_app import picker
+from kvatlas.common import limits
 from tests.fakes.authority import LOCALHOST, Authority
 from tests.fakes.ext_proc_client import BUFFERED, FULL_DUPLEX, Ask, Call, gateway
 from tests.fakes.picker_place import MODEL, PickerPlace, Pod, picker_settings, picking, pods
@@ -357,19 +357,46 @@ async def test_who_comes_too_late_is_told(redis_url: str) -> None:
         call.cancel()
 
 
-async def test_tls_with_files_and_without(redis_url: str, tmp_path: Path) -> None:
-    """A certificate that changes is shown to whom comes next; without files one is made."""
-    authority = Authority(tmp_path, "picker")
-    cert, key = authority.issue("localhost", f"{LOCALHOST},DNS:localhost")
-    async with pods(redis_url, Pod()) as place:
-        urls = [f"http://{each}" for each in place.addresses]
-    tls = {"cert_file": str(cert), "key_file": str(key)}
-    secure = {"secure_serving": True, "tls": tls, "host": "127.0.0.1"}
-    async with picker(picker_settings(urls, redis_url, picker=secure)) as running:
-        trusted = grpc.ssl_channel_credentials(authority.ca.read_bytes())
-        async with grpc.aio.secure_channel(f"localhost:{running.port}", trusted) as channel:
-            found = await Call(channel, Ask(method="GET", path="/x")).pick()
-            assert found.head.status in (0, 503)
-        async with gateway(running.port) as channel:
+async def served_by(port: int, authority: Authority) -> str:
+    """Pick over TLS, trusting one authority; give where a request without a body goes."""
+    trusted = grpc.ssl_channel_credentials(authority.ca.read_bytes())
+    async with grpc.aio.secure_channel(f"localhost:{port}", trusted) as channel:
+        call = Call(channel, Ask(method="GET", path="/x"))
+        destination = (await call.pick()).destination
+        call.cancel()
+        return destination
+
+
+async def test_certificates_are_read_again(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that changes is shown to whom comes next; who trusts another is not served."""
+    monkeypatch.setattr(limits, "TLS_LOOK_S", 0.05)
+    first, second = Authority(tmp_path, "first"), Authority(tmp_path, "second")
+    made = [each.issue("localhost", f"{LOCALHOST},DNS:localhost") for each in (first, second)]
+    shown = {"cert_file": tmp_path / "shown.crt", "key_file": tmp_path / "shown.key"}
+
+    def show(pair: tuple[Path, Path]) -> None:
+        for path, source in zip(shown.values(), pair, strict=True):
+            path.write_bytes(source.read_bytes())
+
+    show(made[0])
+    tls = {name: str(path) for name, path in shown.items()}
+    async with pods(redis_url, Pod(), picker={"secure_serving": True, "tls": tls}) as place:
+        port, [address] = place.running.port, place.addresses
+        assert await served_by(port, first) == address
+        with pytest.raises(grpc.aio.AioRpcError):
+            await served_by(port, second)
+        async with gateway(port) as channel:
             with pytest.raises(grpc.aio.AioRpcError):
                 await Call(channel, Ask(method="GET", path="/x")).pick()
+        show(made[1])
+        for _ in range(100):
+            with suppress(grpc.aio.AioRpcError):
+                assert await served_by(port, second) == address
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise AssertionError("the other certificate was never shown")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await served_by(port, first)

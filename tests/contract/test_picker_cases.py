@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ext_proc_client import BUFFERED, FULL_DUPLEX, Ask
-from tests.fakes.picker_place import MODEL, PROFILE, Pod, pods
+from tests.fakes.picker_place import MODEL, PROFILE, Pod, pods, profile_of
 
 T = "T"
 """The adapter that cases ask for."""
@@ -178,20 +178,7 @@ async def test_a_list_to_fall_back_on_is_told_where_that_is_asked_for(redis_url:
         assert found.destination == f"{place.addresses[1]},{place.addresses[0]}"
 
 
-STICKY = {
-    "plugins": [{"type": each} for each in ("session-affinity-filter", "max-score-picker",
-                                            "queue-scorer")],
-    "schedulingProfiles": [
-        {
-            "name": "default",
-            "plugins": [
-                {"pluginRef": "session-affinity-filter"},
-                {"pluginRef": "queue-scorer", "weight": 1},
-                {"pluginRef": "max-score-picker"},
-            ],
-        }
-    ],
-}  # fmt: skip
+STICKY = profile_of(["queue-scorer"], "session-affinity-filter")
 
 
 async def test_a_session_stays_where_it_began(redis_url: str) -> None:
@@ -229,20 +216,7 @@ async def test_answers_in_pieces_come_back_as_they_were(redis_url: str) -> None:
 async def test_conformance_tests_are_told_who_served(redis_url: str) -> None:
     """Where the profile takes the endpoints that their requests name; nobody else is."""
     name = "x-conformance-test-served-endpoint"
-    tested = {
-        "plugins": [{"type": each} for each in ("header-based-testing-filter", "queue-scorer",
-                                                "max-score-picker")],
-        "schedulingProfiles": [
-            {
-                "name": "default",
-                "plugins": [
-                    {"pluginRef": "header-based-testing-filter"},
-                    {"pluginRef": "queue-scorer", "weight": 1},
-                    {"pluginRef": "max-score-picker"},
-                ],
-            }
-        ],
-    }  # fmt: skip
+    tested = profile_of(["queue-scorer"], "header-based-testing-filter")
     for profile, is_told in ((tested, True), (PROFILE, False)):
         async with pods(redis_url, Pod(), Pod(9), router={"profile": profile}) as place:
             headers = {"test-epp-endpoint-selection": place.addresses[1]}

@@ -20,18 +20,26 @@ MODEL = "m"
 SCORERS = [
     "queue-scorer", "kv-cache-utilization-scorer", "prefix-cache-scorer", "lora-affinity-scorer",
 ]  # fmt: skip
-PROFILE = {
-    "plugins": [{"type": each} for each in [*SCORERS, "max-score-picker"]],
-    "schedulingProfiles": [
-        {
-            "name": "default",
-            "plugins": [
-                *({"pluginRef": each, "weight": 1} for each in SCORERS),
-                {"pluginRef": "max-score-picker"},
-            ],
-        }
-    ],
-}
+
+
+def profile_of(scorers: Sequence[str], *filters: str) -> dict[str, Any]:
+    """Write a profile of filters, scorers of weight 1 and the picker of the best score."""
+    return {
+        "plugins": [{"type": each} for each in [*filters, *scorers, "max-score-picker"]],
+        "schedulingProfiles": [
+            {
+                "name": "default",
+                "plugins": [
+                    *({"pluginRef": each} for each in filters),
+                    *({"pluginRef": each, "weight": 1} for each in scorers),
+                    {"pluginRef": "max-score-picker"},
+                ],
+            }
+        ],
+    }
+
+
+PROFILE = profile_of(SCORERS)
 """The four scorers of weight 1 with which the cases of llm-d's own tests are told."""
 
 
