@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kvatlas.common import limits
 from kvatlas.common.discovery_settings import (
@@ -15,6 +15,8 @@ from kvatlas.common.discovery_settings import (
     PodsDiscovery,
 )
 from kvatlas.common.setting_sections import EndpointSettings, EventStream
+
+_PORT_MAX: Final = 65_535
 
 
 class AskedEndpoint(EndpointSettings):
@@ -46,13 +48,17 @@ def events_at(entry: Discovery, host: str, place: int = 0) -> Addresses:
         host: of the engine, in brackets if it is an address of IPv6.
         place: of its port among those of its host.
     """
-    events, replay = entry.events_port, entry.replay_port
-    if events is None or events == "ask":
+    if entry.events_port == "ask":
         return Addresses()
-    return Addresses(
-        f"tcp://{host}:{events + place}",
-        None if replay is None else f"tcp://{host}:{replay + place}",
-    )
+    events = _address(host, entry.events_port, place)
+    return Addresses(events, events and _address(host, entry.replay_port, place))
+
+
+def _address(host: str, port: int | None, place: int) -> str | None:
+    """Write an address of ZMQ; None where there is no port, or none so high."""
+    if port is None or port + place > _PORT_MAX:
+        return None
+    return f"tcp://{host}:{port + place}"
 
 
 def endpoint_at(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvatlas.common import limits
+from kvatlas.common.discovery.found import endpoint_at
 from kvatlas.common.discovery_settings import Discovery
 from kvatlas.common.kube.pod import ACTIVE_PORTS, OURS, Pod
 from kvatlas.common.settings import EndpointSettings
@@ -17,8 +18,6 @@ MODEL: Final = f"{OURS}model"
 POOL_LABEL: Final = f"{OURS}pool"
 POD_LABEL: Final = f"{OURS}pod"
 """Labels that say where an endpoint is from: `<namespace>/<name>`."""
-MODEL_NOT_KNOWN: Final = ""
-"""Model of an endpoint of which it must be learned."""
 
 _PORT_MAX: Final = 65_535
 _LABELS_FIRST: Final = (
@@ -69,19 +68,17 @@ def endpoints_of(pod: Pod, place: Place) -> Found:
     read = _Annotations(pod.annotations, ignored)
     settings = place.discovery
     asked = settings.events_port if isinstance(settings.events_port, int) else None
-    events = read.port(EVENTS_PORT, asked)
-    replay = read.port(REPLAY_PORT, settings.replay_port)
-    active = read.active(place.ports)
-    labels = _labels(pod, place)
+    own = settings.model_copy(
+        update={
+            "events_port": read.port(EVENTS_PORT, asked),
+            "replay_port": read.port(REPLAY_PORT, settings.replay_port),
+            "model": read.model() or settings.model,
+            "labels": {},
+        }
+    )
+    active, labels = read.active(place.ports), _labels(pod, place)
     endpoints = tuple(
-        EndpointSettings(
-            url=f"{settings.scheme}://{pod.host}:{port}",
-            model=read.model() or settings.model or MODEL_NOT_KNOWN,
-            events=_address(pod.host, events, rank),
-            replay=_address(pod.host, replay if events is not None else None, rank),
-            api_key_file=settings.api_key_file,
-            labels=labels,
-        )
+        endpoint_at(own, pod.host, port, rank, labels)
         for rank, port in enumerate(place.ports)
         if port in active
     )
@@ -138,12 +135,6 @@ def _port(text: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 5):
         return None
     return int(text) if 1 <= int(text) <= _PORT_MAX else None
-
-
-def _address(host: str, port: int | None, rank: int) -> str | None:
-    if port is None or port + rank > _PORT_MAX:
-        return None
-    return f"tcp://{host}:{port + rank}"
 
 
 def _labels(pod: Pod, place: Place) -> dict[str, str]:

@@ -19,6 +19,7 @@ from deploy.local_envoy import Config, cluster, full_duplex
 from kvatlas.common.settings import Settings
 from kvatlas.router.app import router
 from kvatlas.router.ext_proc import NO_CHANGE, changed, read
+from kvatlas.router.picker_app import Running as RunningPicker
 from kvatlas.router.picker_app import picker
 from kvatlas.simulator.app import Running as RunningEngine
 from kvatlas.simulator.app import engine
@@ -62,6 +63,7 @@ class Gateway:
 
     Attributes:
         settings: of the picker; a router that is made of them knows the same.
+        running: the picker, as long as it does.
         first_engine: ends with what is in it.
         picker: alike.
     """
@@ -70,6 +72,7 @@ class Gateway:
     session: aiohttp.ClientSession
     engines: list[RunningEngine]
     settings: Settings
+    running: RunningPicker
     first_engine: AsyncExitStack
     picker: AsyncExitStack
 
@@ -117,7 +120,7 @@ async def gateway(
             envoy(folder, [running_picker.port], ports, *edits)
         )
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Gateway(before, session, engines, settings, first, own)
+        yield Gateway(before, session, engines, settings, running_picker, first, own)
 
 
 async def warm(place: Gateway) -> None:
@@ -202,6 +205,8 @@ async def test_tokens_are_handed_over(redis_url: str, tmp_path: Path) -> None:
         assert first["usage"]["prompt_tokens"] > 100
         again = await place.chat(chat(TEXTS[0]))
         assert again["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]
+        handed = place.running.service.metrics.handovers.labels(MODEL, "handed_over")
+        assert handed.value == 2
 
 
 async def refused_by(place: Gateway, status: int) -> str:
