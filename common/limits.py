@@ -672,8 +672,6 @@ GRPC_SETTINGS_PER_S: Final = 2.0
 """The same, besides: gRPC's own client follows the delay of the line so."""
 GRPC_DRAIN_PING_S: Final = 1.0
 """For a peer to hear that it is to call elsewhere, before what it still calls is refused."""
-SUBSET_MAX: Final = 2_000
-"""Endpoints that a gateway may name as those that a request may go to."""
 
 # --- the planner ------------------------------------------------------------------------------
 TRACE_LINES_MAX: Final = 2_000_000

@@ -14,6 +14,7 @@ from kvatlas.common.errors import (
     NoEndpoints,
     UpstreamTorn,
 )
+from kvatlas.common.llm_d.headers import DROPPED_REASON
 from kvatlas.common.prompt import MESSAGES_PATH
 from kvatlas.router.body import is_lavish, too_many_members
 from kvatlas.router.headers import Header
@@ -22,7 +23,6 @@ from kvatlas.router.pipeline import STAGES, Decision
 from kvatlas.router.request import JSON_TYPE, Response
 
 RETRY_AFTER_S: Final = "1"
-DROPPED_REASON: Final = "x-llm-d-request-dropped-reason"
 _ANTHROPIC_TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -101,7 +101,7 @@ def error_headers(error: HttpError, trip_id: str | None) -> list[Header]:
     if error.status == NoEndpoints.status:
         headers.append(("Retry-After", RETRY_AFTER_S))
     if error.dropped_reason is not None:
-        headers.append((DROPPED_REASON, error.dropped_reason))
+        headers.append((DROPPED_REASON.name, error.dropped_reason))
     return headers
 
 

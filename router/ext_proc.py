@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 
 from kvatlas.common import limits
+from kvatlas.common.llm_d.headers import DESTINATION, SCORES, SERVED, SUBSET
 from kvatlas.common.records import record
 from kvatlas.router.headers import Header
 
@@ -24,10 +25,6 @@ BODY_CHUNK_BYTES: Final = 62_000
 """Of a body in one message: below the 64 KB that gateways take."""
 SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 DESTINATION_NAMESPACE: Final = "envoy.lb"
-DESTINATION: Final = "x-gateway-destination-endpoint"
-SUBSET: Final = f"{DESTINATION}-subset"
-SERVED: Final = f"{DESTINATION}-served"
-SCORES: Final = f"{DESTINATION}-scores"
 
 Part = Literal[
     "request_headers",
@@ -173,7 +170,7 @@ class Arrived:
 
         A hint that is there but cannot be read lets nobody through.
         """
-        value = self._metadata(SUBSET_NAMESPACE, SUBSET)
+        value = self._metadata(SUBSET_NAMESPACE, SUBSET.name)
         if value is None:
             return None
         if value.WhichOneof("kind") == "list_value":
@@ -182,7 +179,7 @@ class Arrived:
 
     def served(self) -> str | None:
         """Give the endpoint that answered, where the gateway tells it."""
-        value = self._metadata(DESTINATION_NAMESPACE, SERVED)
+        value = self._metadata(DESTINATION_NAMESPACE, SERVED.name)
         if value is not None and value.string_value:
             told: str = value.string_value
             return told
@@ -288,7 +285,7 @@ def _mutation(headers: Iterable[Header], removed: Iterable[str]) -> bytes:
 
 @lru_cache(maxsize=limits.DESTINATIONS_WRITTEN_MAX)
 def _destination_metadata(destination: str) -> bytes:
-    return _metadata({DESTINATION: destination}, {})
+    return _metadata({DESTINATION.name: destination}, {})
 
 
 def _metadata(texts: Mapping[str, str], scores: Mapping[str, float]) -> bytes:
@@ -296,7 +293,7 @@ def _metadata(texts: Mapping[str, str], scores: Mapping[str, float]) -> bytes:
     struct = struct_pb2.Struct()
     inner: dict[str, Any] = dict(texts)
     if scores:
-        inner[SCORES] = dict(scores)
+        inner[SCORES.name] = dict(scores)
     struct.update({DESTINATION_NAMESPACE: inner})
     return _field(8, struct.SerializeToString())
 
@@ -333,7 +330,7 @@ def changed(part: Part, change: Change, *, response_body: int | None = None) -> 
     """
     headers = list(change.headers)
     if change.destination is not None:
-        headers.append((DESTINATION, change.destination))
+        headers.append((DESTINATION.name, change.destination))
     # Gateways differ in what comes first, so nothing is both set and taken out.
     ours = {name.lower() for name, _ in headers}
     mutation = _mutation(headers, [name for name in change.removed if name not in ours])
@@ -345,7 +342,7 @@ def changed(part: Part, change: Change, *, response_body: int | None = None) -> 
     told = _field(_ANSWERS[part], _field(1, common) if common else b"")
     if change.destination is not None:
         if change.scores:
-            told += _metadata({DESTINATION: change.destination}, change.scores)
+            told += _metadata({DESTINATION.name: change.destination}, change.scores)
         else:
             told += _destination_metadata(change.destination)
     if response_body is not None:

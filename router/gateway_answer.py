@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Final
 
 from kvatlas.common.clock import monotonic
+from kvatlas.common.llm_d.headers import TEST_SERVED
 from kvatlas.common.records import record
 from kvatlas.router.exchange import Exchange
 from kvatlas.router.ext_proc import Arrived, Change
@@ -21,7 +22,6 @@ from kvatlas.router.usage import AnswerReader, Unread
 
 _FROM_UPSTREAM: Final = "x-envoy-upstream-service-time"
 """Envoy puts it on what an engine answered, not on what it answers itself."""
-CONFORMANCE_SERVED: Final = "x-conformance-test-served-endpoint"
 
 
 @record
@@ -125,7 +125,7 @@ class GatewayAnswer:
             self._seen = in_clients_words(self._job, self._reader, told)
         removed = ["content-length"] if reads and not exchange.sends_answers else []
         if watch.tells_served:
-            ours = [*ours, (CONFORMANCE_SERVED, self._judged.endpoint.address)]
+            ours = [*ours, (TEST_SERVED.name, self._judged.endpoint.address)]
         await exchange.begin(Change(ours, removed), with_body=reads)
         if told == EVENT_STREAM and exchange.sends_answers:
             self._gaps = watch.metrics.gap_seconds.labels(self._job.decision.model)

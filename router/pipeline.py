@@ -18,6 +18,7 @@ from kvatlas.common.clock import monotonic
 from kvatlas.common.errors import IndexUnavailable, NoEndpoints, PromptUnavailable
 from kvatlas.common.ids import BlockHash, EndpointName, Epoch, ModelName
 from kvatlas.common.keyspace import Shard, shards_of
+from kvatlas.common.llm_d.headers import TEST_SELECTION
 from kvatlas.common.prompt import COMPLETIONS_PATH, PROMPT_PATHS, RESPONSES_PATH, Prompt
 from kvatlas.common.prompt.reasons import unavailable
 from kvatlas.common.records import record
@@ -42,7 +43,6 @@ from kvatlas.router.scheduling import (
     Candidate,
     Work,
 )
-from kvatlas.router.scheduling.named import HEADER as NAMED_HEADER
 from kvatlas.router.scheduling.named import named_in
 from kvatlas.router.served_names import Served
 from kvatlas.router.sessions import Session, read, resolve
@@ -264,7 +264,7 @@ class Pipeline:
         if path == RESPONSES_PATH:
             endpoints = able(body, endpoints)
         session = read(self._sessions, asked.headers)
-        named = named_in(asked.headers.get(NAMED_HEADER))
+        named = named_in(asked.headers.get(TEST_SELECTION.name))
         request = _Request(served, path, body, asked.body_bytes, session, named)
         matches = await self._match(request, endpoints)
         log = self._flights.of(served.model)

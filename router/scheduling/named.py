@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from kvatlas.router.scheduling.interfaces import Candidate, Work
 from kvatlas.router.scheduling.parameters import takes_parameters
-
-HEADER: Final = "test-epp-endpoint-selection"
-"""In which a request names them; read in any case, but only this filter goes by it."""
 
 
 @takes_parameters
